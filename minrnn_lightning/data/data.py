@@ -1,0 +1,111 @@
+"""The base of every data module: the arguments, the folder and the training stream that all of them share."""
+
+from __future__ import annotations
+
+import os
+from abc import ABC, abstractmethod
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import LightningDataModule
+from torch.utils.data import DataLoader, Dataset, DistributedSampler
+
+
+def cache_dir() -> Path:
+    """The user's cache folder for this package: ``$XDG_CACHE_HOME/minrnn_lightning``, else below ``~/.cache``."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "minrnn_lightning"
+
+
+class Data(LightningDataModule, ABC):
+    """Batches for a task; subclasses say where they come from.
+
+    The training batches form one endless stream, of which the batch at every position is a pure function of the
+    global seed and the position. How many of them were used is counted by the Trainer and kept in its checkpoints, so
+    a resumed run goes on with the very next one, wherever the checkpoint was made.
+
+    Args:
+        batch_size: Windows in a batch, per process.
+        length: Steps in a window.
+        num_workers: Processes that prepare batches beside the training; 0 prepares them inside it.
+        data_dir: Folder of the data sets, looked for and downloaded there; by default ``$MINRNN_DATA_DIR``, else
+            the user's cache folder ``~/.cache/minrnn_lightning``.
+
+    Raises:
+        ValueError: If a size is not positive or ``num_workers`` is negative.
+    """
+
+    def __init__(self, batch_size: int, length: int, num_workers: int = 0, data_dir: str | None = None) -> None:
+        super().__init__()
+        for name, value, least in (("batch_size", batch_size, 1), ("length", length, 1), ("num_workers", num_workers, 0)):
+            if value < least:
+                raise ValueError(f"{name} must be {least} or more, got {value}.")
+        self.save_hyperparameters()
+        self.batch_size = batch_size
+        self.length = length
+        self.num_workers = num_workers
+        self.data_dir = Path(data_dir or os.environ.get("MINRNN_DATA_DIR") or cache_dir()).expanduser()
+
+    @property
+    @abstractmethod
+    def input_size(self) -> int:
+        """Number of input symbols, known before any data are read or downloaded."""
+
+    @property
+    @abstractmethod
+    def output_size(self) -> int:
+        """Number of output symbols, known before any data are read or downloaded."""
+
+    @property
+    def position(self) -> int:
+        """Number of training batches used so far, over all epochs and resumed runs: where the stream goes on."""
+        if self.trainer is None:
+            return 0
+        # `processed` grows right after the optimizer's step, so it is exact even if a run is interrupted within a step.
+        return int(self.trainer.fit_loop.epoch_loop.batch_progress.total.processed)
+
+    @property
+    def processes(self) -> tuple[int, int]:
+        """Rank of this process and number of the processes that share the data."""
+        shared = self.trainer and self.trainer.distributed_sampler_kwargs
+        return (shared["rank"], shared["num_replicas"]) if shared else (0, 1)
+
+    def loader(self, dataset: Dataset[Any], stream: bool = False) -> DataLoader[Any]:
+        """The loader of a data set whose items are whole batches, this process's share of them.
+
+        Args:
+            dataset: Maps a number to a batch; ``len`` is the number of batches in an epoch.
+            stream: Whether an epoch starts at ``position`` (training) or at 0 (evaluation).
+        """
+        return _Loader(
+            dataset,
+            batch_size=None,
+            sampler=_Stream(self, dataset) if stream else DistributedSampler(dataset, 1, 0, shuffle=False),
+            num_workers=self.num_workers,
+            persistent_workers=self.num_workers > 0,
+        )
+
+
+class _Stream(DistributedSampler[Any]):
+    """Positions of one epoch's batches in the training stream.
+
+    It is a DistributedSampler so that Lightning leaves it in place: the data set already holds only the share of its
+    process. Lightning makes the first iterator after a resume before it says which epoch it is in, hence ``position``.
+    """
+
+    def __init__(self, data: Data, dataset: Dataset[Any]) -> None:
+        super().__init__(dataset, num_replicas=1, rank=0, shuffle=False)
+        self.data = data
+
+    def __iter__(self) -> Any:
+        start = self.data.position
+        return iter(range(start, start + len(self)))
+
+
+class _Loader(DataLoader[Any]):
+    """A DataLoader that Lightning knows to be resumable; its state is the Trainer's own count of batches."""
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        pass

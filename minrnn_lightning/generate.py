@@ -1,0 +1,125 @@
+"""Sampling from a task: the prompt is read in parallel, then every token costs one constant-time step."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+    from minrnn_lightning.tasks import Task
+
+CHUNK = 4096  # tokens of the prompt read at once, which bounds the memory
+
+
+def generate(
+    task: Task,
+    tokens: Tensor,
+    max_new_tokens: int,
+    *,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    generator: torch.Generator | None = None,
+) -> Iterator[Tensor]:
+    """Continue token sequences, one token of each at a time.
+
+    Args:
+        task: a trained task whose outputs are the logits of the next token; put in evaluation mode while it samples.
+        tokens: the prompts, (batch, length) of int64 with length at least 1, on the task's device.
+        max_new_tokens: how many tokens to make for each sequence.
+        temperature: divides the logits; 0 always takes the most probable token.
+        top_k: sample among the k most probable tokens only.
+        top_p: sample among the most probable tokens that together reach this probability, in (0, 1].
+        generator: source of randomness, on the task's device; PyTorch's own one when not given.
+
+    Yields:
+        The next token of each sequence, (batch,) of int64.
+
+    Raises:
+        ValueError: an argument is out of its range.
+    """
+    if tokens.ndim != 2 or tokens.shape[1] == 0:
+        raise ValueError(f"tokens must be (batch, length) with length at least 1, got {tuple(tokens.shape)}")
+    if max_new_tokens < 1:
+        raise ValueError(f"max_new_tokens must be at least 1, got {max_new_tokens}")
+    if not 0 <= temperature < float("inf"):
+        raise ValueError(f"temperature must be 0 or a positive number, got {temperature}")
+    if top_k is not None and top_k < 1:
+        raise ValueError(f"top_k must be at least 1, got {top_k}")
+    if top_p is not None and not 0 < top_p <= 1:
+        raise ValueError(f"top_p must be in (0, 1], got {top_p}")
+    return _generate(task, tokens, max_new_tokens, temperature, top_k, top_p, generator)
+
+
+@torch.inference_mode()
+def _generate(
+    task: Task,
+    tokens: Tensor,
+    max_new_tokens: int,
+    temperature: float,
+    top_k: int | None,
+    top_p: float | None,
+    generator: torch.Generator | None,
+) -> Iterator[Tensor]:
+    training = task.training
+    task.eval()
+    try:
+        state = task.initial_state(tokens.shape[0])
+        for chunk in tokens.split(CHUNK, dim=1):
+            outputs, state = task(chunk, state)
+        logits = outputs[:, -1]
+        for count in range(1, max_new_tokens + 1):
+            token = sample(logits, temperature, top_k, top_p, generator)
+            yield token
+            if count < max_new_tokens:
+                logits, state = task.step(token, state)
+    finally:
+        task.train(training)
+
+
+def sample(
+    logits: Tensor,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """Draw one token from each row of ``logits`` (batch, output_size); returns (batch,). Arguments as in `generate`."""
+    if temperature == 0:
+        return logits.argmax(-1)
+    logits = logits.float() / temperature
+    if top_k is not None and top_k < logits.shape[-1]:
+        smallest = logits.topk(top_k).values[:, -1:]
+        logits = logits.masked_fill(logits < smallest, float("-inf"))
+    probabilities = logits.softmax(-1)
+    if top_p is not None:
+        ordered, order = probabilities.sort(descending=True)
+        before = ordered.cumsum(-1) - ordered  # the most probable token has nothing before it and always stays
+        probabilities = probabilities.scatter(-1, order, ordered.masked_fill(before >= top_p, 0.0))
+    return torch.multinomial(probabilities, 1, generator=generator).squeeze(-1)
+
+
+def stream_text(tokenizer: Tokenizer, tokens: Iterable[int]) -> Iterator[str]:
+    """Decode tokens into text as they come; the bytes of one character may be spread over several tokens.
+
+    Args:
+        tokenizer: the vocabulary.
+        tokens: the token numbers.
+
+    Yields:
+        Pieces of text that together are the text of all tokens.
+    """
+    pending: list[int] = []
+    for token in tokens:
+        pending.append(token)
+        text = tokenizer.decode(pending, skip_special_tokens=False)
+        if not text.endswith("\N{REPLACEMENT CHARACTER}") or len(pending) >= 4:  # no UTF-8 character is longer
+            yield text
+            pending = []
+    if pending:
+        yield tokenizer.decode(pending, skip_special_tokens=False)

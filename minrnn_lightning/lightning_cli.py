@@ -1,0 +1,133 @@
+"""LightningCLI behind ``minrnn fit | validate | test | predict``: the recipe rules, precision, run folder, short help."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import torch
+from jsonargparse import DefaultHelpFormatter
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
+
+from minrnn_lightning.callbacks import FinishStep
+from minrnn_lightning.checkpoint import check_fits, read_checkpoint
+from minrnn_lightning.data import Data
+from minrnn_lightning.tasks import Task
+
+
+def native_precision(accelerator: str) -> str:
+    """The precision that the hardware computes fastest without emulation.
+
+    Args:
+        accelerator: as for Lightning's Trainer; ``auto`` takes the GPU when there is one.
+
+    Returns:
+        ``bf16-mixed`` on CUDA from compute capability 8.0 and on CPUs with AVX512-BF16 or AMX, else ``32-true``.
+    """
+    if accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available():
+        native = torch.cuda.get_device_capability() >= (8, 0)
+    elif accelerator == "cpu" or (accelerator == "auto" and not torch.backends.mps.is_available()):
+        flags = Path("/proc/cpuinfo")  # Linux says what the processor has; elsewhere float32 is safe
+        native = flags.is_file() and not {"avx512_bf16", "amx_bf16"}.isdisjoint(flags.read_text().split())
+    else:
+        native = False
+    return "bf16-mixed" if native else "32-true"
+
+
+class ShortHelp(DefaultHelpFormatter):
+    """Help without the dozens of options of Lightning's Trainer."""
+
+    def add_argument(self, action: Any) -> None:
+        """Add an option unless it is one of the Trainer."""
+        if "trainer" not in action.dest:
+            super().add_argument(action)
+
+    def add_usage(self, usage: Any, actions: Any, groups: Any, prefix: str | None = None) -> None:
+        """Add the usage line without the options of the Trainer."""
+        super().add_usage(usage, [action for action in actions if "trainer" not in action.dest], groups, prefix)
+
+
+class SaveRecipe(SaveConfigCallback):
+    """Keeps the configuration beside the logs of a training; validate and test leave it alone."""
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Save once, when a fit starts."""
+        if stage == "fit":
+            super().setup(trainer, pl_module, stage)
+
+
+class MinRNNCLI(LightningCLI):
+    """Any task with any data module, as the recipe and the command line say; a checkpoint overrules neither.
+
+    Args:
+        args: the words of the command line.
+    """
+
+    def __init__(self, args: ArgsType) -> None:
+        logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(lambda record: "💡" not in record.msg)
+        about = {
+            "exit_on_error": False,  # the command turns errors into one sentence
+            "formatter_class": ShortHelp,
+            "epilog": "Every option of Lightning's Trainer exists as --trainer.NAME; --print_config shows all of them.",
+        }
+        super().__init__(
+            Task,
+            Data,
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            save_config_callback=SaveRecipe,
+            save_config_kwargs={"overwrite": True},
+            trainer_defaults={"default_root_dir": "runs", "callbacks": [FinishStep()]},
+            seed_everything_default=0,
+            auto_configure_optimizers=False,
+            load_from_checkpoint_support=False,  # hyper-parameters are then the arguments of the class
+            parser_kwargs={"prog": "minrnn", **about, **{name: about.copy() for name in self.subcommands()}},
+            args=args,
+        )
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Let the data say how many different tokens the model reads and writes."""
+        for size in ("input_size", "output_size"):
+            parser.link_arguments(f"data.{size}", f"model.init_args.{size}", apply_on="instantiate")
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
+        """Parse without Lightning's warning about ``sys.argv``."""
+        self.config = parser.parse_args(args)
+
+    def _parse_ckpt_path(self) -> None:
+        """Leave the recipe and the command line in charge: Lightning would let the checkpoint's values win."""
+
+    def before_instantiate_classes(self) -> None:
+        """Choose the precision where nobody did."""
+        trainer = self.config[self.subcommand].trainer
+        if trainer.max_steps == 0 or trainer.max_epochs == 0:
+            raise ValueError("trainer.max_steps and trainer.max_epochs must be at least 1, or -1 for no limit; got 0")
+        if trainer.precision is None:
+            trainer.precision = native_precision(trainer.accelerator)
+            name = "bfloat16 (mixed)" if trainer.precision == "bf16-mixed" else "float32"
+            rank_zero_info(f"Precision: {name}, the fastest this hardware computes in; --trainer.precision changes it")
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """Log to TensorBoard and CSV in one folder, ``<default_root_dir>/version_N``, unless a logger is chosen."""
+        config = self.config_init[self.subcommand].trainer
+        if config.logger in (None, True):
+            tensorboard = TensorBoardLogger(config.default_root_dir, name="")
+            csv = CSVLogger(config.default_root_dir, name="", version=tensorboard.version)
+            kwargs["logger"] = [tensorboard, csv]
+        return super().instantiate_trainer(**kwargs)
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        config = self.config_init[subcommand]
+        path = config.ckpt_path
+        if path and (Path(path).suffix or Path(path).exists()):  # not one of Lightning's words, like best and last
+            check_fits(self.model, read_checkpoint(path), path)
+        if subcommand != "fit" and not path and not config.trainer.fast_dev_run:
+            raise MisconfigurationException(
+                f"minrnn {subcommand} needs trained weights: add --ckpt_path with a checkpoint of this recipe"
+            )
+        super()._run_subcommand(subcommand)

@@ -1,0 +1,142 @@
+"""Backbone: a stack of pre-norm residual blocks around any sequence mixer, trained in parallel, run step by step."""
+
+from collections.abc import Sequence
+from typing import cast
+
+from torch import Tensor, nn
+
+from minrnn_lightning.nn.conv import CausalConv
+from minrnn_lightning.nn.dropout import Dropout
+from minrnn_lightning.nn.mixers import MIXERS, Mixer
+from minrnn_lightning.nn.mixers.mixer import State
+
+
+class Block(nn.Module):
+    """x + mixer(conv(norm(x))), then x + mlp(norm(x)).
+
+    Args:
+        dim: Width.
+        mixer: What mixes along the length.
+        kernel_size: Steps that the causal convolution sees; 0 leaves it out.
+        mlp_ratio: Hidden units of the MLP per channel; 0 leaves it out.
+        dropout: Probability of dropping an element of what mixer and MLP add.
+    """
+
+    def __init__(self, dim: int, mixer: Mixer, *, kernel_size: int, mlp_ratio: float, dropout: float) -> None:
+        super().__init__()
+        self.mixer_norm = nn.LayerNorm(dim)
+        self.conv = CausalConv(dim, kernel_size) if kernel_size else None
+        self.mixer = mixer
+        self.dropout = Dropout(dropout)
+        self.mlp = None
+        if mlp_ratio:
+            hidden = round(dim * mlp_ratio)
+            self.mlp_norm = nn.LayerNorm(dim)
+            self.mlp = nn.Sequential(nn.Linear(dim, hidden), nn.GELU(), nn.Linear(hidden, dim))
+
+    def forward(self, x: Tensor, state: State = None, reset: Tensor | None = None) -> tuple[Tensor, State]:
+        """(batch, length, dim) to the same, and the state after the last step."""
+        before, state = (None, None) if state is None else state
+        y = self.mixer_norm(x)
+        if self.conv is not None:
+            y, before = self.conv(y, before, reset)
+        y, state = self.mixer(y, state, reset)
+        return self._add_mlp(x + self.dropout(y)), (before, state)
+
+    def step(self, x_t: Tensor, state: State) -> tuple[Tensor, State]:
+        """One step of ``forward``: (batch, dim) and the state to the same."""
+        before, state = state
+        y = self.mixer_norm(x_t)
+        if self.conv is not None:
+            y, before = self.conv.step(y, before)
+        y, state = self.mixer.step(y, state)
+        return self._add_mlp(x_t + self.dropout(y)), (before, state)
+
+    def initial_state(self, batch_size: int) -> State:
+        """The state before the first step: the convolution's (None without one) and the mixer's."""
+        before = None if self.conv is None else self.conv.initial_state(batch_size)
+        return before, self.mixer.initial_state(batch_size)
+
+    def _add_mlp(self, x: Tensor) -> Tensor:
+        return x if self.mlp is None else x + self.dropout(self.mlp(self.mlp_norm(x)))
+
+
+class Backbone(nn.Module):
+    """``depth`` blocks and a final norm.
+
+    Args:
+        dim: Width of the stack.
+        depth: Number of blocks.
+        mixer: A name in ``MIXERS``, or a list of names that is repeated to the depth.
+        expansion: Hidden units of a mixer per channel.
+        kernel_size: Steps that the causal convolution before each mixer sees; 0 leaves it out.
+        mlp_ratio: Hidden units of each MLP per channel; 0 leaves it out.
+        dropout: Probability of dropping an element of what mixers and MLPs add.
+
+    Raises:
+        ValueError: A size is out of range, or a mixer is unknown.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        depth: int,
+        mixer: str | Sequence[str] = "mingru",
+        *,
+        expansion: float = 1.0,
+        kernel_size: int = 4,
+        mlp_ratio: float = 4.0,
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        pattern = [mixer] if isinstance(mixer, str) else list(mixer)
+        _check(dim=dim, depth=depth, expansion=expansion)
+        if kernel_size < 0 or mlp_ratio < 0:
+            raise ValueError(f"kernel_size and mlp_ratio must be at least 0, got {kernel_size} and {mlp_ratio}")
+        if not 0 <= dropout < 1:
+            raise ValueError(f"dropout must be at least 0 and below 1, got {dropout}")
+        if not 1 <= len(pattern) <= depth:
+            raise ValueError(f"mixer must name 1 to {depth} kinds for depth {depth}, got {len(pattern)}")
+        for name in pattern:
+            if name not in MIXERS:
+                raise ValueError(f"mixer {name!r} is unknown; it can be {', '.join(sorted(MIXERS))}")
+        mixers = (MIXERS[pattern[i % len(pattern)]](dim, expansion) for i in range(depth))
+        blocks = (Block(dim, mixer, kernel_size=kernel_size, mlp_ratio=mlp_ratio, dropout=dropout) for mixer in mixers)
+        self.blocks = cast("Sequence[Block]", nn.ModuleList(blocks))
+        self.norm = nn.LayerNorm(dim)
+
+    def forward(self, x: Tensor, state: State = None, reset: Tensor | None = None) -> tuple[Tensor, State]:
+        """Run the stack over whole sequences, in parallel over the length.
+
+        Args:
+            x: (batch, length, dim).
+            state: What an earlier call or ``initial_state`` returned; that of ``initial_state`` if None.
+            reset: Bool (batch, length), True at the first step of a new sequence: nothing before it is seen.
+
+        Returns:
+            (batch, length, dim), and the state after the last step.
+        """
+        states = [None] * len(self.blocks) if state is None else state
+        after = []
+        for block, before in zip(self.blocks, states, strict=True):
+            x, new = block(x, before, reset)
+            after.append(new)
+        return self.norm(x), after
+
+    def step(self, x_t: Tensor, state: State) -> tuple[Tensor, State]:
+        """Run the stack over one step, at constant cost: (batch, dim) and a state to the same."""
+        after = []
+        for block, before in zip(self.blocks, state, strict=True):
+            x_t, new = block.step(x_t, before)
+            after.append(new)
+        return self.norm(x_t), after
+
+    def initial_state(self, batch_size: int) -> State:
+        """The state before the first step: that of each block."""
+        return [block.initial_state(batch_size) for block in self.blocks]
+
+
+def _check(**sizes: float) -> None:
+    for name, size in sizes.items():
+        if size <= 0:
+            raise ValueError(f"{name} must be above 0, got {size}")

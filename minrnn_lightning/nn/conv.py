@@ -1,0 +1,58 @@
+"""Causal depthwise convolution along the length, with a state for streaming."""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+
+class CausalConv(nn.Module):
+    """y_t = Σ_i w_i · x_{t-i} + b over the last ``kernel_size`` steps, each channel with weights of its own.
+
+    The state is the last kernel_size − 1 inputs, (batch, kernel_size − 1, dim).
+
+    Args:
+        dim: Number of channels.
+        kernel_size: Steps that an output sees, its own among them.
+    """
+
+    def __init__(self, dim: int, kernel_size: int) -> None:
+        super().__init__()
+        self.kernel_size = kernel_size
+        bound = 1 / math.sqrt(kernel_size)
+        self.weight = nn.Parameter(torch.empty(kernel_size, dim).uniform_(-bound, bound))  # row i: i steps ago
+        self.bias = nn.Parameter(torch.zeros(dim))
+
+    def forward(self, x: Tensor, state: Tensor | None = None, reset: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Convolve (batch, length, dim); where ``reset`` (batch, length) is True, nothing before is seen."""
+        batch, length, _ = x.shape
+        past = self.kernel_size - 1
+        if state is None:
+            state = self.initial_state(batch)
+        padded = torch.cat([state.to(x.dtype), x], 1)
+        y = self.bias + self.weight[0] * x
+        if reset is None:
+            for ago in range(1, self.kernel_size):
+                y = y + self.weight[ago] * padded[:, past - ago : past - ago + length]
+            return y, padded[:, length:]
+        first = _first_visible(reset, past)
+        for ago in range(1, self.kernel_size):
+            seen = torch.arange(past - ago, past - ago + length, device=x.device) >= first
+            y = y + self.weight[ago] * (padded[:, past - ago : past - ago + length] * seen.unsqueeze(-1))
+        kept = torch.arange(length, length + past, device=x.device) >= first[:, -1:]
+        return y, padded[:, length:] * kept.unsqueeze(-1)
+
+    def step(self, x_t: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        """One step of ``forward``: (batch, dim) and the state to the same."""
+        window = torch.cat([state.to(x_t.dtype), x_t.unsqueeze(1)], 1)
+        return self.bias + (self.weight.flip(0) * window).sum(1), window[:, 1:]
+
+    def initial_state(self, batch_size: int) -> Tensor:
+        """No input yet: zeros, (batch, kernel_size − 1, dim)."""
+        return self.weight.new_zeros(batch_size, self.kernel_size - 1, self.weight.shape[1])
+
+
+def _first_visible(reset: Tensor, past: int) -> Tensor:
+    """For each step the earliest place, counted with ``past`` cached inputs before the sequence, that it may see."""
+    places = torch.arange(past, past + reset.shape[1], device=reset.device)
+    return torch.where(reset, places, 0).cummax(1).values

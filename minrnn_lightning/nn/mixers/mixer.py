@@ -1,0 +1,89 @@
+"""``Mixer``, the contract of every sequence mixer, and ``RecurrentMixer``, one built on a recurrent layer."""
+
+import math
+from abc import ABC, abstractmethod
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from minrnn_lightning.nn.rnn_base import MinRNN
+
+State = Any  # a tree (tuples, lists) of tensors whose first dimension is the batch
+
+
+class Mixer(nn.Module, ABC):
+    """Maps (batch, length, dim) to the same shape, causally, in parallel over the length or step by step."""
+
+    @abstractmethod
+    def forward(self, x: Tensor, state: State = None, reset: Tensor | None = None) -> tuple[Tensor, State]:
+        """Mix along the length.
+
+        Args:
+            x: (batch, length, dim).
+            state: What an earlier call or ``initial_state`` returned; that of ``initial_state`` if None.
+            reset: Bool (batch, length), True at the first step of a new sequence: nothing before it is seen.
+
+        Returns:
+            (batch, length, dim), and the state after the last step.
+        """
+
+    @abstractmethod
+    def step(self, x_t: Tensor, state: State) -> tuple[Tensor, State]:
+        """One step of ``forward``, with gradient: (batch, dim) and a state to the same."""
+
+    @abstractmethod
+    def initial_state(self, batch_size: int) -> State:
+        """The state before the first step."""
+
+
+class RecurrentMixer(Mixer):
+    """A recurrent layer, usually wider than the stack, then a linear map back to its width.
+
+    The state is the hidden state, (batch, hidden_size).
+
+    Args:
+        rnn: One layer in one direction, batch first.
+    """
+
+    def __init__(self, rnn: MinRNN) -> None:
+        super().__init__()
+        self.rnn = rnn
+        self.out = nn.Linear(rnn.hidden_size, rnn.input_size)
+
+    def forward(self, x: Tensor, state: Tensor | None = None, reset: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Mix (batch, length, dim) along the length; see ``Mixer``."""
+        h, state = self.rnn(x, None if state is None else state.unsqueeze(0), reset=reset)
+        return self.out(h), state.squeeze(0)
+
+    def step(self, x_t: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        """One step of ``forward``: (batch, dim) and the state to the same."""
+        h, state = self.rnn.step(x_t, state.unsqueeze(0))
+        return self.out(h), state.squeeze(0)
+
+    def initial_state(self, batch_size: int) -> Tensor:
+        """Zeros, (batch, hidden_size)."""
+        return self.out.weight.new_zeros(batch_size, self.rnn.hidden_size)
+
+
+def hidden_size(dim: int, expansion: float) -> int:
+    """Hidden units of a mixer of ``expansion`` times the width ``dim``.
+
+    Raises:
+        ValueError: There would be none.
+    """
+    size = round(dim * expansion)
+    if size < 1:
+        raise ValueError(
+            f"expansion {expansion} of dim {dim} leaves no hidden unit; give an expansion of at least 1/dim"
+        )
+    return size
+
+
+def log_timescales(size: int, longest: float) -> Tensor:
+    """Logarithms of ``size`` time constants spread evenly from 1 step to ``longest``.
+
+    A unit whose forget gate starts at bias log τ remembers for about τ steps: chrono initialisation (Tallec & Ollivier
+    2018, https://arxiv.org/abs/1804.11188), with the time constants spread over the octaves.
+    """
+    return torch.linspace(0, math.log(longest), size)

@@ -1,0 +1,274 @@
+"""The interface of ``torch.nn.GRU`` around any recurrence that runs as a parallel scan."""
+
+import math
+import numbers
+import warnings
+from collections.abc import Sequence
+from typing import ClassVar, overload
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
+
+from minrnn_lightning.ops import Activation, positive
+from minrnn_lightning.ops.portable import state_dtype
+
+
+class MinRNN(nn.Module):
+    """What ``MinGRU`` and ``MinLSTM`` share; they define the recurrence itself: ``_idle``, ``_scan`` and ``_cell``."""
+
+    _idle: ClassVar[tuple[float, ...]]  # per block of weight rows, the logit of a step that leaves the state as it is
+    weight_ih_l0: nn.Parameter
+    bias_ih_l0: nn.Parameter
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        *,
+        activation: Activation = "positive",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        if not isinstance(dropout, numbers.Number) or isinstance(dropout, bool) or not 0 <= dropout <= 1:
+            raise ValueError(
+                "dropout should be a number in range [0, 1] representing the probability of an element being zeroed"
+            )
+        for name, flag in (("bias", bias), ("batch_first", batch_first)):
+            if not isinstance(flag, bool):
+                raise TypeError(f"{name} should be of type bool, got: {type(flag).__name__}")
+        for name, size in (("input_size", input_size), ("hidden_size", hidden_size), ("num_layers", num_layers)):
+            if not isinstance(size, int):
+                raise TypeError(f"{name} should be of type int, got: {type(size).__name__}")
+            if size <= 0:
+                raise ValueError(f"{name} must be greater than zero")
+        if activation not in ("positive", "identity"):
+            raise ValueError(f"activation is {activation!r}; it can be 'positive' or 'identity'")
+        if dropout > 0 and num_layers == 1:
+            warnings.warn(
+                "dropout option adds dropout after all but last recurrent layer, so non-zero dropout expects "
+                f"num_layers greater than 1, but got dropout={dropout} and num_layers={num_layers}",
+                stacklevel=2,
+            )
+        self.input_size = input_size
+        self.hidden_size = hidden_size
+        self.num_layers = num_layers
+        self.bias = bias
+        self.batch_first = batch_first
+        self.dropout = float(dropout)
+        self.bidirectional = bidirectional
+        self.activation: Activation = activation
+
+        self._directions = ("", "_reverse") if bidirectional else ("",)
+        rows = len(self._idle) * hidden_size
+        for layer in range(num_layers):
+            columns = input_size if layer == 0 else hidden_size * len(self._directions)
+            for direction in self._directions:
+                for name, shape in zip(self._names(layer, direction), ((rows, columns), (rows,)), strict=False):
+                    setattr(self, name, nn.Parameter(torch.empty(shape, device=device, dtype=dtype)))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw every parameter from U(-1/√n, 1/√n), n the number of features its layer reads, as ``nn.Linear`` does."""
+        for parameters in self.all_weights:
+            bound = 1 / math.sqrt(parameters[0].shape[1])
+            for parameter in parameters:
+                nn.init.uniform_(parameter, -bound, bound)
+
+    @overload
+    def forward(
+        self, input: Tensor, hx: Tensor | None = None, *, reset: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]: ...
+
+    @overload
+    def forward(
+        self, input: PackedSequence, hx: Tensor | None = None, *, reset: Tensor | None = None
+    ) -> tuple[PackedSequence, Tensor]: ...
+
+    def forward(
+        self,
+        input: Tensor | PackedSequence,  # noqa: A002 - nn.GRU's name for it
+        hx: Tensor | None = None,
+        *,
+        reset: Tensor | None = None,
+    ) -> tuple[Tensor | PackedSequence, Tensor]:
+        """Run a whole sequence; cut anywhere, with h_n handed on as ``hx``, it gives the same.
+
+        Args:
+            input: (length, batch, input_size), or (batch, length, input_size) with ``batch_first``, or unbatched
+                (length, input_size), or a ``PackedSequence``.
+            hx: h_0, the state before the first step (a state, not a pre-activation), (num_layers · directions, batch,
+                hidden_size), without batch where the input has none; zeros if None.
+            reset: Bool, shaped like ``input`` without its features, True where a new sequence starts: no state
+                crosses from the step before to this one, nor back in the backward direction.
+
+        Returns:
+            The states of the last layer, laid out like ``input``, with directions · hidden_size features, and h_n, the
+            final state of each layer and direction, laid out like ``hx``.
+
+        Raises:
+            ValueError: The input has a wrong number of dimensions or a type other than the weights', or ``reset`` does
+                not fit.
+            RuntimeError: A size of ``input`` or ``hx`` does not fit.
+            TypeError: ``hx`` is the pair of states that ``nn.LSTM`` takes.
+        """
+        name = type(self).__name__
+        if isinstance(hx, tuple):
+            raise TypeError(f"{name}: hx should be one tensor, there is no cell state; got a tuple of {len(hx)}")
+        if isinstance(input, PackedSequence):
+            if reset is not None:
+                raise ValueError(f"{name}: reset needs padded input, got a PackedSequence")
+            return self._run_packed(input, hx)
+        dims = input.dim()
+        if dims not in (2, 3):
+            raise ValueError(f"{name}: Expected input to be 2D or 3D, got {dims}D instead")
+        if hx is not None and hx.dim() != dims:
+            kind = "batched" if dims == 3 else "unbatched"
+            raise RuntimeError(f"For {kind} {dims}-D input, hx should also be {dims}-D but got {hx.dim()}-D tensor")
+        if reset is not None and (reset.dtype != torch.bool or reset.shape != input.shape[:-1]):
+            raise ValueError(
+                f"{name}: Expected reset to be bool of shape {tuple(input.shape[:-1])}, "
+                f"got {reset.dtype} of shape {tuple(reset.shape)}"
+            )
+        if dims == 2:
+            hx = None if hx is None else hx.unsqueeze(1)
+            reset = None if reset is None else reset.unsqueeze(0)
+            output, h_n = self._run(input.unsqueeze(0), hx, reset)
+            return output.squeeze(0), h_n.squeeze(1)
+        if self.batch_first:
+            return self._run(input, hx, reset)
+        reset = None if reset is None else reset.transpose(0, 1)
+        output, h_n = self._run(input.transpose(0, 1), hx, reset)
+        return output.transpose(0, 1).contiguous(), h_n  # models written for nn.GRU rely on it with .view
+
+    def step(self, input_t: Tensor, h: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Run one time step, with gradients, at a cost that does not depend on how many went before.
+
+        Args:
+            input_t: (batch, input_size) or unbatched (input_size,).
+            h: The state of all layers, (num_layers, batch, hidden_size), without batch where the input has none;
+                zeros if None.
+
+        Returns:
+            The state of the last layer, (batch, hidden_size), and the new state of all layers, which is float32
+            (float64 for float64 inputs), since 16 bits would lose small updates.
+
+        Raises:
+            RuntimeError: The layer is bidirectional, or a size does not fit.
+            ValueError: The input has a wrong number of dimensions or a type other than the weights'.
+        """
+        name, dims = type(self).__name__, input_t.dim()
+        if self.bidirectional:
+            raise RuntimeError(f"{name}.step needs bidirectional=False: the backward direction starts at the last step")
+        if dims not in (1, 2):
+            raise ValueError(f"{name}.step: Expected input_t to be 1D or 2D, got {dims}D instead")
+        if h is not None and h.dim() != dims + 1:
+            raise RuntimeError(f"For {dims}-D input_t, h should be {dims + 1}-D but got {h.dim()}-D tensor")
+        if dims == 1:
+            output_t, h = self.step(input_t.unsqueeze(0), None if h is None else h.unsqueeze(1))
+            return output_t.squeeze(0), h.squeeze(1)
+        x, h_0 = self._checked(input_t, h)
+        final: list[Tensor] = []
+        for layer, before in enumerate(h_0.to(state_dtype(x.dtype)).unbind()):
+            logits = self._project(x, layer)
+            final.append(self._cell([logit.to(before.dtype) for logit in logits], before))
+            x = self._between(layer, final[-1].to(logits[0].dtype))
+        return x, torch.stack(final)
+
+    def _scan(self, logits: Sequence[Tensor], h_0: Tensor, reset: Tensor | None, reverse: bool) -> Tensor:
+        """The recurrence over (batch, length, hidden_size)."""
+        raise NotImplementedError
+
+    def _cell(self, logits: Sequence[Tensor], h: Tensor) -> Tensor:
+        """The same for one step, (batch, hidden_size)."""
+        raise NotImplementedError
+
+    def _candidate(self, v: Tensor) -> Tensor:
+        return positive(v) if self.activation == "positive" else v
+
+    def _run(
+        self, x: Tensor, h_0: Tensor | None, reset: Tensor | None = None, padding: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Every layer and direction over (batch, length, features)."""
+        x, h_0 = self._checked(x, h_0)
+        # Running backward, the state is dropped after a sequence's first step: before the step to the left of it.
+        resets = (reset, None if reset is None else F.pad(reset, (0, 1))[:, 1:])
+        final: list[Tensor] = []
+        for layer in range(self.num_layers):
+            outputs = []
+            for reverse, direction in enumerate(self._directions):
+                logits, before = self._project(x, layer, direction), h_0[len(final)]
+                if padding is not None:
+                    logits = [logit.masked_fill(padding, idle) for logit, idle in zip(logits, self._idle, strict=True)]
+                h = self._scan(logits, before, resets[reverse], bool(reverse))
+                final.append(h[:, 0 if reverse else -1] if h.shape[1] else before.to(h.dtype))
+                outputs.append(h)
+            x = self._between(layer, torch.cat(outputs, -1) if self.bidirectional else outputs[0])
+        return x, torch.stack(final)
+
+    def _run_packed(self, packed: PackedSequence, hx: Tensor | None) -> tuple[PackedSequence, Tensor]:
+        """Pad, run with the state held still in the padding, so that each direction meets its own ends, and pack."""
+        data, batch_sizes, order, unorder = packed
+        if data.dim() != 2:
+            raise RuntimeError(f"input must have 2 dimensions, got {data.dim()}")
+        x, lengths = pad_packed_sequence(PackedSequence(data, batch_sizes), batch_first=True)  # the longest first
+        _, hx = self._checked(x, hx)
+        padding = (torch.arange(x.shape[1]) >= lengths.unsqueeze(1)).unsqueeze(2).to(x.device)
+        output, h_n = self._run(x, hx if order is None else hx.index_select(1, order), padding=padding)
+        output = pack_padded_sequence(output, lengths, batch_first=True).data
+        return packed._replace(data=output), h_n if unorder is None else h_n.index_select(1, unorder)
+
+    def _project(self, x: Tensor, layer: int, direction: str = "") -> list[Tensor]:
+        """One product per block of rows, so that backward need not join gradients as long as the sequence."""
+        parameters = (getattr(self, name).chunk(len(self._idle)) for name in self._names(layer, direction))
+        return [F.linear(x, *block) for block in zip(*parameters, strict=True)]
+
+    def _between(self, layer: int, x: Tensor) -> Tensor:
+        """Dropout after all layers but the last."""
+        return F.dropout(x, self.dropout, self.training) if layer + 1 < self.num_layers else x
+
+    def _checked(self, x: Tensor, h_0: Tensor | None) -> tuple[Tensor, Tensor]:
+        """The input, (batch, ..., features), and the initial state of every layer and direction."""
+        dtype = self.weight_ih_l0.dtype
+        if x.dtype != dtype and not torch.is_autocast_enabled(x.device.type):
+            raise ValueError(
+                f"RNN input dtype ({x.dtype}) does not match weight dtype ({dtype}). "
+                f"Convert input: input.to({dtype}), or convert model: model.to({x.dtype})"
+            )
+        if x.shape[-1] != self.input_size:
+            raise RuntimeError(
+                f"input.size(-1) must be equal to input_size. Expected {self.input_size}, got {x.shape[-1]}"
+            )
+        expected = (self.num_layers * len(self._directions), x.shape[0], self.hidden_size)
+        h_0 = x.new_zeros(expected) if h_0 is None else h_0
+        if h_0.shape != expected:
+            raise RuntimeError(f"Expected hidden size {expected}, got {list(h_0.shape)}")
+        return x, h_0
+
+    def _names(self, layer: int, direction: str) -> list[str]:
+        return [f"{kind}_ih_l{layer}{direction}" for kind in ("weight", "bias")[: 1 + self.bias]]
+
+    @property
+    def all_weights(self) -> list[list[nn.Parameter]]:
+        """The parameters of each layer and direction."""
+        layers = range(self.num_layers)
+        return [[getattr(self, n) for n in self._names(layer, d)] for layer in layers for d in self._directions]
+
+    def flatten_parameters(self) -> None:
+        """Do nothing; ``nn.GRU`` has it for cuDNN."""
+
+    def extra_repr(self) -> str:
+        """The sizes, and each option that is not the default."""
+        defaults: dict[str, object]
+        defaults = {"num_layers": 1, "bias": True, "batch_first": False, "dropout": 0.0, "bidirectional": False}
+        defaults |= {"activation": "positive", "normalize": True, "forget_bias": 0.0}
+        options = ((name, getattr(self, name, default), default) for name, default in defaults.items())
+        changed = [f"{name}={value}" for name, value, default in options if value != default]
+        return ", ".join([f"{self.input_size}, {self.hidden_size}", *changed])

@@ -1,0 +1,99 @@
+"""The scan in plain PyTorch: runs on every device and type, in about 2·√length tensor operations."""
+
+import math
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+STORAGE = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+def state_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The type of the running state: float64 for float64 sequences, else float32."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def candidate(v: Tensor, kind: str) -> Tensor:
+    """The activation c of the candidate state."""
+    return torch.where(v >= 0, v + 0.5, torch.sigmoid(v)) if kind == "positive" else v
+
+
+def candidate_slope(v: Tensor, kind: str) -> Tensor:
+    """c′(v); at v = 0 the slope from above, which is 1."""
+    if kind != "positive":
+        return torch.ones_like(v)
+    s = torch.sigmoid(v)
+    return torch.where(v >= 0, 1.0, s * (1 - s))
+
+
+def forward(k: Tensor, v: Tensor, initial: Tensor | None, reset: Tensor | None, kind: str, reverse: bool) -> Tensor:
+    """Every state of the scan, (batch, length, dim), in the type of ``k``."""
+    dtype = k.dtype
+    k, v, reset = _upright(k, reverse), _upright(v, reverse), None if reset is None else _upright(reset, reverse)
+    a, b = _transition(k, v, reset, kind)
+    return _upright(recurrence(a, b, initial), reverse).to(dtype).contiguous()
+
+
+def backward(
+    grad: Tensor,
+    k: Tensor,
+    v: Tensor,
+    h: Tensor,
+    initial: Tensor | None,
+    reset: Tensor | None,
+    kind: str,
+    reverse: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The gradients of k, v and the initial state, from that of every state."""
+    dtype = k.dtype
+    grad, k, v, h = (_upright(x, reverse) for x in (grad, k, v, h))
+    reset = None if reset is None else _upright(reset, reverse)
+    a, _ = _transition(k, v, reset, kind)
+    k, v, h, grad = (x.to(a.dtype) for x in (k, v, h, grad))
+    first = torch.zeros_like(h[:, :1]) if initial is None else initial.unsqueeze(1).to(h.dtype)
+    h_prev = torch.cat([first, h], 1)[:, : h.shape[1]]
+    if reset is not None:
+        h_prev = h_prev.masked_fill(reset.unsqueeze(-1), 0)
+
+    a_next = torch.cat([a[:, 1:], torch.zeros_like(a[:, :1])], 1)[:, : a.shape[1]]
+    g = recurrence(a_next.flip(1), grad.flip(1), None).flip(1)  # G_t = ∂L/∂h_t + a_{t+1} · G_{t+1}
+    if kind == "linear":
+        d_k, d_v = g * h_prev, g
+    else:
+        z = torch.sigmoid(k)
+        d_k = g * (candidate(v, kind) - h_prev) * z * (1 - z)
+        d_v = g * z * candidate_slope(v, kind)
+    d_initial = (a * g)[:, :1].sum(1)
+    d_k, d_v = (_upright(x, reverse).to(dtype).contiguous() for x in (d_k, d_v))
+    return d_k, d_v, d_initial
+
+
+def recurrence(a: Tensor, b: Tensor, initial: Tensor | None) -> Tensor:
+    """h_t = a_t · h_{t-1} + b_t: √length blocks side by side, then the carry from block to block."""
+    batch, length, dim = b.shape
+    width = max(1, math.isqrt(length))
+    blocks = -(-length // width)
+    pad = (0, 0, 0, blocks * width - length)
+    h = F.pad(b, pad).view(batch, blocks, width, dim).clone()
+    product = F.pad(a, pad).view(batch, blocks, width, dim).clone()
+    for t in range(1, width):
+        h[:, :, t] += product[:, :, t] * h[:, :, t - 1]
+        product[:, :, t] *= product[:, :, t - 1]
+    carry = initial
+    for block in range(blocks):
+        if carry is not None:
+            h[:, block] += product[:, block] * carry.unsqueeze(1)
+        carry = h[:, block, -1]
+    return h.view(batch, blocks * width, dim)[:, :length]
+
+
+def _transition(k: Tensor, v: Tensor, reset: Tensor | None, kind: str) -> tuple[Tensor, Tensor]:
+    """The a and b of h_t = a_t · h_{t-1} + b_t, in the type of the state."""
+    k, v = k.to(state_dtype(k.dtype)), v.to(state_dtype(v.dtype))
+    a, b = (k, v) if kind == "linear" else (torch.sigmoid(-k), torch.sigmoid(k) * candidate(v, kind))
+    return (a if reset is None else a.masked_fill(reset.unsqueeze(-1), 0)), b
+
+
+def _upright(x: Tensor, reverse: bool) -> Tensor:
+    return x.flip(1) if reverse else x

@@ -1,0 +1,244 @@
+"""``linear_scan`` and ``gated_scan``: the recurrences as PyTorch operators.
+
+Both are one operator, ``torch.ops.minrnn.scan``, over two sequences k and v whose meaning is its ``kind``:
+
+    linear      h_t = k_t · h_{t-1} + v_t
+    positive    h_t = h_{t-1} + σ(k_t) · (g(v_t) − h_{t-1})       g(v) = v + ½ for v ≥ 0, σ(v) below
+    identity    h_t = h_{t-1} + σ(k_t) · (v_t − h_{t-1})
+
+The last two are minGRU of "Were RNNs All We Needed?" (https://arxiv.org/abs/2410.01201, sections 3.1 and B.2).
+Backward, with G_t = ∂L/∂h_t + a_{t+1} · G_{t+1} for h_t = a_t · h_{t-1} + b_t, is the same scan run the other way.
+"""
+
+import functools
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import ModuleType
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from minrnn_lightning.ops import portable
+
+Activation = Literal["positive", "identity"]
+Kernel = Literal["auto", "torch"]
+
+KERNELS = ("auto", "torch")
+_chosen: str = os.environ.get("MINRNN_KERNEL", "auto")
+if _chosen not in KERNELS:
+    raise ValueError(f"MINRNN_KERNEL is {_chosen!r}; it can be {' or '.join(KERNELS)}")
+
+
+def linear_scan(
+    decay: Tensor, update: Tensor, initial: Tensor | None = None, *, reset: Tensor | None = None, reverse: bool = False
+) -> Tensor:
+    """Run h_t = decay_t · h_{t-1} + update_t over the length, with a float32 state (float64 for float64 inputs).
+
+    Args:
+        decay: What remains of the state at each step, (batch, length, dim).
+        update: What is added at each step, (batch, length, dim).
+        initial: The state before the first step, (batch, dim); zeros if None.
+        reset: Bool (batch, length), True where the state before that step is replaced by zeros.
+        reverse: Run from the last step to the first.
+
+    Returns:
+        Every state, (batch, length, dim), in the promoted type of ``decay`` and ``update``; the final one is
+        ``h[:, -1]``, or ``h[:, 0]`` reversed.
+
+    Raises:
+        ValueError: A shape does not fit.
+        TypeError: A type is not a floating-point one (bool for ``reset``).
+    """
+    return _checked_scan(("decay", decay), ("update", update), initial, reset, "linear", reverse)
+
+
+def gated_scan(
+    gate: Tensor,
+    candidate: Tensor,
+    initial: Tensor | None = None,
+    *,
+    activation: Activation = "positive",
+    reset: Tensor | None = None,
+    reverse: bool = False,
+) -> Tensor:
+    """Run minGRU's h_t = h_{t-1} + σ(gate_t) · (c(candidate_t) − h_{t-1}) over the length, in one fused kernel.
+
+    For the backward pass only the two inputs and the output are kept.
+
+    Args:
+        gate: Logits of the update gate, (batch, length, dim).
+        candidate: The candidate state before its activation c, (batch, length, dim).
+        initial: The state before the first step (a state, not a pre-activation), (batch, dim); zeros if None.
+        activation: c: ``positive`` is the paper's g (v + ½ for v ≥ 0, σ(v) below), ``identity`` is none.
+        reset: Bool (batch, length), True where the state before that step is replaced by zeros.
+        reverse: Run from the last step to the first.
+
+    Returns:
+        Every state, (batch, length, dim), in the promoted type of ``gate`` and ``candidate``; the final one is
+        ``h[:, -1]``, or ``h[:, 0]`` reversed.
+
+    Raises:
+        ValueError: A shape does not fit, or the activation is unknown.
+        TypeError: A type is not a floating-point one (bool for ``reset``).
+    """
+    if activation not in ("positive", "identity"):
+        raise ValueError(f"activation is {activation!r}; it can be 'positive' or 'identity'")
+    return _checked_scan(("gate", gate), ("candidate", candidate), initial, reset, activation, reverse)
+
+
+def positive(x: Tensor) -> Tensor:
+    """The paper's g: x + ½ for x ≥ 0 and σ(x) below, always above zero (section B.2.1)."""
+    return portable.candidate(x, "positive")
+
+
+@contextmanager
+def use_kernel(name: Kernel) -> Iterator[None]:
+    """Choose the kernel inside a ``with`` block: ``auto`` (the fastest for the device) or ``torch`` (portable).
+
+    The environment variable ``MINRNN_KERNEL`` chooses for the whole process.
+
+    Raises:
+        ValueError: The name is not one of the two.
+    """
+    global _chosen
+    if name not in KERNELS:
+        raise ValueError(f"the kernel is {name!r}; it can be {' or '.join(map(repr, KERNELS))}")
+    before, _chosen = _chosen, name
+    try:
+        yield
+    finally:
+        _chosen = before
+
+
+def _checked_scan(
+    k: tuple[str, Tensor],
+    v: tuple[str, Tensor],
+    initial: Tensor | None,
+    reset: Tensor | None,
+    kind: str,
+    reverse: bool,
+) -> Tensor:
+    """Check what the caller gave, bring the two sequences to one type, and run the operator."""
+    (k_name, k_), (v_name, v_) = k, v
+    if k_.ndim != 3:
+        raise ValueError(f"{k_name} must have shape (batch, length, dim), got {tuple(k_.shape)}")
+    batch, length, dim = k_.shape
+    if v_.shape != k_.shape:
+        raise ValueError(f"{v_name} must have the shape of {k_name}, {tuple(k_.shape)}, got {tuple(v_.shape)}")
+    if initial is not None and initial.shape != (batch, dim):
+        raise ValueError(f"initial must have shape (batch, dim) = {(batch, dim)}, got {tuple(initial.shape)}")
+    if reset is not None and reset.shape != (batch, length):
+        raise ValueError(f"reset must have shape (batch, length) = {(batch, length)}, got {tuple(reset.shape)}")
+    if reset is not None and reset.dtype != torch.bool:
+        raise TypeError(f"reset must be bool, got {reset.dtype}")
+    for name, tensor in (k, v, ("initial", initial)):
+        if tensor is not None and tensor.dtype not in portable.STORAGE:
+            raise TypeError(f"{name} must be float16, bfloat16, float32 or float64, got {tensor.dtype}")
+    dtype = torch.promote_types(k_.dtype, v_.dtype)
+    if initial is not None:
+        initial = initial.to(portable.state_dtype(dtype))
+    states: Tensor = scan(k_.to(dtype), v_.to(dtype), initial, reset, kind, reverse)
+    return states
+
+
+@functools.cache
+def _cpu() -> ModuleType:
+    """The Numba kernels, or the portable one where Numba does not load."""
+    try:
+        from minrnn_lightning.ops import cpu
+    except ImportError as error:
+        warnings.warn(f"Numba does not load ({error}): the slower torch kernel runs instead", stacklevel=2)
+        return portable
+    return cpu
+
+
+def _kernels(device: torch.device) -> ModuleType:
+    """The module whose ``forward`` and ``backward`` run on this device."""
+    return _cpu() if device.type == "cpu" and _chosen == "auto" else portable
+
+
+@torch.library.custom_op("minrnn::scan", mutates_args=())
+def scan(k: Tensor, v: Tensor, initial: Tensor | None, reset: Tensor | None, kind: str, reverse: bool) -> Tensor:
+    """The operator behind both scans: every state, in the type of ``k``."""
+    result: Tensor = _kernels(k.device).forward(k, v, initial, reset, kind, reverse)
+    return result
+
+
+@torch.library.custom_op("minrnn::scan_backward", mutates_args=())
+def scan_backward(
+    grad: Tensor,
+    k: Tensor,
+    v: Tensor,
+    h: Tensor,
+    initial: Tensor | None,
+    reset: Tensor | None,
+    kind: str,
+    reverse: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The gradients of k, v and the initial state."""
+    result: tuple[Tensor, Tensor, Tensor] = _kernels(k.device).backward(grad, k, v, h, initial, reset, kind, reverse)
+    return result
+
+
+@scan.register_fake
+def _(k: Tensor, v: Tensor, initial: Tensor | None, reset: Tensor | None, kind: str, reverse: bool) -> Tensor:
+    return k.new_empty(k.shape)
+
+
+@scan_backward.register_fake
+def _(
+    grad: Tensor,
+    k: Tensor,
+    v: Tensor,
+    h: Tensor,
+    initial: Tensor | None,
+    reset: Tensor | None,
+    kind: str,
+    reverse: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    d_initial = k.new_empty((k.shape[0], k.shape[2]), dtype=portable.state_dtype(k.dtype))
+    return k.new_empty(k.shape), v.new_empty(v.shape), d_initial
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    k, v, initial, reset, ctx.kind, ctx.reverse = inputs
+    ctx.save_for_backward(k, v, output, initial, reset)
+
+
+def _gradient(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    k, v, h, initial, reset = ctx.saved_tensors
+    d_k, d_v, d_initial = scan_backward(grad, k, v, h, initial, reset, ctx.kind, ctx.reverse)
+    return d_k, d_v, None if initial is None else d_initial, None, None, None
+
+
+scan.register_autograd(_gradient, setup_context=_keep)
+
+
+def _batched(op: Any) -> Any:
+    """The vmap rule of a scan: the mapped dimension joins the batch."""
+
+    def rule(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[Any, Any]:
+        size = info.batch_size
+
+        def join(x: Any, dim: int | None) -> Any:
+            if not isinstance(x, Tensor):
+                return x
+            x = x.movedim(dim, 0) if dim is not None else x.expand(size, *x.shape)
+            return x.flatten(0, 1)
+
+        def split(x: Tensor) -> Tensor:
+            return x.view(size, -1, *x.shape[1:])
+
+        out = op(*map(join, args, in_dims))
+        if isinstance(out, Tensor):
+            return split(out), 0
+        return tuple(map(split, out)), (0,) * len(out)
+
+    return rule
+
+
+scan.register_vmap(_batched(scan))
+scan_backward.register_vmap(_batched(scan_backward))

@@ -1,0 +1,6 @@
+"""LightningModules: a loss, metrics and an optimizer around a backbone. Subclass them."""
+
+from minrnn_lightning.tasks.language import LanguageTask
+from minrnn_lightning.tasks.task import Task
+
+__all__ = ["LanguageTask", "Task"]

@@ -1,0 +1,168 @@
+"""``Task``: what every LightningModule here shares: the stack, optimizer and schedule, fine-tuning, resuming."""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule
+from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor, nn
+
+from minrnn_lightning.checkpoint import load_matching
+from minrnn_lightning.nn.backbone import Backbone
+from minrnn_lightning.nn.dropout import Dropout
+from minrnn_lightning.nn.mixers.mixer import State
+
+
+class Task(LightningModule, ABC):
+    """Encoder, backbone and head, with an optimizer: the base to subclass.
+
+    Every argument is a plain value, kept as an attribute and in the checkpoint's hyper-parameters.
+
+    Args:
+        input_size: Number of different input tokens; the data module sets it on the command line.
+        output_size: Number of different output tokens; the data module sets it on the command line.
+        mixer: Kind of sequence mixer, or a list of kinds that is repeated to the depth (a hybrid).
+        dim: Width of the stack.
+        depth: Number of blocks.
+        expansion: Hidden units of a mixer per channel.
+        kernel_size: Steps that the causal convolution before each mixer sees; 0 leaves it out.
+        mlp_ratio: Hidden units of each MLP per channel; 0 leaves it out.
+        dropout: Probability of dropping an element, in training.
+        lr: Highest learning rate, reached after the warm-up.
+        weight_decay: Of AdamW, on matrices only (not on biases and norms).
+        warmup: Steps over which the learning rate rises from 0; then it falls along a cosine to 0.
+        init_from: Checkpoint to take every weight from whose name and shape fit, before training starts.
+        compile: Compile the backbone with ``torch.compile``.
+
+    Raises:
+        ValueError: A size is out of range, or the mixer is unknown.
+    """
+
+    def __init__(
+        self,
+        input_size: int,
+        output_size: int,
+        mixer: str | list[str] = "mingru",
+        dim: int = 384,
+        depth: int = 3,
+        expansion: float = 2.0,
+        kernel_size: int = 4,
+        mlp_ratio: float = 4.0,
+        dropout: float = 0.0,
+        lr: float = 1e-3,
+        weight_decay: float = 0.1,
+        warmup: int = 100,
+        init_from: str | None = None,
+        compile: bool = False,  # noqa: A002
+    ) -> None:
+        super().__init__()
+        _check(input_size=input_size, output_size=output_size)
+        if lr <= 0 or weight_decay < 0 or warmup < 0:
+            raise ValueError(
+                "lr must be above 0, weight_decay and warmup at least 0, "
+                f"got lr {lr}, weight_decay {weight_decay}, warmup {warmup}"
+            )
+        self.save_hyperparameters(ignore=["init_from"])  # a loaded checkpoint must not look for another one
+        self.input_size = input_size
+        self.output_size = output_size
+        self.lr = lr
+        self.weight_decay = weight_decay
+        self.warmup = warmup
+        self.init_from = init_from
+        self.compile_backbone = compile
+        self.encoder: nn.Module = nn.Embedding(input_size, dim)
+        self.dropout = Dropout(dropout)
+        self.backbone = Backbone(
+            dim,
+            depth,
+            mixer,
+            expansion=expansion,
+            kernel_size=kernel_size,
+            mlp_ratio=mlp_ratio,
+            dropout=dropout,
+        )
+        self.head: nn.Module = nn.Linear(dim, output_size, bias=False)
+        self._random_state: Tensor | None = None
+
+    def forward(self, inputs: Tensor, state: State = None, reset: Tensor | None = None) -> tuple[Tensor, State]:
+        """Logits for every step of (batch, length) tokens: (batch, length, output_size), and the state after them."""
+        hidden, state = self.backbone(self.dropout(self.encoder(inputs)), state, reset)
+        return self.head(hidden), state
+
+    def step(self, token: Tensor, state: State) -> tuple[Tensor, State]:
+        """One step of ``forward`` at constant cost: (batch,) tokens to (batch, output_size) logits and the state."""
+        hidden, state = self.backbone.step(self.dropout(self.encoder(token)), state)
+        return self.head(hidden), state
+
+    def initial_state(self, batch_size: int) -> State:
+        """The state before the first step."""
+        return self.backbone.initial_state(batch_size)
+
+    @abstractmethod
+    def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """The scalar to minimise."""
+
+    def training_step(self, batch: Sequence[Tensor], batch_idx: int) -> Tensor:
+        """Loss of a batch of inputs and targets, logged as ``train/loss``."""
+        inputs, targets = batch
+        logits, _ = self(inputs)
+        loss = self.loss(logits, targets)
+        self.log("train/loss", loss, prog_bar=True)
+        return loss
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """AdamW with decay on matrices only; warm-up, then a cosine to 0, per step."""
+        matrices = [parameter for parameter in self.parameters() if parameter.ndim >= 2]
+        rest = [parameter for parameter in self.parameters() if parameter.ndim < 2]
+        groups = [{"params": matrices, "weight_decay": self.weight_decay}, {"params": rest, "weight_decay": 0.0}]
+        optimizer = torch.optim.AdamW(groups, lr=self.lr, betas=(0.9, 0.99), fused=True)
+        total = self.trainer.estimated_stepping_batches
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: warmup_cosine(step, self.warmup, total))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def configure_model(self) -> None:
+        """Compile the backbone in place (its parameters keep their names) where that is asked for."""
+        if self.compile_backbone:
+            self.backbone.compile()
+
+    def setup(self, stage: str) -> None:
+        """Take the weights of ``init_from``; a checkpoint to resume from is read later and overrules them."""
+        if stage == "fit" and self.init_from:
+            taken, left = load_matching(self, self.init_from)
+            rank_zero_info(f"{self.init_from}: took {len(taken)} tensors ({', '.join(taken)})")
+            rank_zero_info(f"{self.init_from}: left {len(left)} as initialised ({', '.join(left) or 'none'})")
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep the state of the random generator, so that a resumed run draws what the whole run would."""
+        checkpoint["random_state"] = torch.get_rng_state()
+        checkpoint["task"] = type(self).__name__
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Read the state of the random generator; it is set when training goes on."""
+        self._random_state = checkpoint.get("random_state")
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """Set the random generator as it was when the run that is resumed was saved."""
+        if self._random_state is not None:
+            torch.set_rng_state(self._random_state.cpu())
+            self._random_state = None
+
+
+def warmup_cosine(step: int, warmup: int, total: float) -> float:
+    """Factor of the learning rate: up to 1 in ``warmup`` steps, down along a cosine to 0 at ``total``."""
+    if step < warmup:
+        return (step + 1) / (warmup + 1)
+    if math.isinf(total):
+        return 1.0
+    progress = min(1.0, (step - warmup) / max(1, total - warmup))
+    return 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def _check(**sizes: int) -> None:
+    for name, size in sizes.items():
+        if size < 1:
+            raise ValueError(f"{name} must be at least 1, got {size}")

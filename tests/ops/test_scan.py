@@ -1,0 +1,241 @@
+"""linear_scan and gated_scan against a float64 step loop that is written here, for every kernel."""
+
+import itertools
+import os
+import subprocess
+import sys
+import threading
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from minrnn_lightning.ops import gated_scan, linear_scan, use_kernel
+
+KERNELS = ["auto", "torch"]
+KINDS = ["linear", "positive", "identity"]
+TOLERANCE = {torch.float64: 1e-13, torch.float32: 2e-6, torch.bfloat16: 1e-2, torch.float16: 2e-3}
+
+
+def run(kind, k, v, initial=None, **options):
+    if kind == "linear":
+        return linear_scan(k, v, initial, **options)
+    return gated_scan(k, v, initial, activation=kind, **options)
+
+
+def loop(kind, k, v, initial=None, reset=None, reverse=False):
+    """The recurrence in float64 NumPy, one step after the other."""
+    k, v = (x.detach().double().numpy() for x in (k, v))
+    if kind != "linear":
+        with np.errstate(over="ignore"):
+            z, k = 1 / (1 + np.exp(-k)), 1 / (1 + np.exp(k))
+        v = z * (np.where(v >= 0, v + 0.5, 1 / (1 + np.exp(-v))) if kind == "positive" else v)
+    h = np.zeros(k[:, 0].shape) if initial is None else initial.detach().double().numpy()
+    out = np.empty(k.shape)
+    for t in range(k.shape[1])[:: -1 if reverse else 1]:
+        if reset is not None:
+            h = np.where(reset[:, t].numpy()[:, None], 0, h)
+        h = k[:, t] * h + v[:, t]
+        out[:, t] = h
+    return torch.from_numpy(out)
+
+
+def differentiable_loop(kind, k, v, initial, reset, reverse):
+    """The same in PyTorch, whose autograd makes the gradient."""
+    a, b = k, v
+    if kind != "linear":
+        c = torch.where(v >= 0, v + 0.5, v.sigmoid()) if kind == "positive" else v
+        a, b = 1 - k.sigmoid(), k.sigmoid() * c
+    h, out = initial, {}
+    for t in range(k.shape[1])[:: -1 if reverse else 1]:
+        h = a[:, t] * torch.where(reset[:, t, None], 0.0, h) + b[:, t]
+        out[t] = h
+    return torch.stack([out[t] for t in range(k.shape[1])], 1)
+
+
+def sequences(kind, shape, dtype=torch.float32, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    k, v = (torch.randn(shape, generator=generator, dtype=torch.float64) for _ in range(2))
+    return (k.sigmoid() if kind == "linear" else 2 * k).to(dtype), v.to(dtype)
+
+
+def assert_close(actual, expected, tolerance):
+    assert actual.shape == expected.shape
+    assert (actual.double() - expected).abs().max() <= tolerance * expected.abs().max().clamp(min=1)
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("kind", KINDS)
+@settings(deadline=None, max_examples=40)
+@given(data=st.data())
+def test_equals_the_loop_forward_and_backward(kernel, kind, data):
+    batch, length = data.draw(st.integers(1, 4)), data.draw(st.integers(1, 70))
+    dim = data.draw(st.sampled_from([1, 3, 16, 33, 300]))
+    dtype = data.draw(st.sampled_from(list(TOLERANCE)))
+    reverse, seed = data.draw(st.booleans()), data.draw(st.integers(0, 1000))
+    k, v = (x.requires_grad_() for x in sequences(kind, (batch, length, dim), dtype, seed))
+    generator = torch.Generator().manual_seed(seed)
+    reset = torch.rand(batch, length, generator=generator) < data.draw(st.sampled_from([0.0, 0.1, 1.0]))
+    initial = torch.rand(batch, dim, generator=generator).double().requires_grad_()
+    weight = torch.randn(batch, length, dim, generator=generator).to(dtype)
+
+    given_initial = initial.detach().to(torch.promote_types(dtype, torch.float32)).requires_grad_()
+    with use_kernel(kernel):
+        h = run(kind, k, v, given_initial, reset=reset, reverse=reverse)
+        grads = torch.autograd.grad(h, (k, v, given_initial), weight)
+    assert h.dtype == dtype
+    assert_close(h, loop(kind, k, v, given_initial, reset, reverse), TOLERANCE[dtype])
+
+    k64, v64 = (x.detach().double().requires_grad_() for x in (k, v))
+    expected = differentiable_loop(kind, k64, v64, initial, reset, reverse)
+    expected_grads = torch.autograd.grad(expected, (k64, v64, initial), weight.double())
+    for grad, expected_grad in zip(grads, expected_grads, strict=True):
+        assert_close(grad, expected_grad, 3 * TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("kind", KINDS)
+@given(cuts=st.lists(st.integers(0, 50), max_size=4), reverse=st.booleans())
+@settings(deadline=None, max_examples=20)
+def test_cut_anywhere_and_carried_equals_the_whole(kernel, kind, cuts, reverse):
+    k, v = sequences(kind, (3, 50, 20), torch.float64)
+    whole = loop(kind, k, v, reverse=reverse)
+    edges = [0, *sorted(cuts), 50]
+    pieces, state = [], None
+    with use_kernel(kernel):
+        for start, stop in list(itertools.pairwise(edges))[:: -1 if reverse else 1]:
+            piece = run(kind, k[:, start:stop], v[:, start:stop], state, reverse=reverse)
+            pieces.append(piece)
+            if stop > start:
+                state = piece[:, 0 if reverse else -1]
+    assert_close(torch.cat(pieces[:: -1 if reverse else 1], 1), whole, 1e-13)
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_takes_any_strides(kernel, kind, dtype):
+    k, v = sequences(kind, (4, 30, 40), dtype)
+    expected = loop(kind, k, v)
+    views = {
+        "halves of one projection": torch.cat([k, v], -1).chunk(2, -1),
+        "length first": (k.transpose(0, 1).contiguous().transpose(0, 1), v),
+        "channels second": (k.transpose(1, 2).contiguous().transpose(1, 2), v),
+        "every second step": (k.repeat_interleave(2, 1)[:, ::2], v.repeat_interleave(2, 1)[:, 1::2]),
+        "offset": (torch.cat([v[:1], k])[1:], v),
+    }
+    with use_kernel(kernel):
+        for name, (k_view, v_view) in views.items():
+            assert torch.equal(k_view, k), name
+            assert_close(run(kind, k_view, v_view), expected, TOLERANCE[dtype])
+        one_row = run(kind, k[:1].expand(4, -1, -1), v[:1].expand(4, -1, -1))
+    assert_close(one_row[3], expected[0], TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("shape", [(0, 5, 3), (2, 0, 3), (2, 5, 0), (0, 0, 0), (1, 1, 1)])
+def test_empty_and_smallest_shapes(kernel, shape):
+    k, v = (torch.randn(shape, requires_grad=True) for _ in range(2))
+    initial = torch.rand(shape[0], shape[2], requires_grad=True)
+    with use_kernel(kernel):
+        h = gated_scan(k, v, initial)
+        grads = torch.autograd.grad(h.sum(), (k, v, initial))
+    assert h.shape == shape
+    assert [g.shape for g in grads] == [k.shape, v.shape, initial.shape]
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("kind", ["positive", "identity"])
+def test_extreme_logits_and_nan(kernel, kind):
+    k = torch.tensor([-1e4, -100.0, -88.0, 0.0, 88.0, 100.0, 1e4, float("inf"), -float("inf")]).view(1, 1, -1)
+    v = torch.full_like(k, -0.3)
+    initial = torch.ones(1, 9)
+    with use_kernel(kernel):
+        h = run(kind, k, v, initial)
+        assert_close(h, loop(kind, k, v, initial), 2e-6)
+        for bad_k, bad_v in ((float("nan"), 1.0), (1.0, float("nan"))):
+            assert run(kind, torch.full((1, 3, 40), bad_k), torch.full((1, 3, 40), bad_v)).isnan().all()
+            bf16 = torch.full((1, 3, 40), bad_k).bfloat16(), torch.full((1, 3, 40), bad_v).bfloat16()
+            assert run(kind, *bf16).isnan().all()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_does_not_depend_on_the_number_of_threads(kind, dtype):
+    k, v = (x.requires_grad_() for x in sequences(kind, (3, 200, 290), dtype))
+    threads, results = torch.get_num_threads(), []
+    try:
+        for count in (1, 2, 5):
+            torch.set_num_threads(count)
+            h = run(kind, k, v)
+            results.append((h, *torch.autograd.grad(h.sum(), (k, v))))
+    finally:
+        torch.set_num_threads(threads)
+    for other in results[1:]:
+        for one, two in zip(results[0], other, strict=True):
+            assert torch.equal(one, two)
+
+
+def test_concurrent_calls():
+    k, v = sequences("positive", (8, 300, 256))
+    expected = gated_scan(k, v)
+    results = [None] * 6
+
+    def call(i):
+        results[i] = gated_scan(k, v)
+
+    threads = [threading.Thread(target=call, args=(i,)) for i in range(6)]
+    [t.start() for t in threads]
+    [t.join() for t in threads]
+    assert all(torch.equal(result, expected) for result in results)
+
+
+def test_runs_in_a_forked_process():
+    code = (
+        "import os, torch; from minrnn_lightning.ops import gated_scan\n"
+        "torch.set_num_threads(2); k = torch.randn(8, 300, 256); h = gated_scan(k, k)\n"
+        "pid = os.fork()\n"
+        "if pid == 0: os._exit(0 if torch.equal(gated_scan(k, k), h) else 1)\n"
+        "raise SystemExit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], timeout=100).returncode == 0
+
+
+def test_environment_chooses_the_kernel():
+    code = "import torch; from minrnn_lightning.ops import gated_scan; k = torch.ones(2, 3, 4); gated_scan(k, k)"
+    code += "\nimport sys; raise SystemExit(int('minrnn_lightning.ops.cpu' in sys.modules))"
+    for kernel, loaded in (("torch", 0), ("auto", 1)):
+        done = subprocess.run([sys.executable, "-c", code], env={**os.environ, "MINRNN_KERNEL": kernel})
+        assert done.returncode == loaded
+    wrong = subprocess.run(
+        [sys.executable, "-c", "import minrnn_lightning.ops"],
+        env={**os.environ, "MINRNN_KERNEL": "fast"},
+        capture_output=True,
+        text=True,
+    )
+    assert "MINRNN_KERNEL is 'fast'; it can be auto or torch" in wrong.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "options", "error", "words"),
+    [
+        (((2, 3), (2, 3)), {}, ValueError, r"gate must have shape \(batch, length, dim\), got \(2, 3\)"),
+        (((2, 3, 4), (2, 3, 5)), {}, ValueError, r"candidate must have the shape of gate.*got \(2, 3, 5\)"),
+        (((2, 3, 4), (2, 3, 4), (1, 4)), {}, ValueError, r"initial must have shape .*\(2, 4\), got \(1, 4\)"),
+        (((2, 3, 4), (2, 3, 4)), {"reset": torch.zeros(2, 4).bool()}, ValueError, r"reset must have .*\(2, 3\), got"),
+        (((2, 3, 4), (2, 3, 4)), {"reset": torch.zeros(2, 3)}, TypeError, "reset must be bool, got torch.float32"),
+        (((2, 3, 4), (2, 3, 4)), {"activation": "tanh"}, ValueError, "activation is 'tanh'; it can be"),
+    ],
+)
+def test_wrong_arguments_are_named(arguments, options, error, words):
+    with pytest.raises(error, match=words):
+        gated_scan(*(torch.ones(shape) for shape in arguments), **options)
+
+
+def test_wrong_types_and_kernels_are_named():
+    with pytest.raises(TypeError, match=r"decay must be float16.*got torch.int64"):
+        linear_scan(torch.ones(1, 2, 3, dtype=torch.int64), torch.ones(1, 2, 3))
+    with pytest.raises(ValueError, match="the kernel is 'fast'; it can be 'auto' or 'torch'"), use_kernel("fast"):
+        pass
