@@ -1,3 +1,40 @@
-"""minGRU and minLSTM for PyTorch Lightning."""
+"""minGRU and minLSTM for PyTorch Lightning.
+
+A public name is looked up when it is first used, so that ``import minrnn_lightning.nn`` needs no Lightning.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from minrnn_lightning.callbacks import TextSamples
+    from minrnn_lightning.data import Data, ShakespeareDataModule, TextDataModule
+    from minrnn_lightning.nn import Backbone, MinGRU, MinLSTM
+    from minrnn_lightning.tasks import LanguageTask, Task
+
+__all__ = [
+    "Backbone",
+    "Data",
+    "LanguageTask",
+    "MinGRU",
+    "MinLSTM",
+    "ShakespeareDataModule",
+    "Task",
+    "TextDataModule",
+    "TextSamples",
+]
 
 __version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> Any:
+    if name in __all__:
+        for home in ("nn", "tasks", "data", "callbacks"):
+            module = import_module(f"{__name__}.{home}")
+            if hasattr(module, name):
+                return getattr(module, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

@@ -1,15 +1,22 @@
-"""Lightning callbacks: text samples while a language model trains."""
+"""Lightning callbacks: text samples while a language model trains, and a last checkpoint, also at Ctrl-C."""
 
 from __future__ import annotations
 
+import signal
+import threading
+from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.strategies import FSDPStrategy
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities import rank_zero_info
 
+from minrnn_lightning.data.tokenizer import encode
 from minrnn_lightning.generate import generate
 
 if TYPE_CHECKING:
@@ -60,7 +67,7 @@ class TextSamples(Callback):
             return
         tokenizer: Tokenizer = trainer.datamodule.tokenizer  # type: ignore[attr-defined]
         device = pl_module.device
-        prompt = torch.tensor([tokenizer.encode(self.prompt).ids], device=device)
+        prompt = torch.tensor([encode(tokenizer, self.prompt)], device=device)
         generator = torch.Generator(device).manual_seed(self.seed)
         tokens = generate(pl_module, prompt, generator=generator, **self.sampling)  # type: ignore[arg-type]
         self.text = self.prompt + tokenizer.decode([int(token) for token in tokens], skip_special_tokens=False)
@@ -73,3 +80,53 @@ class TextSamples(Callback):
         """Print the last sample."""
         if self.text:
             print(f"\nA sample after {trainer.global_step} steps:\n{self.text}\n", flush=True)
+
+
+class LastCheckpoint(ModelCheckpoint):
+    """Writes ``last.ckpt`` after every validation, when training ends, and at Ctrl-C.
+
+    Ctrl-C ends the training after the step in progress, in all processes alike: an interrupt inside the optimizer
+    would leave weights of which some have taken the step and some have not. A second Ctrl-C ends it at once.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(filename="last", enable_version_counter=False)
+        self.interrupted = False
+        self.handler: Any = None
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Take over Ctrl-C."""
+        super().on_train_start(trainer, pl_module)
+        if threading.current_thread() is threading.main_thread():
+            self.handler = signal.signal(signal.SIGINT, self._interrupt)
+
+    def _interrupt(self, number: int, frame: FrameType | None) -> None:
+        self.interrupted = True
+        signal.signal(signal.SIGINT, self.handler)
+        rank_zero_info("\nCtrl-C: training ends after this step; press it again to end at once")
+
+    def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
+        """Save and end if Ctrl-C was pressed during the step."""
+        super().on_train_batch_end(trainer, *args)
+        interrupted = self.interrupted
+        if trainer.world_size > 1:
+            interrupted = trainer.strategy.reduce_boolean_decision(interrupted, all=False)
+        if interrupted:
+            self._save(trainer)
+            rank_zero_info(f"Saved {self.dirpath}/last.ckpt; --ckpt_path continues from it")
+            raise KeyboardInterrupt
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Save, whether or not the last step was validated."""
+        self._save(trainer)
+
+    def _save(self, trainer: Trainer) -> None:
+        if self.dirpath and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+            trainer.save_checkpoint(Path(self.dirpath) / "last.ckpt", weights_only=False)
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Give Ctrl-C back."""
+        super().teardown(trainer, pl_module, stage)
+        if self.handler is not None:
+            signal.signal(signal.SIGINT, self.handler)
+            self.handler = None

@@ -1,11 +1,14 @@
-"""Reading the checkpoints that Lightning writes, without unpickling code: weights, hyper-parameters, vocabulary."""
+"""Checkpoints of Lightning: written whole or not at all, read without unpickling code, taken from by what fits."""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile, ZipFile
 
 import torch
+from lightning.fabric.plugins import TorchCheckpointIO
 from tokenizers import Tokenizer
 from torch import nn
 
@@ -14,8 +17,27 @@ class CheckpointError(ValueError):
     """A file that cannot be used as a checkpoint; its message says which file and why."""
 
 
+class WholeCheckpointIO(TorchCheckpointIO):
+    """Plugin of the Trainer that writes a checkpoint beside its place and then renames it.
+
+    Lightning moves it there from the folder for temporary files, which may be another disk: on a full one, half a file
+    would take the place of the checkpoint before.
+    """
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None) -> None:
+        """Write the checkpoint; after an error there is what was there before."""
+        if "://" in str(path):  # not a file
+            return super().save_checkpoint(checkpoint, path, storage_options)
+        partial = Path(f"{path}.partial")
+        try:
+            super().save_checkpoint(checkpoint, partial, storage_options)
+            os.replace(partial, path)
+        finally:
+            partial.unlink(missing_ok=True)
+
+
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
-    """Read a checkpoint of Lightning to the CPU, its weights mapped from the file.
+    """Read a checkpoint of Lightning to the CPU.
 
     Args:
         path: the ``.ckpt`` file.
@@ -29,6 +51,9 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     if not Path(path).is_file():
         raise CheckpointError(f"{path}: there is no such file; give the path of a .ckpt file that `minrnn fit` wrote")
     try:
+        with ZipFile(path) as archive:
+            if archive.testzip():  # torch.load does not look at the checksums
+                raise BadZipFile
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror or error}") from error
@@ -63,18 +88,40 @@ def load_matching(module: nn.Module, path: str | Path) -> tuple[list[str], list[
     return taken, [name for name in own if name not in taken]
 
 
-def tokenizer_of(checkpoint: dict[str, Any]) -> Tokenizer:
+def check_fits(module: nn.Module, checkpoint: dict[str, Any], path: str | Path) -> None:
+    """Refuse a checkpoint of another class or of a model of another size.
+
+    Args:
+        module: the model that is to continue from the checkpoint.
+        checkpoint: what `read_checkpoint` returned.
+        path: where it came from, for the message.
+
+    Raises:
+        CheckpointError: a tensor is missing, unknown or of another shape; the message names the first of them.
+    """
+    saved, own = checkpoint["state_dict"], module.state_dict()
+    for name in sorted(own.keys() | saved.keys()):
+        here, there = (str(tuple(part[name].shape)) if name in part else "missing" for part in (own, saved))
+        if here != there:
+            raise CheckpointError(
+                f"{path} does not fit this {type(module).__name__}: {name} is {here} in the model and {there} in the "
+                "checkpoint; use the recipe it was trained with, or start from its weights with --model.init_from"
+            )
+
+
+def tokenizer_of(checkpoint: dict[str, Any], path: str | Path = "the checkpoint") -> Tokenizer:
     """The vocabulary that a text data module left in a checkpoint.
 
     Args:
         checkpoint: what `read_checkpoint` returned.
+        path: where it came from, for the message.
 
     Raises:
         CheckpointError: the model was not trained through one of the text data modules.
     """
-    for part in checkpoint.values():
-        if isinstance(part, dict) and isinstance(part.get("tokenizer"), str):
+    for name, part in checkpoint.items():
+        if isinstance(part, dict) and "tokenizer" in part and not name.endswith("hyper_parameters"):
             return Tokenizer.from_str(part["tokenizer"])
     raise CheckpointError(
-        "the checkpoint holds no vocabulary: it was not trained on text through TextDataModule or ShakespeareDataModule"
+        f"{path} holds no vocabulary: it was not trained on text through TextDataModule or ShakespeareDataModule"
     )

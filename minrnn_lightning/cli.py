@@ -39,7 +39,7 @@ def main(args: list[str] | None = None) -> None:
             sys.exit(130)
         raise
     except BrokenPipeError:  # the reader of our output has gone, like `| head`
-        sys.stdout = None  # type: ignore[assignment]
+        sys.stdout = None
         sys.exit(141)
     except Exception as error:
         sentence = _sentence(error)
@@ -62,21 +62,63 @@ def _run(words: list[str]) -> None:
         case ["generate", *rest]:
             _call(generate, rest)
         case ["recipes", *rest]:
-            _call(list_recipes, rest)
+            _call(recipes, rest)
         case [word, *_]:
-            _fail(f"{word!r} is not a command; the first word is one of fit, validate, test, predict, generate, recipes", 2)
+            _fail(
+                f"{word!r} is not a command; the first word is one of fit, validate, test, predict, generate, recipes",
+                2,
+            )
 
 
 def _call(function: Callable[..., None], words: list[str]) -> None:
-    """Call ``function`` with the options in ``words``."""
+    """Call a plain function with the options in ``words``."""
     from jsonargparse import ArgumentParser
 
-    parser = ArgumentParser(prog=f"minrnn {words}", exit_on_error=False)
+    name = function.__name__.replace("_", "-")
+    parser = ArgumentParser(prog=f"minrnn {name}", exit_on_error=False)
     parser.add_function_arguments(function, as_positional=False)
     function(**parser.parse_args(words).as_dict())
 
 
-# Recipes
+def _fail(sentence: str, code: int) -> NoReturn:
+    print(f"minrnn: {sentence}", file=sys.stderr)
+    sys.exit(code)
+
+
+def _sentence(error: BaseException | None) -> str | None:
+    """What to tell the user about an error of theirs; None for an error of the program, which needs its traceback.
+
+    jsonargparse and Lightning wrap errors, so that the sentence may be that of a cause.
+    """
+    while error:
+        if isinstance(error, ArgumentError):
+            return _shorten(error.message)
+        if isinstance(error, OSError) and error.strerror:
+            return ": ".join(map(str, filter(None, (error.filename2 or error.filename, error.strerror))))
+        if isinstance(error, OSError) or type(error).__name__ == "MisconfigurationException" or _is_ours(error):
+            return " ".join(str(error).split())
+        error = error.__cause__
+    return None
+
+
+def _is_ours(error: BaseException) -> bool:
+    """Whether the package itself refused a value; its own sentences say what is accepted."""
+    traceback = error.__traceback__
+    while traceback and traceback.tb_next:
+        traceback = traceback.tb_next
+    module = traceback.tb_frame.f_globals.get("__name__", "") if traceback else ""
+    return isinstance(error, ValueError) and module.startswith("minrnn_lightning.")
+
+
+def _shorten(message: str) -> str:
+    """One line of a message of jsonargparse, without the types and nested values that it tried."""
+    noise = r"Does not validate|Subtypes:|Errors:|Expected a (path|<class 'NoneType'>)|Given value( type|: \w*[({])|$"
+    lines = [line.strip().removeprefix("- ") for line in message.splitlines()]
+    text = "; ".join(line.rstrip(".") for line in lines if not re.match(noise, line)).replace(":; ", ": ")
+    text = re.sub(r"Problem with given class_path '(?:\w+\.)*(\w+)':", r"\1:", text)
+    text = re.sub(r'Parser key "([^"]+)":', r"\1:", text)
+    text = re.sub(r"Expected a typing\.Literal\[(.*?)\]", r"expected one of \1", text)
+    return re.sub(r"Expected a <class '(\w+)'>", r"expected \1", text)
 
 
 def recipes_folder() -> Path:
@@ -86,35 +128,97 @@ def recipes_folder() -> Path:
 
 
 def find_recipes(words: list[str]) -> list[str]:
-    """Replace the name of a packaged recipe after ``--config`` by its path, where there is no such file.
+    """Replace the name of a packaged recipe after ``--config`` by its path, where there is no file of that name.
+
+    Args:
+        words: the words of the command line.
 
     Raises:
         FileNotFoundError: there is neither such a file nor such a recipe.
     """
     found: list[str] = []
     for word in words:
-        option, equals, value = word.partition("=")
+        option, equals, name = word.partition("=")
         if option in ("-c", "--config") and equals:
-            found.append(f"{option}={_recipe(value)}")
+            found.append(f"{option}={_find_recipe(name)}")
         elif found and found[-1] in ("-c", "--config"):
-            found.append(_recipe(word))
+            found.append(_find_recipe(word))
         else:
             found.append(word)
     return found
 
 
-def _recipe(name: str) -> str:
+def _find_recipe(name: str) -> str:
     packaged = recipes_folder() / Path(name).with_suffix(".yaml")
-    if Path(name).is_file() or not packaged.is_file():
-        if not Path(name).is_file():
-            raise FileNotFoundError(f"{name} is neither a file nor a packaged recipe; `minrnn recipes` lists the recipes")
-        return name
-    return str(packaged)
+    if not Path(name).is_file():
+        if not packaged.is_file():
+            raise FileNotFoundError(f"{name} is neither a file nor a packaged recipe; see `minrnn recipes`")
+        return str(packaged)
+    return name
 
 
-def list_recipes() -> None:
-    """List the packaged recipes; give a name to ``--config``."""
+def recipes() -> None:
+    """List the packaged recipes, whose names `--config` understands."""
     folder = recipes_folder()
-    for path in sorted(folder.rglob("*.yaml")):
+    for path in sorted(folder.rglob("*.yaml"), key=lambda path: (len(path.parts), path)):
         with path.open(encoding="utf-8") as lines:
-            print(f"{path.relative_to(folder).with_suffix('').as_posix():16} {lines.readline().lstrip('# ').rstrip()}")
+            headline = lines.readline().lstrip("#").strip()
+        print(f"{path.relative_to(folder).with_suffix('').as_posix():16} {headline}")
+
+
+def generate(
+    checkpoint: str,
+    prompt: str = "",
+    max_new_tokens: int = 500,
+    temperature: float = 0.8,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    seed: int | None = None,
+    batch: int = 1,
+    stats: int = 0,
+) -> None:
+    """Continue a text with a trained language model; everything needed is in the checkpoint.
+
+    Args:
+        checkpoint: a .ckpt file that `minrnn fit` wrote.
+        prompt: the text to continue; - reads it from standard input; an empty one starts at the beginning of a line.
+        max_new_tokens: how many tokens to make.
+        temperature: below 1 more careful, above 1 more daring, 0 always the most probable token.
+        top_k: sample among the k most probable tokens only.
+        top_p: sample among the most probable tokens that together reach this probability.
+        seed: of the random generator, for the same text again.
+        batch: how many texts to make at once; one is shown as it is made, several when they are finished.
+        stats: print speed and memory to standard error every so many tokens; 0 never.
+    """
+    for name, size, least in (("batch", batch, 1), ("stats", stats, 0)):
+        if size < least:
+            raise ValueError(f"{name} must be at least {least}, got {size}")
+    import torch
+
+    from minrnn_lightning.data.tokenizer import encode
+    from minrnn_lightning.generate import generate, load_language_task, measured, stream_text
+
+    task, tokenizer = load_language_task(checkpoint)
+    text = sys.stdin.read() if prompt == "-" else prompt
+    start = encode(tokenizer, text) if text else tokenizer.encode("\n").ids or [0]
+    random = torch.Generator()
+    random.seed() if seed is None else random.manual_seed(seed)
+    tokens = generate(
+        task,
+        torch.tensor([start] * batch),
+        max_new_tokens,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        generator=random,
+    )
+    if stats:
+        tokens = measured(tokens, stats, len(start))
+    if batch == 1:
+        print(text, end="", flush=True)
+        for piece in stream_text(tokenizer, (int(token) for token in tokens)):
+            print(piece, end="", flush=True)
+        print()
+    else:
+        for number, row in enumerate(torch.stack(list(tokens), 1).tolist(), 1):
+            print(f"--- {number} of {batch} ---\n{text}{''.join(stream_text(tokenizer, row))}")

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import inspect
+import sys
+import time
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TypeVar
 
 import torch
+from tokenizers import Tokenizer
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from tokenizers import Tokenizer
+from minrnn_lightning import tasks
+from minrnn_lightning.checkpoint import CheckpointError, check_fits, read_checkpoint, tokenizer_of
+from minrnn_lightning.tasks import LanguageTask, Task
 
-    from minrnn_lightning.tasks import Task
+Item = TypeVar("Item")
 
 CHUNK = 4096  # tokens of the prompt read at once, which bounds the memory
 
@@ -70,7 +76,7 @@ def _generate(
     task.eval()
     try:
         state = task.initial_state(tokens.shape[0])
-        for chunk in tokens.split(CHUNK, dim=1):
+        for chunk in torch.split(tokens, CHUNK, dim=1):
             outputs, state = task(chunk, state)
         logits = outputs[:, -1]
         for count in range(1, max_new_tokens + 1):
@@ -104,6 +110,31 @@ def sample(
     return torch.multinomial(probabilities, 1, generator=generator).squeeze(-1)
 
 
+def load_language_task(path: str | Path) -> tuple[LanguageTask, Tokenizer]:
+    """The trained task and its vocabulary, from nothing but a checkpoint.
+
+    Args:
+        path: the ``.ckpt`` file of a LanguageTask or of a subclass that keeps its architecture.
+
+    Raises:
+        CheckpointError: the file cannot be read, or holds something else than a language model of text.
+    """
+    checkpoint = read_checkpoint(path)
+    kind = getattr(tasks, str(checkpoint.get("task")), LanguageTask)
+    if not issubclass(kind, LanguageTask):
+        raise CheckpointError(f"{path} holds a {kind.__name__}; only a LanguageTask can generate text")
+    tokenizer = tokenizer_of(checkpoint, path)
+    known = inspect.signature(LanguageTask).parameters  # a subclass may have more
+    values = {name: value for name, value in checkpoint.get("hyper_parameters", {}).items() if name in known}
+    try:
+        task = LanguageTask(**values)
+    except TypeError as error:
+        raise CheckpointError(f"{path} is not a checkpoint of a LanguageTask: {error}") from error
+    check_fits(task, checkpoint, path)
+    task.load_state_dict(checkpoint["state_dict"])
+    return task.eval(), tokenizer
+
+
 def stream_text(tokenizer: Tokenizer, tokens: Iterable[int]) -> Iterator[str]:
     """Decode tokens into text as they come; the bytes of one character may be spread over several tokens.
 
@@ -115,11 +146,40 @@ def stream_text(tokenizer: Tokenizer, tokens: Iterable[int]) -> Iterator[str]:
         Pieces of text that together are the text of all tokens.
     """
     pending: list[int] = []
+    shown = 0  # characters of the pending text
     for token in tokens:
         pending.append(token)
         text = tokenizer.decode(pending, skip_special_tokens=False)
-        if not text.endswith("\N{REPLACEMENT CHARACTER}") or len(pending) >= 4:  # no UTF-8 character is longer
-            yield text
-            pending = []
-    if pending:
-        yield tokenizer.decode(pending, skip_special_tokens=False)
+        clear = text.rstrip("\N{REPLACEMENT CHARACTER}")  # what follows may be the beginning of a character
+        yield clear[shown:]
+        shown = len(clear)
+        if clear == text or len(pending) == 64:
+            yield text[shown:]
+            pending, shown = [], 0
+    yield tokenizer.decode(pending, skip_special_tokens=False)[shown:]
+
+
+def measured(tokens: Iterable[Item], every: int, start: int = 0) -> Iterator[Item]:
+    """Pass tokens on, and print speed and memory to standard error.
+
+    Args:
+        tokens: what is produced.
+        every: tokens between two lines.
+        start: position of the first token: the length of the prompt.
+    """
+    began = time.perf_counter()
+    for position, token in enumerate(tokens, start + 1):
+        yield token
+        if position % every == 0:
+            now = time.perf_counter()
+            speed = every / (now - began)
+            print(f"position {position:,}: {speed:,.0f} tokens/s, {_peak_memory():,.1f} MB at most", file=sys.stderr)
+            began = now
+
+
+def _peak_memory() -> float:
+    """Most memory that the process has held so far, in MB."""
+    import resource  # Unix only
+
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6

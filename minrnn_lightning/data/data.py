@@ -16,12 +16,19 @@ def cache_dir() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "minrnn_lightning"
 
 
+def writable(folder: Path) -> Path:
+    """The folder itself, or the user's cache folder if that one is read-only."""
+    # The mode is asked too: a folder that nobody may write to is meant to stay as it is, even if root could.
+    read_only = folder.is_dir() and not (os.access(folder, os.W_OK) and folder.stat().st_mode & 0o222)
+    return cache_dir() if read_only else folder
+
+
 class Data(LightningDataModule, ABC):
     """Batches for a task; subclasses say where they come from.
 
-    The training batches form one endless stream, of which the batch at every position is a pure function of the
-    global seed and the position. How many of them were used is counted by the Trainer and kept in its checkpoints, so
-    a resumed run goes on with the very next one, wherever the checkpoint was made.
+    The training batches form one endless stream; the batch at each position in it depends on the global seed and the
+    position alone. The Trainer counts the batches used and keeps the count in its checkpoints, so a resumed run goes
+    on with the very next batch, wherever the checkpoint was made (with the same batch size and number of processes).
 
     Args:
         batch_size: Windows in a batch, per process.
@@ -36,10 +43,16 @@ class Data(LightningDataModule, ABC):
 
     def __init__(self, batch_size: int, length: int, num_workers: int = 0, data_dir: str | None = None) -> None:
         super().__init__()
-        for name, value, least in (("batch_size", batch_size, 1), ("length", length, 1), ("num_workers", num_workers, 0)):
+        for name, value, least in (
+            ("batch_size", batch_size, 1),
+            ("length", length, 1),
+            ("num_workers", num_workers, 0),
+        ):
             if value < least:
                 raise ValueError(f"{name} must be {least} or more, got {value}.")
         self.save_hyperparameters()
+        # A checkpoint holds plain values only, or it could not be read safely.
+        self.save_hyperparameters({name: str(value) for name, value in self.hparams.items() if isinstance(value, Path)})
         self.batch_size = batch_size
         self.length = length
         self.num_workers = num_workers
@@ -61,7 +74,7 @@ class Data(LightningDataModule, ABC):
         if self.trainer is None:
             return 0
         # `processed` grows right after the optimizer's step, so it is exact even if a run is interrupted within a step.
-        return int(self.trainer.fit_loop.epoch_loop.batch_progress.total.processed)
+        return int(self.trainer.fit_loop.epoch_loop.batch_progress.total.processed)  # type: ignore[attr-defined]
 
     @property
     def processes(self) -> tuple[int, int]:
@@ -81,8 +94,14 @@ class Data(LightningDataModule, ABC):
             batch_size=None,
             sampler=_Stream(self, dataset) if stream else DistributedSampler(dataset, 1, 0, shuffle=False),
             num_workers=self.num_workers,
+            collate_fn=_unchanged,
             persistent_workers=self.num_workers > 0,
         )
+
+
+def _unchanged(batch: Any) -> Any:
+    """What the data set gives; PyTorch's default would make lists of the tuples."""
+    return batch
 
 
 class _Stream(DistributedSampler[Any]):

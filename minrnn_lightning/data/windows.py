@@ -47,11 +47,11 @@ class TrainingWindows(Dataset[Batch]):
         tokens = len(token_array(part))
         # The windows that fit at every offset: one less than the text has room for.
         self.windows = max(0, tokens // length - 1)
-        windows_in_batch = batch_size * world_size
-        if self.windows < windows_in_batch:
+        in_batch = batch_size * world_size
+        if self.windows < in_batch:
             raise ValueError(
-                f"The training text is too short: it has {tokens} tokens, but a batch of {windows_in_batch} windows of "
-                f"length {length} needs {(windows_in_batch + 1) * length}; give more text or a smaller length or batch_size."
+                f"The training text is too short: it has {tokens} tokens, but a batch of {in_batch} x {length} at "
+                f"a random offset needs {(in_batch + 1) * length}; give more text, or lower length or batch_size."
             )
         self._epoch: int | None = None
         self._starts = np.empty(0, dtype=np.int64)
@@ -82,7 +82,7 @@ class HeldOutWindows(Dataset[Batch]):
     Args:
         part: One-row ``datasets.Dataset`` of tokens.
         length: Tokens in a window; the targets are the same tokens one step later.
-        batch_size: Most windows in a batch of one process.
+        batch_size: Most windows in a batch of one process, but for what keeps the processes even.
         rank: Rank of this process.
         world_size: Number of processes.
 
@@ -96,9 +96,9 @@ class HeldOutWindows(Dataset[Batch]):
         windows = max(0, tokens - 1) // length
         if windows < world_size:
             raise ValueError(
-                f"The held-out text is too short: it has {tokens} tokens, but {world_size} "
-                f"{'window' if world_size == 1 else 'windows, one for each process,'} of length {length} "
-                f"needs {world_size * length + 1}; give more text or a smaller length."
+                f"The held-out text is too short: it has {tokens} tokens, but a window of {length} for each of "
+                f"{world_size} process{'es' * (world_size > 1)} needs {world_size * length + 1}; "
+                "give more text, or lower length."
             )
         batches = min(-(-windows // (batch_size * world_size)), windows // world_size)
         shares = np.array_split(np.arange(windows, dtype=np.int64) * length, batches * world_size)

@@ -1,6 +1,8 @@
 """The scan on CPUs: which blocks of channels to give to which thread, and the tensors as the kernels want them."""
 
+import ctypes
 import os
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
@@ -14,21 +16,23 @@ from minrnn_lightning.ops import cpu_kernels
 from minrnn_lightning.ops.portable import state_dtype
 
 Array = npt.NDArray[Any]
-Place = tuple[int, int, int]
+Strides = tuple[int, int]  # from row to row, from step to step
 
 KINDS = {"linear": cpu_kernels.LINEAR, "positive": cpu_kernels.POSITIVE, "identity": cpu_kernels.IDENTITY}
-BLOCK = 256  # channels that a kernel carries at once: state and rows fit the first-level cache
 LINE = 16  # blocks begin at cache lines, so that no two threads write one
 ALONE = 1 << 15  # fewer elements than this are not worth a second thread
+HUGE_PAGE, MADV_HUGEPAGE = 1 << 21, 14  # bytes; the advice of <sys/mman.h>
+_madvise = ctypes.CDLL(None).madvise if sys.platform == "linux" else None
 NO_RESET = np.zeros((0, 0), np.bool_)
 
 
 def forward(k: Tensor, v: Tensor, initial: Tensor | None, reset: Tensor | None, kind: str, reverse: bool) -> Tensor:
     """Every state of the scan, (batch, length, dim), in the type of ``k``."""
-    h = torch.empty(k.shape, dtype=_stored(k.dtype))
+    h = _empty(k)
     if h.numel():
-        sequences = [part for x in (k, v, h) for part in _placed(x, reverse)]
-        _run(cpu_kernels.forward, k.shape, *sequences, _state(initial, k), _resets(reset, reverse), KINDS[kind])
+        sequences = [part for x in (k, v, h) for part in _flat(x)]
+        scan = _resets(reset), _order(k.shape[1], reverse), KINDS[kind]
+        _run(cpu_kernels.forward, k.shape, *sequences, _state(initial, k), *scan)
     return h.to(k.dtype)
 
 
@@ -43,12 +47,12 @@ def backward(
     reverse: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The gradients of k, v and the initial state, from that of every state."""
-    d_k, d_v = (torch.empty(k.shape, dtype=_stored(k.dtype)) for _ in range(2))
+    d_k, d_v = _empty(k), _empty(k)
     d_initial = torch.zeros(k.shape[0], k.shape[2], dtype=state_dtype(k.dtype))
     if d_k.numel():
-        sequences = [part for x in (grad, k, v, h, d_k, d_v) for part in _placed(x, reverse)]
-        states = _state(initial, k), d_initial.numpy()
-        _run(cpu_kernels.backward, k.shape, *sequences, *states, _resets(reset, reverse), KINDS[kind])
+        sequences = [part for x in (grad, k, v, h, d_k, d_v) for part in _flat(x)]
+        scan = _resets(reset), _order(k.shape[1], reverse), KINDS[kind]
+        _run(cpu_kernels.backward, k.shape, *sequences, _state(initial, k), d_initial.numpy(), *scan)
     return d_k.to(k.dtype), d_v.to(k.dtype), d_initial
 
 
@@ -57,16 +61,32 @@ def _stored(dtype: torch.dtype) -> torch.dtype:
     return torch.float32 if dtype == torch.float16 else dtype
 
 
-def _placed(x: Tensor, reverse: bool) -> tuple[Array, Place]:
-    """The memory under ``x`` as a flat array, and where in it the steps are."""
+def _empty(like: Tensor) -> Tensor:
+    """A result to write, of the shape of ``like``, in huge pages where Linux grants them.
+
+    The system zeroes new memory page by page at the first touch, which in small pages takes longer than the scan.
+    """
+    tensor = torch.empty(like.shape, dtype=_stored(like.dtype))
+    if tensor.nbytes >= 2 * HUGE_PAGE and _madvise is not None:
+        start = -(-tensor.data_ptr() // HUGE_PAGE) * HUGE_PAGE
+        _madvise(ctypes.c_void_p(start), ctypes.c_size_t(tensor.data_ptr() + tensor.nbytes - start), MADV_HUGEPAGE)
+    return tensor
+
+
+def _flat(x: Tensor) -> tuple[Array, Strides]:
+    """The memory under ``x``, from its first element on, and where in it the steps are."""
     x = x.detach().to(_stored(x.dtype))
     if x.stride(2) != 1 and x.shape[2] > 1:
         x = x.contiguous()
     row, step = x.stride(0), x.stride(1)
-    last_step = (x.shape[1] - 1) * step
-    flat = x.as_strided(((x.shape[0] - 1) * row + last_step + x.shape[2],), (1,))
+    flat = x.as_strided(((x.shape[0] - 1) * row + (x.shape[1] - 1) * step + x.shape[2],), (1,))
     array = (flat.view(torch.uint16) if flat.dtype == torch.bfloat16 else flat).numpy()
-    return array, ((last_step, row, -step) if reverse else (0, row, step))
+    return array, (row, step)
+
+
+def _order(length: int, reverse: bool) -> Array:
+    steps = np.arange(length)
+    return np.ascontiguousarray(steps[::-1]) if reverse else steps
 
 
 def _state(initial: Tensor | None, k: Tensor) -> Array:
@@ -76,10 +96,10 @@ def _state(initial: Tensor | None, k: Tensor) -> Array:
     return array
 
 
-def _resets(reset: Tensor | None, reverse: bool) -> Array:
+def _resets(reset: Tensor | None) -> Array:
     if reset is None:
         return NO_RESET
-    array: Array = (reset.flip(1) if reverse else reset.contiguous()).numpy()
+    array: Array = reset.contiguous().numpy()
     return array
 
 
@@ -88,10 +108,10 @@ def _run(kernel: Any, shape: torch.Size, *args: Any) -> None:
     batch, length, dim = shape
     threads = 1 if batch * length * dim < ALONE else torch.get_num_threads()
     per_row = -(-threads // batch)  # blocks that a row needs, so that every thread has one
-    block = min(BLOCK, -(-dim // per_row // LINE) * LINE)
+    block = min(cpu_kernels.BLOCK, -(-dim // per_row // LINE) * LINE)
     units = batch * -(-dim // block)
     threads = min(threads, units)
-    run = partial(kernel, *args, length, block)
+    run = partial(kernel, *args, block)
     cuts = [units * i // threads for i in range(threads + 1)]
     others = [_pool(threads - 1).submit(run, *cuts[i : i + 2]) for i in range(1, threads)]
     run(*cuts[:2])

@@ -3,7 +3,10 @@
 A kernel walks the length once for a block of neighbouring channels whose state stays in the first-level cache, so that
 it reads and writes each sequence once. The exponential is written out because only then does LLVM vectorise the loops.
 Types are told apart by the arrays; uint16 stands for the bits of bfloat16. A sequence comes as a flat array and its
-place: where step 0 of row 0 starts, from row to row, from step to step (negative for a reversed scan).
+strides from row to row and from step to step.
+
+``order`` lists the steps in the order of the scan. It is an array, not a range, because with offsets that it can foresee
+LLVM checks once for all steps that the arrays do not overlap, and gives up on every walk against the time.
 """
 
 import numpy as np
@@ -11,6 +14,7 @@ from numba import njit
 from numba.extending import overload
 
 LINEAR, POSITIVE, IDENTITY = 0, 1, 2
+BLOCK = 256  # channels that a kernel carries at once, at most: state and rows fit the first-level cache
 
 # exp(r) on |r| ≤ ½·ln 2, by relative minimax fit of degree 6 (error 2e-9, far below float32's)
 P0, P1, P2, P3 = np.float32(1.0), np.float32(1.0), np.float32(0.49999991), np.float32(0.16666420)
@@ -157,13 +161,13 @@ def _positive_slope(v, c):
 
 
 @kernel
-def offset(place, row, t):
-    """Where step ``t`` of ``row`` begins."""
-    return place[0] + row * place[1] + t * place[2]
+def offset(strides, row, t, channel):
+    """Where ``channel`` of step ``t`` of ``row`` is."""
+    return row * strides[0] + t * strides[1] + channel
 
 
 @kernel
-def forward(k, k_at, v, v_at, h, h_at, initial, reset, kind, length, block, lo, hi):
+def forward(k, k_strides, v, v_strides, h, h_strides, initial, reset, order, kind, block, lo, hi):
     """Write every state of the units ``lo`` … ``hi`` to ``h``; a unit is a block of channels of one row."""
     dim = initial.shape[1]
     state = np.empty(block, initial.dtype)
@@ -174,8 +178,9 @@ def forward(k, k_at, v, v_at, h, h_at, initial, reset, kind, length, block, lo, 
         width = min(block, dim - first)
         state[:width] = initial[row, first : first + width]
         rest[:width] = 0
-        for t in range(length):
-            i, j, o = offset(k_at, row, t) + first, offset(v_at, row, t) + first, offset(h_at, row, t) + first
+        for t in order:
+            i, j = offset(k_strides, row, t, first), offset(v_strides, row, t, first)
+            o = offset(h_strides, row, t, first)
             if reset.size > 0 and reset[row, t]:
                 state[:width] = 0
                 rest[:width] = 0
@@ -195,46 +200,77 @@ def forward(k, k_at, v, v_at, h, h_at, initial, reset, kind, length, block, lo, 
 
 @kernel
 def backward(
-    g, g_at, k, k_at, v, v_at, h, h_at, dk, dk_at, dv, dv_at, initial, d_initial, reset, kind, length, block, lo, hi
+    g,
+    g_strides,
+    k,
+    k_strides,
+    v,
+    v_strides,
+    h,
+    h_strides,
+    dk,
+    dk_strides,
+    dv,
+    dv_strides,
+    initial,
+    d_initial,
+    reset,
+    order,
+    kind,
+    block,
+    lo,
+    hi,
 ):
-    """Write the gradients of the units ``lo`` … ``hi``, from the last step to the first."""
+    """Write the gradients of the units ``lo`` … ``hi``, from the last step of the scan to its first."""
     dim = initial.shape[1]
-    flow = np.empty(block, initial.dtype)  # a_{t+1} · G_{t+1}: what reaches the state from later steps
-    before = np.empty(block, initial.dtype)  # h_{t-1}
+    # Parts of one array: LLVM vectorises no loop over many arrays of which it does not know that they do not overlap.
+    kept = np.empty(4 * BLOCK, initial.dtype)
+    flow, before = kept[:BLOCK], kept[BLOCK : 2 * BLOCK]  # a_{t+1}·G_{t+1}, what reaches h_t from later steps; h_{t-1}
+    through, to_gate = kept[2 * BLOCK : 3 * BLOCK], kept[3 * BLOCK :]  # G·z, G·z·(1 − z)
     blocks = (dim + block - 1) // block
     for unit in range(lo, hi):
         row, first = unit // blocks, unit % blocks * block
         width = min(block, dim - first)
         flow[:width] = 0
-        for step in range(length):
-            t = length - 1 - step
-            n, i, j = offset(g_at, row, t) + first, offset(k_at, row, t) + first, offset(v_at, row, t) + first
-            o, p, q = offset(h_at, row, t) + first, offset(dk_at, row, t) + first, offset(dv_at, row, t) + first
+        for step in range(order.size - 1, -1, -1):
+            t = order[step]
+            n, i, j = (
+                offset(g_strides, row, t, first),
+                offset(k_strides, row, t, first),
+                offset(v_strides, row, t, first),
+            )
+            p, q = offset(dk_strides, row, t, first), offset(dv_strides, row, t, first)
             cut = reset.size > 0 and reset[row, t]
-            for d in range(width):
-                before[d] = load(h, o - h_at[2] + d) if t > 0 else initial[row, first + d]
             if cut:
                 before[:width] = 0
+            elif step == 0:
+                before[:width] = initial[row, first : first + width]
+            else:
+                o = offset(h_strides, row, order[step - 1], first)
+                for d in range(width):
+                    before[d] = load(h, o + d)
             if kind == LINEAR:
                 for d in range(width):
                     total = load(g, n + d) + flow[d]
-                    store(dk, p + d, total * before[d])
-                    store(dv, q + d, total)
+                    through[d] = total
                     flow[d] = load(k, i + d) * total
-            elif kind == POSITIVE:
                 for d in range(width):
-                    total = load(g, n + d) + flow[d]
-                    x = load(v, j + d)
-                    c = positive(x)
-                    z, dz, flow[d] = gate_backward(load(k, i + d), total)
-                    store(dk, p + d, dz * (c - before[d]))
-                    store(dv, q + d, z * positive_slope(x, c))
+                    store(dk, p + d, through[d] * before[d])
+                    store(dv, q + d, through[d])
             else:
                 for d in range(width):
                     total = load(g, n + d) + flow[d]
-                    z, dz, flow[d] = gate_backward(load(k, i + d), total)
-                    store(dk, p + d, dz * (load(v, j + d) - before[d]))
-                    store(dv, q + d, z)
+                    through[d], to_gate[d], flow[d] = gate_backward(load(k, i + d), total)
+                if kind == POSITIVE:
+                    for d in range(width):
+                        x = load(v, j + d)
+                        c = positive(x)
+                        store(dk, p + d, to_gate[d] * (c - before[d]))
+                        store(dv, q + d, through[d] * positive_slope(x, c))
+                else:
+                    for d in range(width):
+                        store(dk, p + d, to_gate[d] * (load(v, j + d) - before[d]))
+                        store(dv, q + d, through[d])
             if cut:
                 flow[:width] = 0
         d_initial[row, first : first + width] = flow[:width]

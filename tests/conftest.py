@@ -1,0 +1,60 @@
+"""What the tests of the command share: a made-up text, options of a small model, and the command run in-process."""
+
+import random
+from pathlib import Path
+
+import pytest
+
+from minrnn_lightning.cli import main
+
+WORDS = "the king of Rome shall speak, and we obey. what noise is this? O heavy day! exeunt omnes".split()
+
+
+@pytest.fixture(scope="session")
+def text(tmp_path_factory) -> Path:
+    """About 6,000 characters, all of them among Shakespeare's 65."""
+    draw = random.Random(0)
+    file = tmp_path_factory.mktemp("text") / "play.txt"
+    file.write_text("".join(" ".join(draw.choices(WORDS, k=8)) + "\n" for _ in range(140)))
+    return file
+
+
+def options(text: Path, folder: Path) -> list[str]:
+    """Options of a model that trains in a moment on the made-up text; an epoch has about 40 steps."""
+    return [
+        *("--model=LanguageTask", "--model.dim=16", "--model.depth=1", "--model.dropout=0.2", "--model.warmup=3"),
+        *("--data=TextDataModule", f"--data.path={text}", f"--data.data_dir={folder}/data"),
+        *("--data.length=16", "--data.batch_size=8"),
+        *("--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false"),
+        *("--trainer.log_every_n_steps=1", f"--trainer.default_root_dir={folder}/runs"),
+    ]
+
+
+@pytest.fixture
+def small(text, tmp_path) -> list[str]:
+    """Options of a small model; its runs go to ``tmp_path / "runs"``."""
+    return options(text, tmp_path)
+
+
+@pytest.fixture
+def minrnn(capfd):
+    """Run the command and return its exit code, output and errors."""
+
+    def run(*words: object) -> tuple[int, str, str]:
+        capfd.readouterr()
+        code = 0
+        try:
+            main([str(word) for word in words])
+        except SystemExit as stop:
+            code = int(stop.code or 0)
+        return code, *capfd.readouterr()
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def checkpoint(text, tmp_path_factory) -> Path:
+    """The checkpoint of a small model after 3 steps."""
+    folder = tmp_path_factory.mktemp("trained")
+    main(["fit", *options(text, folder), "--trainer.max_steps=3"])
+    return folder / "runs/version_0/checkpoints/last.ckpt"

@@ -1,0 +1,84 @@
+"""Backbone: sizes, dropout, convolution and what it refuses."""
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from minrnn_lightning.nn import Backbone
+from minrnn_lightning.nn.conv import CausalConv
+from minrnn_lightning.nn.dropout import Dropout
+
+
+def test_shakespeare_backbone_has_the_size_of_the_paper():
+    backbone = Backbone(384, 3, "mingru", expansion=2, kernel_size=4, mlp_ratio=4)
+    d, h = 384, 768
+    mixer = d * 2 * h + 2 * h + h * d + d
+    mlp = 2 * 4 * d * d + 5 * d
+    assert sum(p.numel() for p in backbone.parameters()) == 3 * (4 * d + 5 * d + mixer + mlp) + 2 * d
+
+
+def test_conv_and_mlp_are_optional():
+    names = {name.split(".")[2] for name, _ in Backbone(8, 1, kernel_size=0, mlp_ratio=0).named_parameters() if "." in name[7:]}
+    assert names == {"mixer", "mixer_norm"}
+    y, state = Backbone(8, 2, kernel_size=0, mlp_ratio=0)(torch.randn(2, 5, 8))
+    assert y.shape == (2, 5, 8)
+    assert len(state) == 2
+
+
+def test_a_pattern_repeats_to_the_depth():
+    backbone = Backbone(8, 5, ["mingru", "mingru", "minlstm"])
+    kinds = [type(block.mixer).__name__ for block in backbone.blocks]
+    assert kinds == ["MinGRUMixer", "MinGRUMixer", "MinLSTMMixer", "MinGRUMixer", "MinGRUMixer"]
+
+
+@pytest.mark.parametrize("kernel_size", [1, 2, 4])
+def test_conv_equals_conv1d(kernel_size):
+    conv = CausalConv(6, kernel_size).double()
+    x = torch.randn(2, 11, 6, dtype=torch.float64)
+    weight = conv.weight.flip(0).t().unsqueeze(1)
+    expected = F.conv1d(F.pad(x.transpose(1, 2), (kernel_size - 1, 0)), weight, conv.bias, groups=6).transpose(1, 2)
+    torch.testing.assert_close(conv(x)[0], expected)
+
+
+@pytest.mark.parametrize("p", [0.0, 0.2, 0.5])
+@pytest.mark.parametrize("shape", [(7,), (64, 33, 5)])
+def test_dropout(p, shape):
+    dropout = Dropout(p)
+    x = torch.ones(1000, *shape, requires_grad=True)
+    y = dropout(x)
+    (grad,) = torch.autograd.grad(y.sum(), x)
+    torch.testing.assert_close(grad, y)
+    assert abs((y == 0).float().mean() - p) < 0.02
+    assert abs(y.mean() - 1) < 0.05
+    assert len(y.unique()) == (1 if p == 0 else 2)
+    assert torch.equal(dropout.eval()(x), x)
+
+
+def test_dropout_follows_the_seed():
+    x = torch.ones(100)
+    dropout = Dropout(0.5)
+    torch.manual_seed(1)
+    first = dropout(x)
+    assert not torch.equal(dropout(x), first)
+    torch.manual_seed(1)
+    assert torch.equal(dropout(x), first)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"dim": 0}, "dim must be above 0, got 0"),
+        ({"depth": -1}, "depth must be above 0, got -1"),
+        ({"expansion": 0}, "expansion must be above 0, got 0"),
+        ({"expansion": 0.01}, "leaves no hidden unit"),
+        ({"kernel_size": -1}, "must be at least 0, got -1"),
+        ({"mlp_ratio": -1.0}, "must be at least 0"),
+        ({"dropout": 1.0}, "dropout must be at least 0 and below 1, got 1.0"),
+        ({"mixer": "mamba9"}, "mixer 'mamba9' is unknown; it can be .*mingru, minlstm"),
+        ({"mixer": []}, "mixer must name 1 to 2 kinds for depth 2, got 0"),
+        ({"mixer": ["mingru"] * 3}, "mixer must name 1 to 2 kinds for depth 2, got 3"),
+    ],
+)
+def test_refuses(options, words):
+    with pytest.raises(ValueError, match=words):
+        Backbone(**{"dim": 8, "depth": 2, **options})

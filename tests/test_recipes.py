@@ -1,0 +1,159 @@
+"""Every recipe and every hardware overlay runs through the command, on the corpus or a made-up text in its place."""
+
+import os
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from minrnn_lightning.cli import recipes_folder
+from minrnn_lightning.generate import load_language_task
+
+RECIPES = sorted(recipes_folder().glob("*.yaml"))
+OVERLAYS = sorted(recipes_folder().glob("hardware/*.yaml"))
+LITTLE = ["--data.batch_size=2", "--data.length=16", "--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false"]
+
+
+@pytest.fixture(autouse=True)
+def corpus(tmp_path, monkeypatch, text):
+    """Without the corpus, a text where the plays would be that stand in for it offline."""
+    if not Path(os.environ.get("MINRNN_DATA_DIR", ""), "tinyshakespeare/input.txt").is_file():
+        plays = tmp_path / "data/shakespeare-plays/input.txt"
+        plays.parent.mkdir(parents=True)
+        plays.write_text(text.read_text())
+        monkeypatch.setenv("MINRNN_DATA_DIR", str(tmp_path / "data"))
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
+def test_recipe_runs(minrnn, recipe, tmp_path):
+    words = [f"--config={recipe}", *LITTLE, f"--trainer.default_root_dir={tmp_path}/runs"]
+    assert minrnn("fit", *words, "--trainer.fast_dev_run=true")[0] == 0
+    assert minrnn("fit", *words, "--trainer.max_steps=1")[0] == 0
+    checkpoint = f"--ckpt_path={tmp_path}/runs/version_0/checkpoints/last.ckpt"
+    for command in ("validate", "test"):
+        code, out, errors = minrnn(command, *words, checkpoint, "--trainer.fast_dev_run=true")
+        assert code == 0, errors
+        assert "loss" in out
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
+def test_recipe_is_complete(recipe):
+    content = recipe.read_text()
+    settings = yaml.safe_load(content)
+    assert content.startswith("# ")
+    assert "paper" in content
+    assert isinstance(settings["seed_everything"], int)
+    assert settings["trainer"]["default_root_dir"] == f"runs/{recipe.stem}"
+    assert {"class_path", "init_args"} == settings["model"].keys() == settings["data"].keys()
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS, ids=lambda path: path.stem)
+def test_overlay_sets_hardware_only(minrnn, overlay):
+    settings = yaml.safe_load(overlay.read_text())
+    assert settings.keys() == {"trainer"}
+    code, out, errors = minrnn("fit", "--config=shakespeare", f"--config={overlay}", "--print_config")
+    assert code == 0, errors
+    printed = yaml.safe_load(out)["trainer"]
+    assert all(printed[name] == value for name, value in settings["trainer"].items())
+    assert printed["max_steps"] > 0
+
+
+def test_bf16(minrnn, tmp_path):
+    words = [*LITTLE, "--trainer.max_steps=1", f"--trainer.default_root_dir={tmp_path}/runs"]
+    assert minrnn("fit", "--config=shakespeare", "--config=hardware/bf16", *words)[0] == 0
+    assert "precision: bf16-mixed" in (tmp_path / "runs/version_0/config.yaml").read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "program", [[sys.executable, "-m", "minrnn_lightning"], [str(Path(sys.executable).parent / "minrnn")]], ids=str
+)
+def test_ddp(program, tmp_path):
+    recipes = ["--config", recipes_folder() / "shakespeare.yaml", "--config", recipes_folder() / "hardware/ddp.yaml"]
+    words = [*LITTLE, "--model.dim=16", "--model.depth=1", "--trainer.max_steps=3", "--trainer.val_check_interval=2"]
+    words += ["--trainer.limit_val_batches=2", f"--trainer.default_root_dir={tmp_path}/runs"]
+    run = subprocess.run([*program, "fit", *map(str, recipes), *words], capture_output=True, text=True, timeout=300)
+    assert run.returncode == 0, run.stderr
+    assert "MEMBER: 2/2" in run.stderr
+    assert "gloo" in run.stderr
+    assert [path.name for path in (tmp_path / "runs").iterdir()] == ["version_0"]
+    checkpoint = torch.load(tmp_path / "runs/version_0/checkpoints/last.ckpt", weights_only=True)
+    assert checkpoint["global_step"] == 3
+
+
+FOREIGN = textwrap.dedent("""
+    '''A project of somebody else, which imports the package.'''
+
+    import sys
+
+    import lightning as L
+    import torch
+
+    from minrnn_lightning import LanguageTask, TextDataModule
+
+
+    class MyTask(LanguageTask):
+        def __init__(self, momentum: float = 0.0, **others):
+            super().__init__(**others)
+            self.momentum = momentum
+
+        def configure_optimizers(self):
+            return torch.optim.SGD(self.parameters(), lr=self.lr, momentum=self.momentum)
+
+
+    if __name__ == "__main__":
+        path, folder, devices, batch_size, steps = sys.argv[1:]
+        L.seed_everything(0)
+        data = TextDataModule(path, batch_size=int(batch_size), length=16, data_dir=folder + "/data")
+        sizes = {"input_size": data.input_size, "output_size": data.output_size, "dim": 16, "depth": 1}
+        task = MyTask(**sizes, lr=0.5, momentum=0.5 if int(steps) > 1 else 0.0)
+        trainer = L.Trainer(
+            accelerator="cpu", devices=int(devices), strategy="ddp" if int(devices) > 1 else "auto",
+            max_steps=int(steps), limit_val_batches=2, logger=False, enable_progress_bar=False,
+            enable_checkpointing=False,
+        )
+        before = {name: tensor.clone() for name, tensor in task.state_dict().items()}
+        trainer.fit(task, data)
+        trainer.save_checkpoint(folder + "/x.ckpt")
+        if trainer.is_global_zero:
+            print(trainer.callback_metrics["train/loss"].item())
+            torch.save(before, folder + "/before.pt")
+""")
+
+
+def foreign(folder: Path, text: Path, devices: int, batch_size: int, steps: int) -> tuple[float, dict, dict]:
+    """Run the foreign project; its last loss, and its weights before and after."""
+    folder.mkdir()
+    (folder / "project.py").write_text(FOREIGN)
+    words = [text, folder, devices, batch_size, steps]
+    run = subprocess.run(
+        [sys.executable, str(folder / "project.py"), *map(str, words)], capture_output=True, text=True, timeout=300
+    )
+    assert run.returncode == 0, run.stderr
+    after = torch.load(folder / "x.ckpt", weights_only=True)["state_dict"]
+    return float(run.stdout.split()[-1]), torch.load(folder / "before.pt"), after
+
+
+@pytest.mark.slow
+def test_foreign_project_with_another_optimizer(minrnn, text, tmp_path):
+    loss, _, after = foreign(tmp_path / "project", text, devices=1, batch_size=8, steps=60)
+    assert loss < 2.6  # 3.3 at the start
+    task, _ = load_language_task(tmp_path / "project/x.ckpt")
+    assert torch.equal(task.head.weight, after["head.weight"])
+    code, out, _ = minrnn("generate", f"--checkpoint={tmp_path}/project/x.ckpt", "--max_new_tokens=5")
+    assert (code, len(out)) == (0, 6)
+
+
+@pytest.mark.slow
+def test_gradient_of_two_processes_is_that_of_the_joined_batch(text, tmp_path):
+    _, one_before, one_after = foreign(tmp_path / "one", text, devices=1, batch_size=8, steps=1)
+    _, two_before, two_after = foreign(tmp_path / "two", text, devices=2, batch_size=4, steps=1)
+    for name, before in one_before.items():
+        assert torch.equal(before, two_before[name])
+        one, two = before - one_after[name], before - two_after[name]  # learning rate times gradient
+        torch.testing.assert_close(two, one, rtol=1e-4, atol=1e-6)
+    assert any((one_before[name] - one_after[name]).abs().max() > 1e-3 for name in one_before)
