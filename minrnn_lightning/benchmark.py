@@ -87,8 +87,7 @@ def layer(
     """
     if min(*lengths, batch_size, dim, repeats, 1) < 1:
         raise ValueError(
-            "lengths, batch_size, dim and repeats must be at least 1, "
-            f"got {lengths}, {batch_size}, {dim} and {repeats}"
+            f"lengths, batch_size, dim and repeats must be at least 1, got {lengths}, {batch_size}, {dim} and {repeats}"
         )
     machine = (
         f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}, "

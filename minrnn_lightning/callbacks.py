@@ -29,7 +29,7 @@ class TextSamples(Callback):
     The samples draw from a random generator of their own, so that training goes on as it would without them.
 
     Args:
-        prompt: the text to continue.
+        prompt: the text to continue; where the vocabulary lacks one of its characters, the first token instead.
         max_new_tokens: length of the sample in tokens.
         temperature: as for `minrnn_lightning.generate.generate`.
         top_k: as for `minrnn_lightning.generate.generate`.
@@ -66,11 +66,14 @@ class TextSamples(Callback):
         if trainer.sanity_checking or not trainer.is_global_zero or isinstance(trainer.strategy, FSDPStrategy):
             return
         tokenizer: Tokenizer = trainer.datamodule.tokenizer  # type: ignore[attr-defined]
+        try:
+            prompt = encode(tokenizer, self.prompt) or [0]
+        except ValueError:  # another vocabulary than the recipe's
+            prompt = [0]
         device = pl_module.device
-        prompt = torch.tensor([encode(tokenizer, self.prompt)], device=device)
         generator = torch.Generator(device).manual_seed(self.seed)
-        tokens = generate(pl_module, prompt, generator=generator, **self.sampling)  # type: ignore[arg-type]
-        self.text = self.prompt + tokenizer.decode([int(token) for token in tokens], skip_special_tokens=False)
+        tokens = generate(pl_module, torch.tensor([prompt], device=device), generator=generator, **self.sampling)  # type: ignore[arg-type]
+        self.text = tokenizer.decode([*prompt, *(int(token) for token in tokens)], skip_special_tokens=False)
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
                 markdown = "\n".join("    " + line for line in self.text.splitlines())  # shown as it is

@@ -74,8 +74,7 @@ def _call(function: Callable[..., None], words: list[str]) -> None:
     """Call a plain function with the options in ``words``."""
     from jsonargparse import ArgumentParser
 
-    name = function.__name__.replace("_", "-")
-    parser = ArgumentParser(prog=f"minrnn {name}", exit_on_error=False)
+    parser = ArgumentParser(prog=f"minrnn {function.__name__}", exit_on_error=False)
     parser.add_function_arguments(function, as_positional=False)
     function(**parser.parse_args(words).as_dict())
 
@@ -95,6 +94,7 @@ def _sentence(error: BaseException | None) -> str | None:
             return _shorten(error.message)
         if isinstance(error, OSError) and error.strerror:
             return ": ".join(map(str, filter(None, (error.filename2 or error.filename, error.strerror))))
+        # by name, because Lightning may not even be imported
         if isinstance(error, OSError) or type(error).__name__ == "MisconfigurationException" or _is_ours(error):
             return " ".join(str(error).split())
         error = error.__cause__

@@ -7,7 +7,7 @@ import pytest
 
 from minrnn_lightning.cli import main
 
-WORDS = "the king of Rome shall speak, and we obey. what noise is this? O heavy day! exeunt omnes".split()
+WORDS = "the king of Rome shall speak, and we obey. what noise is this? O heavy day! exeunt omnes".split()  # noqa: SIM905
 
 
 @pytest.fixture(scope="session")

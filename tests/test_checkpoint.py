@@ -4,9 +4,9 @@ import pickle
 
 import pytest
 import torch
-from lightning.fabric.plugins import TorchCheckpointIO
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from lightning.fabric.plugins import TorchCheckpointIO
 from tokenizers import Tokenizer
 
 from minrnn_lightning.checkpoint import (

@@ -224,7 +224,7 @@ def test_resumed_run_equals_whole_run(minrnn, small, tmp_path, stop):
     assert minrnn("fit", *words, f"--ckpt_path={half}")[0] == 0
     whole, resumed = read(whole), read(resumed)
     assert whole["global_step"] == resumed["global_step"] == stop + 10
-    for part in ("state_dict", "optimizer_states", "lr_schedulers", "random_state"):
+    for part in ("state_dict", "optimizer_states", "lr_schedulers", "seed"):
         assert equal(whole[part], resumed[part]), part
     assert not equal(whole["state_dict"], read(half)["state_dict"])
 
@@ -439,6 +439,15 @@ def test_offline_without_cache(minrnn, small, tmp_path, monkeypatch):
     words = [word for word in small if not word.startswith("--data")]
     result = minrnn("fit", *words, "--data=ShakespeareDataModule", f"--data.data_dir={tmp_path}/none")
     refused(result, "input.txt", "https://", "--data.data_dir")
+
+
+def test_wrong_checksum(minrnn, small, text, tmp_path):
+    file = tmp_path / "none/tinyshakespeare/input.txt"
+    file.parent.mkdir(parents=True)
+    file.write_text(text.read_text())
+    words = [word for word in small if not word.startswith("--data")]
+    result = minrnn("fit", *words, "--data=ShakespeareDataModule", f"--data.data_dir={tmp_path}/none")
+    refused(result, str(file), "sha256")
 
 
 def test_mistakes_in_the_program_show_their_traceback(small):

@@ -3,6 +3,8 @@
 import io
 import math
 import re
+import subprocess
+import sys
 from itertools import islice
 
 import pytest
@@ -174,7 +176,30 @@ def test_command_equals_the_function(minrnn, checkpoint):
 def test_command_reads_standard_input(minrnn, checkpoint, monkeypatch):
     words = ["generate", f"--checkpoint={checkpoint}", "--max_new_tokens=10", "--seed=0"]
     monkeypatch.setattr("sys.stdin", io.StringIO("what noise"))
-    assert minrnn(*words, "--prompt=-") == minrnn(*words, "--prompt=what noise")
+    assert minrnn(*words, "--prompt", "-") == minrnn(*words, "--prompt=what noise")
+
+
+@pytest.mark.parametrize("prompt", ["null", "the: king", "{a", "- a", "true", "[O", "a=b", "?"])
+def test_prompts_are_taken_as_they_are(minrnn, tmp_path, checkpoint, prompt):
+    whole = torch.load(checkpoint, weights_only=True)
+    task = LanguageTask(input_size=256, output_size=256, dim=8, depth=1)
+    whole |= {"state_dict": task.state_dict(), "hyper_parameters": dict(task.hparams)}
+    whole["TextDataModule"]["tokenizer"] = byte_tokenizer().to_str()
+    torch.save(whole, tmp_path / "bytes.ckpt")
+    code, out, _ = minrnn("generate", f"--checkpoint={tmp_path}/bytes.ckpt", "--prompt", prompt, "--max_new_tokens=3")
+    assert code == 0
+    assert out.startswith(prompt)
+
+
+def test_reader_goes_away(checkpoint):
+    words = ["generate", f"--checkpoint={checkpoint}", "--max_new_tokens=100000"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "minrnn_lightning", *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    process.stdout.read(10)
+    process.stdout.close()
+    assert process.stderr.read() == ""
+    assert process.wait(timeout=300) == 141
 
 
 def test_empty_prompt_starts_a_line(minrnn, checkpoint):

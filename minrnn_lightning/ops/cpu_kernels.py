@@ -5,7 +5,7 @@ it reads and writes each sequence once. The exponential is written out because o
 Types are told apart by the arrays; uint16 stands for the bits of bfloat16. A sequence comes as a flat array and its
 strides from row to row and from step to step.
 
-``order`` lists the steps in the order of the scan. It is an array, not a range, because with offsets that it can foresee
+``order`` lists the steps in the order of the scan. It is an array, not a range, because with offsets that it foresees
 LLVM checks once for all steps that the arrays do not overlap, and gives up on every walk against the time.
 """
 

@@ -86,7 +86,7 @@ class Task(LightningModule, ABC):
             dropout=dropout,
         )
         self.head: nn.Module = nn.Linear(dim, output_size, bias=False)
-        self._random_state: Tensor | None = None
+        self._seed: int | None = None
 
     def forward(self, inputs: Tensor, state: State = None, reset: Tensor | None = None) -> tuple[Tensor, State]:
         """Logits for every step of (batch, length) tokens: (batch, length, output_size), and the state after them."""
@@ -136,20 +136,26 @@ class Task(LightningModule, ABC):
             rank_zero_info(f"{self.init_from}: took {len(taken)} tensors ({', '.join(taken)})")
             rank_zero_info(f"{self.init_from}: left {len(left)} as initialised ({', '.join(left) or 'none'})")
 
+    def on_fit_start(self) -> None:
+        """Note the seed from which the random numbers of every batch are derived."""
+        if self._seed is None:
+            self._seed = torch.initial_seed()
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """Draw the random numbers of a batch from seed, batch and process alone: a resumed run equals the whole one."""
+        if self._seed is not None:
+            trainer = self.trainer
+            batches = trainer.fit_loop.epoch_loop.total_batch_idx
+            torch.manual_seed((self._seed + batches * trainer.world_size + trainer.global_rank) % 2**63)
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep the state of the random generator, so that a resumed run draws what the whole run would."""
-        checkpoint["random_state"] = torch.get_rng_state()
+        """Keep the seed, and the name of the class."""
+        checkpoint["seed"] = self._seed
         checkpoint["task"] = type(self).__name__
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Read the state of the random generator; it is set when training goes on."""
-        self._random_state = checkpoint.get("random_state")
-
-    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        """Set the random generator as it was when the run that is resumed was saved."""
-        if self._random_state is not None:
-            torch.set_rng_state(self._random_state.cpu())
-            self._random_state = None
+        """Go on with the seed of the run that is resumed."""
+        self._seed = checkpoint.get("seed")
 
 
 def warmup_cosine(step: int, warmup: int, total: float) -> float:

@@ -18,7 +18,11 @@ def test_shakespeare_backbone_has_the_size_of_the_paper():
 
 
 def test_conv_and_mlp_are_optional():
-    names = {name.split(".")[2] for name, _ in Backbone(8, 1, kernel_size=0, mlp_ratio=0).named_parameters() if "." in name[7:]}
+    names = {
+        name.split(".")[2]
+        for name, _ in Backbone(8, 1, kernel_size=0, mlp_ratio=0).named_parameters()
+        if "." in name[7:]
+    }
     assert names == {"mixer", "mixer_norm"}
     y, state = Backbone(8, 2, kernel_size=0, mlp_ratio=0)(torch.randn(2, 5, 8))
     assert y.shape == (2, 5, 8)

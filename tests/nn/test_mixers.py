@@ -1,4 +1,4 @@
-"""The contract that every mixer keeps, alone and inside a backbone: a mixer listed in MIXERS is tested by that alone."""
+"""The contract that every mixer keeps, alone and inside a backbone: being listed in MIXERS is enough to be tested."""
 
 import itertools
 
@@ -91,7 +91,7 @@ class TestMixer:
         for row, starts in enumerate([[0, 1, 9], [LENGTH - 2], []]):
             own = None if state is None else tree_map(lambda s, row=row: s[row : row + 1], state)
             pieces = []
-            for start, stop in itertools.pairwise(sorted({0, *starts}) + [LENGTH]):
+            for start, stop in itertools.pairwise([*sorted({0, *starts}), LENGTH]):
                 piece, last = model(x[row : row + 1, start:stop], None if start in starts else own)
                 pieces.append(piece)
             assert_same(torch.cat(pieces, 1), y[row : row + 1])

@@ -1,6 +1,7 @@
 """linear_scan and gated_scan against a float64 step loop that is written here, for every kernel."""
 
 import itertools
+import json
 import os
 import subprocess
 import sys
@@ -216,6 +217,17 @@ def test_environment_chooses_the_kernel():
         text=True,
     )
     assert "MINRNN_KERNEL is 'fast'; it can be auto or torch" in wrong.stderr
+
+
+def test_without_numba_the_torch_kernel_runs_and_says_so():
+    code = (
+        "import sys; sys.modules['numba'] = None; import torch; from minrnn_lightning.ops import gated_scan\n"
+        "k = torch.ones(2, 3, 4); print(gated_scan(k, k)[0, :, 0].tolist())"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    k = torch.ones(2, 3, 4)
+    torch.testing.assert_close(torch.tensor(json.loads(done.stdout)), gated_scan(k, k)[0, :, 0])
+    assert "Numba does not load" in done.stderr
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,62 @@
+"""The README's Python examples run, its commands parse, and its links lead somewhere."""
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+EXAMPLES = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+COMMANDS = [line for line in README.splitlines() if re.match(r"minrnn \w+ --", line)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", range(len(EXAMPLES)))
+def test_example_runs(number, tmp_path):
+    script = tmp_path / "example.py"
+    script.write_text(EXAMPLES[number], encoding="utf-8")
+    environment = {**os.environ, "MINRNN_DATA_DIR": str(tmp_path), "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run([sys.executable, script], cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith("minrnn fit")])
+def test_fit_command_parses(minrnn, command, tmp_path, monkeypatch, checkpoint, text):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my_texts").mkdir()
+    (tmp_path / "my_texts" / "play.txt").write_text(text.read_text())
+    code, out, errors = minrnn(*shlex.split(command)[1:], "--print_config")
+    assert code == 0, errors
+    assert "my_texts" in out
+
+
+def test_generate_command_runs(minrnn, checkpoint, tmp_path, monkeypatch):
+    (command,) = (c for c in COMMANDS if c.startswith("minrnn generate"))
+    monkeypatch.chdir(tmp_path)
+    words = shlex.split(command)[1:]
+    place = Path(words[words.index("--checkpoint") + 1])
+    place.parent.mkdir(parents=True)
+    place.write_bytes(checkpoint.read_bytes())
+    words[words.index("--prompt") + 1] = "the king"
+    code, out, errors = minrnn(*words, "--max_new_tokens=5")
+    assert code == 0, errors
+    assert out.startswith("the king")
+
+
+def test_the_two_set_up_commands_are_there():
+    commands = re.findall(r"^python -m pip install .* && .*$", README, re.MULTILINE)
+    assert [command.split(" && ")[1] for command in commands] == [
+        "minrnn fit --config recipes/shakespeare.yaml",
+        "python -m pytest",
+    ]
+
+
+def test_links_lead_somewhere():
+    targets = re.findall(r"\]\((?!http)([^)#]+)\)", README)
+    assert targets
+    assert [target for target in targets if not (ROOT / target).exists()] == []
