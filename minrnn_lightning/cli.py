@@ -19,6 +19,7 @@ USAGE = """usage: minrnn <command> [options]
   predict    the predictions of a task
   generate   continue a text: minrnn generate --checkpoint last.ckpt --prompt "ROMEO:"
   recipes    list the recipes that come with the package
+  benchmark  time the layers beside their baselines: minrnn benchmark layer
 
 minrnn <command> --help shows the options of a command, minrnn --version the version.
 """
@@ -60,21 +61,28 @@ def _run(words: list[str]) -> None:
 
             MinRNNCLI(words)
         case ["generate", *rest]:
-            _call(generate, rest)
+            _call(generate, "generate", rest)
         case ["recipes", *rest]:
-            _call(recipes, rest)
+            _call(recipes, "recipes", rest)
+        case ["benchmark", "layer", *rest]:
+            from minrnn_lightning.benchmark import layer
+
+            _call(layer, "benchmark layer", rest)
+        case ["benchmark", *_]:
+            _fail("minrnn benchmark has one kind so far: minrnn benchmark layer", 2)
         case [word, *_]:
             _fail(
-                f"{word!r} is not a command; the first word is one of fit, validate, test, predict, generate, recipes",
+                f"{word!r} is not a command; the first word is one of fit, validate, test, predict, generate, recipes, "
+                "benchmark",
                 2,
             )
 
 
-def _call(function: Callable[..., None], words: list[str]) -> None:
-    """Call a plain function with the options in ``words``."""
+def _call(function: Callable[..., None], name: str, words: list[str]) -> None:
+    """Call a plain function, the command ``name``, with the options in ``words``."""
     from jsonargparse import ArgumentParser
 
-    parser = ArgumentParser(prog=f"minrnn {function.__name__}", exit_on_error=False)
+    parser = ArgumentParser(prog=f"minrnn {name}", exit_on_error=False)
     parser.add_function_arguments(function, as_positional=False)
     function(**parser.parse_args(words).as_dict())
 
