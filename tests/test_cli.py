@@ -283,7 +283,7 @@ def test_fine_tuning_reports_what_it_took(minrnn, small, checkpoint, text, tmp_p
 # Bad input
 
 
-def refused(result: tuple[int, str, str], *parts: str, code: int = 1) -> None:
+def check_refused(result: tuple[int, str, str], *parts: str, code: int = 1) -> None:
     """Whether the command ended with one sentence that holds the parts."""
     got, _, errors = result
     *noise, sentence = errors.strip().splitlines()
@@ -296,11 +296,11 @@ def refused(result: tuple[int, str, str], *parts: str, code: int = 1) -> None:
 
 
 def test_unknown_command(minrnn):
-    refused(minrnn("train"), "'train' is not a command", "fit, validate", code=2)
+    check_refused(minrnn("train"), "'train' is not a command", "fit, validate", code=2)
 
 
 def test_missing_recipe(minrnn):
-    refused(minrnn("fit", "--config", "nope.yaml"), "nope.yaml is neither a file nor a packaged recipe")
+    check_refused(minrnn("fit", "--config", "nope.yaml"), "nope.yaml is neither a file nor a packaged recipe")
 
 
 @pytest.mark.parametrize(
@@ -316,7 +316,7 @@ def test_missing_recipe(minrnn):
     ],
 )
 def test_unknown_options(minrnn, small, words, parts):
-    refused(minrnn("fit", *small, *words), *parts, code=2)
+    check_refused(minrnn("fit", *small, *words), *parts, code=2)
 
 
 @pytest.mark.parametrize(
@@ -331,11 +331,11 @@ def test_unknown_options(minrnn, small, words, parts):
 )
 def test_bad_recipes(minrnn, tmp_path, recipe, part):
     (tmp_path / "x.yaml").write_text(recipe)
-    refused(minrnn("fit", "--config", tmp_path / "x.yaml"), part, code=2)
+    check_refused(minrnn("fit", "--config", tmp_path / "x.yaml"), part, code=2)
 
 
 def test_nothing_to_train(minrnn):
-    refused(minrnn("fit"), "required", "model", "data", code=2)
+    check_refused(minrnn("fit"), "required", "model", "data", code=2)
 
 
 @pytest.mark.parametrize(
@@ -357,22 +357,22 @@ def test_nothing_to_train(minrnn):
     ],
 )
 def test_bad_sizes(minrnn, small, words, parts):
-    refused(minrnn("fit", *small, *words), *parts)
+    check_refused(minrnn("fit", *small, *words), *parts)
 
 
 @pytest.mark.parametrize(("content", "part"), [(b"", "empty"), (b"\xff\xfe\x00\x81" * 99, "UTF-8"), (b"ab\n", "short")])
 def test_bad_texts(minrnn, small, tmp_path, content, part):
     (tmp_path / "x.txt").write_bytes(content)
-    refused(minrnn("fit", *small, f"--data.path={tmp_path}/x.txt", "--trainer.max_steps=1"), part)
+    check_refused(minrnn("fit", *small, f"--data.path={tmp_path}/x.txt", "--trainer.max_steps=1"), part)
 
 
 def test_missing_text(minrnn, small):
-    refused(minrnn("fit", *small, "--data.path=/none/such.txt", "--trainer.max_steps=1"), "/none/such.txt")
+    check_refused(minrnn("fit", *small, "--data.path=/none/such.txt", "--trainer.max_steps=1"), "/none/such.txt")
 
 
 @pytest.mark.parametrize("command", ["validate", "test", "predict"])
 def test_random_weights_are_not_tested(minrnn, small, command):
-    refused(minrnn(command, *small), f"minrnn {command} needs trained weights", "--ckpt_path")
+    check_refused(minrnn(command, *small), f"minrnn {command} needs trained weights", "--ckpt_path")
 
 
 @pytest.fixture(params=["missing", "empty", "foreign", "cut", "other class", "other program"])
@@ -395,27 +395,27 @@ def bad_checkpoint(request, checkpoint, tmp_path):
 
 def test_bad_checkpoints(minrnn, small, bad_checkpoint):
     fit = ["fit", *small, "--trainer.max_steps=5"]
-    refused(minrnn(*fit, f"--ckpt_path={bad_checkpoint}"), "bad.ckpt")
-    refused(minrnn(*fit, f"--model.init_from={bad_checkpoint}"), "bad.ckpt")
-    refused(minrnn("test", *small, f"--ckpt_path={bad_checkpoint}"), "bad.ckpt")
-    refused(minrnn("generate", f"--checkpoint={bad_checkpoint}"), "bad.ckpt")
+    check_refused(minrnn(*fit, f"--ckpt_path={bad_checkpoint}"), "bad.ckpt")
+    check_refused(minrnn(*fit, f"--model.init_from={bad_checkpoint}"), "bad.ckpt")
+    check_refused(minrnn("test", *small, f"--ckpt_path={bad_checkpoint}"), "bad.ckpt")
+    check_refused(minrnn("generate", f"--checkpoint={bad_checkpoint}"), "bad.ckpt")
 
 
 def test_checkpoint_of_another_size(minrnn, small, checkpoint):
     words = ["--trainer.max_steps=5", "--model.dim=24", f"--ckpt_path={checkpoint}"]
-    refused(minrnn("fit", *small, *words), "last.ckpt does not fit this LanguageTask", "24", "--model.init_from")
+    check_refused(minrnn("fit", *small, *words), "last.ckpt does not fit this LanguageTask", "24", "--model.init_from")
 
 
 def test_checkpoint_of_another_vocabulary(minrnn, small, checkpoint, text, tmp_path):
     (tmp_path / "x.txt").write_text(text.read_text().replace("w", "W"))  # as many characters
     words = ["--trainer.max_steps=5", f"--data.path={tmp_path}/x.txt", f"--ckpt_path={checkpoint}"]
-    refused(minrnn("fit", *small, *words), "another vocabulary")
+    check_refused(minrnn("fit", *small, *words), "another vocabulary")
 
 
 def test_log_folder_that_cannot_be_written(minrnn, small, tmp_path):
     (tmp_path / "file").touch()
     words = ["--trainer.max_steps=1", f"--trainer.default_root_dir={tmp_path}/file/runs"]
-    refused(minrnn("fit", *small, *words), "file/runs", "Not a directory")
+    check_refused(minrnn("fit", *small, *words), "file/runs", "Not a directory")
 
 
 @pytest.mark.slow
@@ -426,7 +426,7 @@ def test_full_disk(small, tmp_path):
     words = ["--trainer.max_steps=2", "--trainer.limit_val_batches=0", "--model.dim=32"]
     assert main(["fit", *small, "--trainer.fast_dev_run=true"]) is None  # prepares the text
     run = subprocess.run(command("fit", *small, *words), preexec_fn=small_disk, capture_output=True, text=True)
-    refused((run.returncode, run.stdout, run.stderr), "File too large")
+    check_refused((run.returncode, run.stdout, run.stderr), "File too large")
     assert not list(tmp_path.rglob("last.ckpt*"))
 
 
@@ -438,7 +438,7 @@ def test_offline_without_cache(minrnn, small, tmp_path, monkeypatch):
     monkeypatch.delenv("MINRNN_DATA_DIR", raising=False)
     words = [word for word in small if not word.startswith("--data")]
     result = minrnn("fit", *words, "--data=ShakespeareDataModule", f"--data.data_dir={tmp_path}/none")
-    refused(result, "input.txt", "https://", "--data.data_dir")
+    check_refused(result, "input.txt", "https://", "--data.data_dir")
 
 
 def test_wrong_checksum(minrnn, small, text, tmp_path):
@@ -447,7 +447,7 @@ def test_wrong_checksum(minrnn, small, text, tmp_path):
     file.write_text(text.read_text())
     words = [word for word in small if not word.startswith("--data")]
     result = minrnn("fit", *words, "--data=ShakespeareDataModule", f"--data.data_dir={tmp_path}/none")
-    refused(result, str(file), "sha256")
+    check_refused(result, str(file), "sha256")
 
 
 def test_mistakes_in_the_program_show_their_traceback(small):

@@ -18,7 +18,7 @@ CELLS = {
     for activation in ("positive", "identity")
 }
 every_cell = pytest.mark.parametrize("cell", CELLS.values(), ids=CELLS)
-close = partial(torch.testing.assert_close, rtol=1e-10, atol=1e-12)
+check_close = partial(torch.testing.assert_close, rtol=1e-10, atol=1e-12)
 
 
 def build(cell, *sizes, seed=0, **options):
@@ -79,9 +79,9 @@ def test_equals_the_loop_forward_and_backward(cell, bidirectional, batch_first):
     expected = loop(rnn, x, h_0)
     output, h_n = rnn(x if batch_first else x.transpose(0, 1), h_0)
     actual = output if batch_first else output.transpose(0, 1), h_n
-    close(actual, expected)
+    check_close(actual, expected)
     inputs = [x, h_0, *rnn.parameters()]
-    close(gradients(actual, inputs), gradients(expected, inputs))
+    check_close(gradients(actual, inputs), gradients(expected, inputs))
 
 
 @every_cell
@@ -96,7 +96,7 @@ def test_any_chunking_equals_the_whole(cell, data):
     for start, stop in zip([0, *cuts], [*cuts, length], strict=True):
         output, h = rnn(x[:, start:stop], h)
         outputs.append(output)
-    close((torch.cat(outputs, 1), h), loop(rnn, x, h_0))
+    check_close((torch.cat(outputs, 1), h), loop(rnn, x, h_0))
 
 
 @every_cell
@@ -106,7 +106,7 @@ def test_gradient_crosses_a_cut(cell):
     first, h = rnn(x[:, :5], h_0)
     second, h = rnn(x[:, 5:], h)
     inputs = [x, h_0, *rnn.parameters()]
-    close(gradients((torch.cat([first, second], 1), h), inputs), gradients(loop(rnn, x, h_0), inputs))
+    check_close(gradients((torch.cat([first, second], 1), h), inputs), gradients(loop(rnn, x, h_0), inputs))
 
 
 @every_cell
@@ -119,9 +119,9 @@ def test_steps_equal_the_whole_with_gradients(cell, given_state):
         output_t, h = rnn.step(x_t, h)
         outputs.append(output_t)
     actual, expected = (torch.stack(outputs), h), rnn(x, h_0 if given_state else None)
-    close(actual, expected)
+    check_close(actual, expected)
     inputs = [x, *rnn.parameters(), *([h_0] if given_state else [])]
-    close(gradients(actual, inputs), gradients(expected, inputs))
+    check_close(gradients(actual, inputs), gradients(expected, inputs))
 
 
 @every_cell
@@ -153,9 +153,9 @@ def test_reset_equals_separate_sequences(cell, bidirectional, batch_first):
     else:
         output, h_n = rnn(x.transpose(0, 1), h_0, reset=reset.T)
         actual = output.transpose(0, 1), h_n
-    close(actual, expected)
+    check_close(actual, expected)
     inputs = [x, h_0, *rnn.parameters()]
-    close(gradients(actual, inputs), gradients(expected, inputs))
+    check_close(gradients(actual, inputs), gradients(expected, inputs))
 
 
 @every_cell
@@ -165,7 +165,7 @@ def test_bidirectional_equals_two_runs(cell):
     backward.load_state_dict({name: both.state_dict()[f"{name}_reverse"] for name in backward.state_dict()})
     x, h_0 = randn(6, 2, 3), randn(2, 2, 4)
     (ahead, h_ahead), (back, h_back) = forward(x, h_0[:1]), backward(x.flip(0), h_0[1:])
-    close(both(x, h_0), (torch.cat([ahead, back.flip(0)], -1), torch.cat([h_ahead, h_back])))
+    check_close(both(x, h_0), (torch.cat([ahead, back.flip(0)], -1), torch.cat([h_ahead, h_back])))
 
 
 @every_cell
@@ -184,9 +184,9 @@ def test_packed_equals_each_sequence_alone(cell, bidirectional, lengths, enforce
     alone = [loop(rnn, x[None], h_0[:, [n]]) for n, x in enumerate(sequences)]
     expected = [o[0] for o, _ in alone], torch.cat([h for _, h in alone], 1)
     actual = unpack_sequence(output), h_n
-    close(actual, expected)
+    check_close(actual, expected)
     inputs = [*sequences, h_0, *rnn.parameters()]
-    close(gradients([*actual[0], h_n], inputs), gradients([*expected[0], expected[1]], inputs))
+    check_close(gradients([*actual[0], h_n], inputs), gradients([*expected[0], expected[1]], inputs))
 
 
 @every_cell
@@ -194,12 +194,12 @@ def test_unbatched_equals_a_batch_of_one(cell):
     rnn = build(cell, 3, 4, 2, bidirectional=True)
     x, h_0, reset = randn(6, 3), randn(4, 4), torch.arange(6) == 3
     output, h_n = rnn(x[:, None], h_0[:, None], reset=reset[:, None])
-    close(rnn(x, h_0, reset=reset), (output[:, 0], h_n[:, 0]))
+    check_close(rnn(x, h_0, reset=reset), (output[:, 0], h_n[:, 0]))
     rnn = build(cell, 3, 4, 2, batch_first=True)
     output, h_n = rnn(x[None], h_0[:2, None])
-    close(rnn(x, h_0[:2]), (output[0], h_n[:, 0]))
+    check_close(rnn(x, h_0[:2]), (output[0], h_n[:, 0]))
     output_t, h = rnn.step(x[:1], h_0[:2, None])
-    close(rnn.step(x[0], h_0[:2]), (output_t[0], h[:, 0]))
+    check_close(rnn.step(x[0], h_0[:2]), (output_t[0], h[:, 0]))
     assert rnn.step(x[0])[1].shape == (2, 4)
 
 
