@@ -56,6 +56,6 @@ class LanguageTask(Task):
     def _log_means(self, part: str) -> None:
         loss = self.mean_loss.compute()
         self.mean_loss.reset()
-        self.log(f"{part}/loss", loss, prog_bar=True)
-        self.log(f"{part}/perplexity", loss.exp())
-        self.log(f"{part}/bits_per_character", loss / math.log(2))
+        self.log(f"{part}/loss", loss, prog_bar=True, sync_dist=True)  # the metric is in step already; Lightning asks
+        self.log(f"{part}/perplexity", loss.exp(), sync_dist=True)
+        self.log(f"{part}/bits_per_character", loss / math.log(2), sync_dist=True)

@@ -60,7 +60,9 @@ class Task(LightningModule, ABC):
         compile: bool = False,  # noqa: A002
     ) -> None:
         super().__init__()
-        _check(input_size=input_size, output_size=output_size)
+        _check(input_size=input_size, output_size=output_size, dim=dim)
+        if not 0 <= dropout < 1:
+            raise ValueError(f"dropout must be at least 0 and below 1, got {dropout}")
         if lr <= 0 or weight_decay < 0 or warmup < 0:
             raise ValueError(
                 "lr must be above 0, weight_decay and warmup at least 0, "
@@ -119,7 +121,7 @@ class Task(LightningModule, ABC):
         matrices = [parameter for parameter in self.parameters() if parameter.ndim >= 2]
         rest = [parameter for parameter in self.parameters() if parameter.ndim < 2]
         groups = [{"params": matrices, "weight_decay": self.weight_decay}, {"params": rest, "weight_decay": 0.0}]
-        optimizer = torch.optim.AdamW(groups, lr=self.lr, betas=(0.9, 0.99), fused=True)
+        optimizer = torch.optim.AdamW(groups, lr=self.lr, betas=(0.9, 0.99))
         total = self.trainer.estimated_stepping_batches
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: warmup_cosine(step, self.warmup, total))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

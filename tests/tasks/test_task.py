@@ -176,7 +176,8 @@ def test_init_from_a_missing_checkpoint():
     [
         ({"input_size": 0}, "input_size must be at least 1, got 0"),
         ({"output_size": -3}, "output_size must be at least 1, got -3"),
-        ({"dim": 0}, "dim must be above 0, got 0"),
+        ({"dim": 0}, "dim must be at least 1, got 0"),
+        ({"dropout": 1.5}, "dropout must be at least 0 and below 1, got 1.5"),
         ({"lr": 0.0}, "lr must be above 0"),
         ({"warmup": -1}, "warmup at least 0"),
         ({"mixer": "gpt"}, "mixer 'gpt' is unknown"),
