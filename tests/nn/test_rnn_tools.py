@@ -127,8 +127,10 @@ def test_copies_and_state_dicts(cell):
 
 
 @every_cell
-@pytest.mark.parametrize("bidirectional", [False, True])
-@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("bidirectional", "backend"),
+    [(False, "aot_eager"), (True, "aot_eager"), pytest.param(False, "inductor", marks=pytest.mark.slow)],
+)
 def test_compile(cell, bidirectional, backend):
     torch.manual_seed(0)
     torch._dynamo.reset()
