@@ -21,18 +21,6 @@ Step = Callable[[], object]
 BASE = "its matrix products alone (two nn.Linear)"
 
 
-class LogSpaceMinGRU(nn.Module):
-    """minGRU computed as the paper does, by the log-space scan."""
-
-    def __init__(self, input_size: int, hidden_size: int) -> None:
-        super().__init__()
-        self.gate, self.candidate = (nn.Linear(input_size, hidden_size) for _ in range(2))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(batch, length, input_size) to (batch, length, hidden_size)."""
-        return log_space_scan(self.gate(x), self.candidate(x))
-
-
 class TwoLinear(nn.Module):
     """The two matrix products of a minGRU layer, and nothing between them."""
 
@@ -43,6 +31,14 @@ class TwoLinear(nn.Module):
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """(batch, length, input_size) to two of (batch, length, hidden_size)."""
         return self.gate(x), self.candidate(x)
+
+
+class LogSpaceMinGRU(TwoLinear):
+    """minGRU computed as the paper does: the same two products, then the log-space scan."""
+
+    def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
+        """(batch, length, input_size) to (batch, length, hidden_size)."""
+        return log_space_scan(*super().forward(x))
 
 
 def layers(dim: int) -> dict[str, nn.Module]:
@@ -85,7 +81,7 @@ def layer(
     Raises:
         ValueError: A size is below one.
     """
-    if min(*lengths, batch_size, dim, repeats, 1) < 1:
+    if min(*lengths, batch_size, dim, repeats) < 1:
         raise ValueError(
             f"lengths, batch_size, dim and repeats must be at least 1, got {lengths}, {batch_size}, {dim} and {repeats}"
         )
