@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from minrnn_lightning import __version__
+from minrnn_lightning.memory import keep_freed_memory
 
 USAGE = """usage: minrnn <command> [options]
 
@@ -32,6 +33,7 @@ def main(args: list[str] | None = None) -> None:
         args: the words after ``minrnn``; those of the shell when not given.
     """
     try:
+        keep_freed_memory()
         _run(list(sys.argv[1:] if args is None else args))
     except KeyboardInterrupt:
         sys.exit(130)

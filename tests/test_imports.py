@@ -18,7 +18,8 @@ LAYERS = {
     "data": set(),
     "tool": {"ops", "nn", "checkpoint", "tasks", "data", "tool"},
     "lightning_cli": {"checkpoint", "tasks", "data", "tool"},
-    "cli": {"data", "tool", "lightning_cli", "__init__"},
+    "memory": set(),
+    "cli": {"memory", "data", "tool", "lightning_cli", "__init__"},
     "__main__": {"cli"},
     "__init__": {"nn", "tasks", "data", "tool"},  # looked up when used
 }

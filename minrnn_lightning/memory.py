@@ -1,0 +1,34 @@
+"""Memory that the process keeps: what it frees is used again instead of being given back to the system."""
+
+import ctypes
+import os
+import sys
+
+TRIM_THRESHOLD, TOP_PAD, MMAP_MAX = -1, -2, -4  # parameters of glibc's mallopt, <malloc.h>
+NEVER = -1
+GROWTH = 1 << 26  # bytes by which the heap grows at least
+
+
+def keep_freed_memory() -> bool:
+    """Let glibc's malloc keep what is freed, so that the large tensors of each step do not fault in fresh pages.
+
+    By default it maps every large block anew and returns it when it is freed; the system then zeroes each page at its
+    first touch. The process holds on to its peak instead. ``MINRNN_KEEP_MEMORY=0`` leaves malloc alone. Source:
+    https://man7.org/linux/man-pages/man3/mallopt.3.html
+
+    Returns:
+        Whether malloc was changed: not outside Linux, with another C library, or if the variable forbids it.
+
+    Raises:
+        ValueError: ``MINRNN_KEEP_MEMORY`` is neither 0 nor 1.
+    """
+    wish = os.environ.get("MINRNN_KEEP_MEMORY", "1")
+    if wish not in ("0", "1"):
+        raise ValueError(f"MINRNN_KEEP_MEMORY is {wish!r}; it can be 0 or 1")
+    if wish == "0" or sys.platform != "linux":
+        return False
+    libc = ctypes.CDLL(None)
+    if not hasattr(libc, "gnu_get_libc_version"):
+        return False
+    settings = ((MMAP_MAX, 0), (TRIM_THRESHOLD, NEVER), (TOP_PAD, GROWTH))
+    return all(libc.mallopt(parameter, value) for parameter, value in settings)
