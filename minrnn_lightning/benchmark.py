@@ -1,4 +1,4 @@
-"""Speed of one minGRU or minLSTM layer against named baselines, all measured in one run."""
+"""Speed of a layer and of a recipe's training step against named baselines, all measured in one run."""
 
 import json
 import platform
@@ -8,17 +8,23 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
 
+from minrnn_lightning.lightning_cli import MinRNNCLI
 from minrnn_lightning.nn import MinGRU, MinLSTM
 from minrnn_lightning.ops.reference import log_space_scan
 
 Step = Callable[[], object]
 BASE = "its matrix products alone (two nn.Linear)"
+PRODUCTS, WHOLE, LOG_SPACE = "its matrix products alone", "training step", "the same with the paper's log-space scan"
+STEPS = 7  # training steps of each kind that are timed
 
 
 class TwoLinear(nn.Module):
@@ -95,7 +101,7 @@ def layer(
         x = torch.randn(batch_size, length, dim, requires_grad=True)
         seconds = interleaved({name: _step(module, x) for name, module in layers(dim).items()}, repeats)
         results["milliseconds"][str(length)] = {name: 1e3 * statistics.median(s) for name, s in seconds.items()}
-        _show(f"Length {length} ({machine})", seconds)
+        _show(f"Length {length} ({machine})", "layer, forward + backward", seconds, [BASE, "MinGRU"])
     if output:
         Path(output).write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
 
@@ -127,17 +133,86 @@ def _step(module: nn.Module, x: Tensor) -> Step:
     return step
 
 
-def _show(title: str, seconds: dict[str, list[float]]) -> None:
+def train(words: list[str]) -> None:
+    """Time whole training steps of a recipe on the CPU beside its matrix products alone and the paper's scan.
+
+    A step is forward, loss, backward, clipping and AdamW on one batch of the recipe's data. The matrix products have
+    the shapes and the precision of the step's, forward and backward.
+
+    Args:
+        words: the options of ``minrnn fit``; a recipe among them.
+    """
+    cli = _Built(["fit", *words])
+    data, trainer, model = cli.datamodule, cli.trainer, cli.model
+    data.prepare_data()
+    data.setup("fit")
+    batch = next(iter(data.train_dataloader()))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-6)
+    autocast = torch.autocast("cpu", torch.bfloat16, enabled=trainer.precision == "bf16-mixed")
+
+    def step() -> None:
+        optimizer.zero_grad()
+        with autocast:
+            logits, _ = model(batch[0])
+            loss = model.loss(logits, batch[1])
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), trainer.gradient_clip_val or torch.inf)
+        optimizer.step()
+
+    def log_space_step() -> None:
+        with mock.patch("minrnn_lightning.nn.rnn.gated_scan", _paper_scan):
+            step()
+
+    with _Linears() as linears:
+        step()
+    seconds = interleaved({PRODUCTS: linears.products(), WHOLE: step, LOG_SPACE: log_space_step}, STEPS)
+    machine = f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}"
+    _show(f"{machine}, precision {trainer.precision}, medians of {STEPS}", "a batch", seconds, [PRODUCTS, WHOLE])
+
+
+class _Built(MinRNNCLI):
+    """Model, data and trainer of a recipe, built and not run."""
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        pass
+
+
+class _Linears(TorchFunctionMode):
+    """Notes the operands of every ``F.linear`` inside a ``with`` block."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.operands: list[tuple[Tensor, Tensor]] = []
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if func is F.linear:
+            x, weight = (operand.detach().to(result.dtype).clone().requires_grad_() for operand in args[:2])
+            self.operands.append((x, weight))
+        return result
+
+    def products(self) -> Step:
+        """The matrix products of what was noted: one forward and two backward for each."""
+        outputs = [torch.empty_like(F.linear(x, weight)) for x, weight in self.operands]
+
+        def step() -> None:
+            for (x, weight), gradient in zip(self.operands, outputs, strict=True):
+                torch.autograd.grad(F.linear(x, weight), (x, weight), gradient)
+
+        return step
+
+
+def _paper_scan(gate: Tensor, candidate: Tensor, *_: object, **__: object) -> Tensor:
+    return log_space_scan(gate.float(), candidate.float()).to(gate.dtype)
+
+
+def _show(title: str, kind: str, seconds: dict[str, list[float]], bases: list[str]) -> None:
     medians = {name: statistics.median(times) for name, times in seconds.items()}
     table = Table(title=title)
-    for column in ("layer, forward + backward", "ms", "spread", f"times {BASE}", "times MinGRU"):
-        table.add_column(column, justify="left" if column.startswith("layer") else "right")
+    for column in (kind, "ms", "spread", *(f"times {base}" for base in bases)):
+        table.add_column(column, justify="left" if column == kind else "right")
     for name, median in medians.items():
-        table.add_row(
-            name,
-            f"{1e3 * median:.1f}",
-            f"{1e3 * min(seconds[name]):.1f} to {1e3 * max(seconds[name]):.1f}",
-            f"{median / medians[BASE]:.2f}",
-            f"{median / medians['MinGRU']:.2f}",
-        )
+        ratios = (f"{median / medians[base]:.2f}" for base in bases)
+        spread = f"{1e3 * min(seconds[name]):.1f} to {1e3 * max(seconds[name]):.1f}"
+        table.add_row(name, f"{1e3 * median:.1f}", spread, *ratios)
     Console(width=140).print(table)

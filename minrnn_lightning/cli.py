@@ -21,6 +21,7 @@ USAGE = """usage: minrnn <command> [options]
   generate   continue a text: minrnn generate --checkpoint last.ckpt --prompt "ROMEO:"
   recipes    list the recipes that come with the package
   benchmark  time the layers beside their baselines: minrnn benchmark layer
+             or a recipe's training step: minrnn benchmark train --config shakespeare
 
 minrnn <command> --help shows the options of a command, minrnn --version the version.
 """
@@ -70,8 +71,12 @@ def _run(words: list[str]) -> None:
             from minrnn_lightning.benchmark import layer
 
             _call(layer, "benchmark layer", rest)
+        case ["benchmark", "train", *rest]:
+            from minrnn_lightning.benchmark import train
+
+            train(find_recipes(rest))
         case ["benchmark", *_]:
-            _fail("minrnn benchmark has one kind so far: minrnn benchmark layer", 2)
+            _fail("minrnn benchmark is followed by layer or train", 2)
         case [word, *_]:
             _fail(
                 f"{word!r} is not a command; the first word is one of fit, validate, test, predict, generate, recipes, "

@@ -18,8 +18,9 @@ LAYERS = {
     "data": set(),
     "tool": {"ops", "nn", "checkpoint", "tasks", "data", "tool"},
     "lightning_cli": {"checkpoint", "tasks", "data", "tool"},
+    "benchmark": {"ops", "nn", "lightning_cli"},
     "memory": set(),
-    "cli": {"memory", "data", "tool", "lightning_cli", "__init__"},
+    "cli": {"memory", "data", "tool", "lightning_cli", "benchmark", "__init__"},
     "__main__": {"cli"},
     "__init__": {"nn", "tasks", "data", "tool"},  # looked up when used
 }
