@@ -91,10 +91,7 @@ def layer(
         raise ValueError(
             f"lengths, batch_size, dim and repeats must be at least 1, got {lengths}, {batch_size}, {dim} and {repeats}"
         )
-    machine = (
-        f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}, "
-        f"batch {batch_size}, dim {dim}, float32, medians of {repeats}"
-    )
+    machine = f"{_machine()}, batch {batch_size}, dim {dim}, float32, medians of {repeats}"
     results: dict[str, Any] = {"machine": machine, "milliseconds": {}}
     for length in lengths:
         torch.manual_seed(0)
@@ -142,7 +139,7 @@ def train(words: list[str]) -> None:
     Args:
         words: the options of ``minrnn fit``; a recipe among them.
     """
-    cli = _Built(["fit", *words])
+    cli = _Built(["fit", *words, "--trainer.accelerator=cpu"])
     data, trainer, model = cli.datamodule, cli.trainer, cli.model
     data.prepare_data()
     data.setup("fit")
@@ -166,8 +163,8 @@ def train(words: list[str]) -> None:
     with _Linears() as linears:
         step()
     seconds = interleaved({PRODUCTS: linears.products(), WHOLE: step, LOG_SPACE: log_space_step}, STEPS)
-    machine = f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}"
-    _show(f"{machine}, precision {trainer.precision}, medians of {STEPS}", "a batch", seconds, [PRODUCTS, WHOLE])
+    title = f"{_machine()}, precision {trainer.precision}, medians of {STEPS}"
+    _show(title, "a batch", seconds, [PRODUCTS, WHOLE])
 
 
 class _Built(MinRNNCLI):
@@ -192,11 +189,11 @@ class _Linears(TorchFunctionMode):
         return result
 
     def products(self) -> Step:
-        """The matrix products of what was noted: one forward and two backward for each."""
-        outputs = [torch.empty_like(F.linear(x, weight)) for x, weight in self.operands]
+        """The matrix products of what was noted: one forward and two backward for each, from a gradient of ones."""
+        gradients = [torch.ones_like(F.linear(x, weight)) for x, weight in self.operands]
 
         def step() -> None:
-            for (x, weight), gradient in zip(self.operands, outputs, strict=True):
+            for (x, weight), gradient in zip(self.operands, gradients, strict=True):
                 torch.autograd.grad(F.linear(x, weight), (x, weight), gradient)
 
         return step
@@ -204,6 +201,10 @@ class _Linears(TorchFunctionMode):
 
 def _paper_scan(gate: Tensor, candidate: Tensor, *_: object, **__: object) -> Tensor:
     return log_space_scan(gate.float(), candidate.float()).to(gate.dtype)
+
+
+def _machine() -> str:
+    return f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}"
 
 
 def _show(title: str, kind: str, seconds: dict[str, list[float]], bases: list[str]) -> None:
