@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import signal
 from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any
 
+from lightning.fabric.utilities.seed import pl_worker_init_function
 from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
@@ -95,8 +97,18 @@ class Data(LightningDataModule, ABC):
             sampler=_Stream(self, dataset) if stream else DistributedSampler(dataset, 1, 0, shuffle=False),
             num_workers=self.num_workers,
             collate_fn=_unchanged,
+            worker_init_fn=_start_worker,
             persistent_workers=self.num_workers > 0,
         )
+
+
+def _start_worker(worker: int) -> None:
+    """Seed as Lightning does, and leave Ctrl-C, which the terminal sends to all, to the process that needs the batch.
+
+    A worker ends when that process does.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    pl_worker_init_function(worker)
 
 
 def _unchanged(batch: Any) -> Any:
