@@ -6,6 +6,7 @@ import re
 import sys
 from argparse import ArgumentError
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from typing import NoReturn
 
@@ -20,8 +21,12 @@ USAGE = """usage: minrnn <command> [options]
   predict    the predictions of a task
   generate   continue a text: minrnn generate --checkpoint last.ckpt --prompt "ROMEO:"
   recipes    list the recipes that come with the package
-  benchmark  time the layers beside their baselines: minrnn benchmark layer
-             or a recipe's training step: minrnn benchmark train --config shakespeare
+  benchmark  measure beside baselines; --output FOLDER writes JSON, CSV and a plot, --compare FILE to an earlier run
+             layer     time and memory of a layer against the length
+             scan      the scans alone, beside copying the bytes that they move
+             generate  time of a step and size of the state against the length of the context
+             accuracy  the error of the scans against the length
+             train     a recipe's training step: minrnn benchmark train --config shakespeare
 
 minrnn <command> --help shows the options of a command, minrnn --version the version.
 """
@@ -67,16 +72,15 @@ def _run(words: list[str]) -> None:
             _call(generate, "generate", rest)
         case ["recipes", *rest]:
             _call(recipes, "recipes", rest)
-        case ["benchmark", "layer", *rest]:
-            from minrnn_lightning.benchmark import layer
-
-            _call(layer, "benchmark layer", rest)
         case ["benchmark", "train", *rest]:
-            from minrnn_lightning.benchmark import train
+            from minrnn_lightning.benchmark.train import train
 
             train(find_recipes(rest))
+        case ["benchmark", ("layer" | "scan" | "generate" | "accuracy") as kind, *rest]:
+            function = getattr(import_module(f"minrnn_lightning.benchmark.{kind}"), kind)
+            _call(function, f"benchmark {kind}", rest)
         case ["benchmark", *_]:
-            _fail("minrnn benchmark is followed by layer or train", 2)
+            _fail("minrnn benchmark is followed by layer, scan, generate, accuracy or train", 2)
         case [word, *_]:
             _fail(
                 f"{word!r} is not a command; the first word is one of fit, validate, test, predict, generate, recipes, "

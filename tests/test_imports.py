@@ -18,7 +18,7 @@ LAYERS = {
     "data": set(),
     "tool": {"ops", "nn", "checkpoint", "tasks", "data", "tool"},
     "lightning_cli": {"checkpoint", "tasks", "data", "tool"},
-    "benchmark": {"ops", "nn", "lightning_cli"},
+    "benchmark": {"ops", "nn", "tasks", "tool", "lightning_cli", "__init__"},
     "memory": set(),
     "cli": {"memory", "data", "tool", "lightning_cli", "benchmark", "__init__"},
     "__main__": {"cli"},

@@ -1,0 +1,1 @@
+"""Speed, memory and accuracy beside named baselines, all measured in one run: ``minrnn benchmark``."""

@@ -1,0 +1,218 @@
+"""What a benchmark leaves behind: a table at once; JSON, CSV and a plot in a folder; the ratio to an earlier run."""
+
+import csv
+import io
+import json
+import math
+import platform
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from minrnn_lightning import __version__
+
+Row = dict[str, Any]
+
+COLUMNS = {  # of rows that hold them, with their heads in tables and plots
+    "ms": "ms",
+    "ms_min": "min",
+    "ms_max": "max",
+    "us_per_token": "µs per token",
+    "peak_mb": "peak memory, MB",
+    "tokens_per_s": "tokens/s",
+    "state_kb": "state, kB",
+    "error": "largest relative error",
+}
+
+
+class Report:
+    """The rows of one benchmark run, each the figures of one name at one length.
+
+    Args:
+        benchmark: Its name, and that of the files.
+        plotted: The columns to plot against the length; the first is what ratios are made of.
+        about: The setting, which is written down with the machine and the versions.
+        device: Where it runs.
+        output: Folder for ``<benchmark>.json``, ``.csv`` and ``.png``; none if None.
+        compare: The JSON file of an earlier run, to whose figures the table shows the ratio; none if None.
+
+    Raises:
+        ValueError: The earlier file is not one of this benchmark.
+        OSError: It cannot be read, or the folder cannot be made.
+    """
+
+    def __init__(
+        self,
+        benchmark: str,
+        plotted: list[str],
+        about: Mapping[str, object],
+        device: torch.device,
+        output: str | None,
+        compare: str | None,
+    ) -> None:
+        self.benchmark = benchmark
+        self.plotted = plotted
+        self.about = {**machine(device), **about}
+        self.rows: list[Row] = []
+        self.folder = Path(output) if output else None
+        self.earlier: dict[tuple[str, int], float] | None = None
+        if self.folder:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        if compare:
+            record = _read(compare, benchmark)
+            self.earlier = {(row["name"], row["length"]): row[plotted[0]] for row in record["rows"]}
+            changed = [key for key in self.about if record["about"].get(key) != self.about[key]]
+            changes = (f"{key} {record['about'].get(key)} (now {self.about[key]})" for key in changed)
+            print(f"The earlier run had {', '.join(changes) or 'the same setting'}.", file=sys.stderr)
+
+    def add(self, title: str, rows: list[Row], bases: Sequence[str] = ()) -> None:
+        """Keep some rows and show them as a table.
+
+        Args:
+            title: What they have in common.
+            rows: With ``name``, ``length`` and the figures.
+            bases: Names among them, to whose first figure a column shows everyone's ratio.
+        """
+        if not rows:
+            return
+        console = Console(width=160)
+        if not self.rows:
+            console.print(self._setting(), highlight=False)
+        self.rows += rows
+        table = Table(title=title, title_justify="left")
+        columns = [column for column in COLUMNS if column in rows[0]]
+        values = {row["name"]: row[self.plotted[0]] for row in rows}
+        bases = [base for base in bases if base in values]
+        table.add_column("")
+        ratios = [f"times {base}" for base in bases] + (["times the earlier run"] if self.earlier is not None else [])
+        for head in [COLUMNS[column] for column in columns] + ratios:
+            table.add_column(head, justify="right")
+        for row in rows:
+            of = [values[base] for base in bases]
+            if self.earlier is not None:
+                of.append(self.earlier.get((row["name"], row["length"])))
+            cells = [_number(row[column]) for column in columns]
+            table.add_row(row["name"], *cells, *(_ratio(row[self.plotted[0]], base) for base in of))
+        console.print(table)
+
+    def save(self) -> None:
+        """Write JSON and CSV, and a plot where matplotlib is installed."""
+        if self.folder is None:
+            return
+        record = {"benchmark": self.benchmark, "about": self.about, "rows": self.rows}
+        self._write("json", (json.dumps(record, indent=2, allow_nan=False) + "\n").encode())
+        text = io.StringIO()
+        names = list(dict.fromkeys(name for row in self.rows for name in row))
+        writer = csv.DictWriter(text, names, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(self.rows)
+        self._write("csv", text.getvalue().encode())
+        try:
+            from matplotlib.figure import Figure
+        except ImportError:
+            print('No plot without matplotlib: pip install "minrnn-lightning[benchmark]"', file=sys.stderr)
+            return
+        figure = Figure(figsize=(5 * len(self.plotted) + 3.5, 4.5), layout="constrained")
+        self.draw(figure)
+        image = io.BytesIO()
+        figure.savefig(image, format="png", dpi=100)
+        self._write("png", image.getvalue())
+
+    def draw(self, figure: Any) -> None:
+        """Draw a panel for each plotted column, against the length, as in figure 1 of the paper."""
+        for axes, column in zip(figure.subplots(1, len(self.plotted), squeeze=False)[0], self.plotted, strict=True):
+            for number, name in enumerate(dict.fromkeys(row["name"] for row in self.rows)):
+                points = [(row["length"], row[column]) for row in self.rows if row["name"] == name and row[column]]
+                marker = "osv^D<>pP*"[number // 10 % 10]  # matplotlib has ten colours
+                axes.plot(*zip(*points, strict=True) if points else ([], []), marker=marker, label=name)
+            axes.set(xscale="log", yscale="log", xlabel="sequence length", ylabel=COLUMNS[column])
+            axes.set_xscale("log", base=2)
+            axes.grid(alpha=0.3)
+        figure.legend(*axes.get_legend_handles_labels(), loc="outside right center", fontsize="small")
+        figure.suptitle(self._setting(), fontsize="small")
+
+    def _setting(self) -> str:
+        return ", ".join(f"{key} {value}" for key, value in self.about.items() if key not in ("python", "platform"))
+
+    def _write(self, ending: str, content: bytes) -> None:
+        """Write a whole file or none."""
+        assert self.folder is not None
+        file = self.folder / f"{self.benchmark}.{ending}"
+        part = file.with_name(file.name + ".part")
+        try:
+            part.write_bytes(content)
+            part.replace(file)
+        finally:
+            part.unlink(missing_ok=True)
+
+
+def machine(device: torch.device) -> dict[str, object]:
+    """The machine and the versions that a figure depends on."""
+    cpu = platform.machine()
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        names = (line.partition(":")[2].strip() for line in info.read_text().splitlines() if "model name" in line)
+        cpu = next(names, cpu)
+    about: dict[str, object] = {"device": str(device), "cpu": cpu, "threads": torch.get_num_threads()}
+    if device.type == "cuda":
+        about["gpu"] = torch.cuda.get_device_name(device)
+    about |= {"platform": platform.platform(), "python": platform.python_version(), "torch": torch.__version__}
+    about["minrnn-lightning"] = _commit() or __version__
+    for peer in ("minGRU-pytorch", "mingru-scans"):
+        try:
+            about[peer] = metadata.version(peer)
+        except metadata.PackageNotFoundError:
+            continue
+    return about
+
+
+def _commit() -> str | None:
+    """The commit of a source tree, with ``-dirty`` if it was changed since; None for an installed package."""
+    tree = Path(__file__).parents[2]
+    if not (tree / ".git").exists():
+        return None
+    try:
+        command = ["git", "-C", str(tree), "describe", "--always", "--dirty"]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def _read(path: str, benchmark: str) -> dict[str, Any]:
+    """The record in a file that ``save`` wrote."""
+    try:
+        record = json.loads(Path(path).read_bytes())
+    except ValueError:
+        record = None
+    kind = record.get("benchmark") if isinstance(record, dict) else None
+    if kind != benchmark:
+        raise ValueError(
+            f"{path} is {f'of `minrnn benchmark {kind}`' if kind else 'not the JSON file of a benchmark'}; "
+            f"compare with a {benchmark}.json that `minrnn benchmark {benchmark} --output FOLDER` wrote"
+        )
+    assert isinstance(record, dict)
+    return record
+
+
+def finite(value: float) -> float | None:
+    """The value, or None for one that is not a number or infinite, which JSON does not have."""
+    return value if math.isfinite(value) else None
+
+
+def _number(value: float | None) -> str:
+    if value is None:
+        return "not finite"
+    if value == 0 or 0.01 <= value < 1e6:
+        return f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"
+    return f"{value:.1e}"
+
+
+def _ratio(value: float | None, base: float | None) -> str:
+    return f"{value / base:.2f}" if value and base else ""
