@@ -110,7 +110,7 @@ def _sentence(error: BaseException | None) -> str | None:
     """
     while error:
         if isinstance(error, ArgumentError):
-            return _shorten(error.message)
+            return _shorten(str(error).removeprefix("argument "))  # which names the option
         if isinstance(error, OSError) and error.strerror:
             return ": ".join(map(str, filter(None, (error.filename2 or error.filename, error.strerror))))
         # by name, because Lightning may not even be imported

@@ -107,7 +107,7 @@ class GRULanguageModel(nn.Module):
 class Decoder(nn.Module):
     """A pre-norm transformer with a cache of keys and values, called like a ``LanguageTask``.
 
-    It has no encoding of positions, which would cost next to nothing.
+    It has no encoding of positions, which would cost next to nothing, and no gradients: the cache is written in place.
 
     Args:
         vocabulary: Number of different tokens.

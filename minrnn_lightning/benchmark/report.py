@@ -7,6 +7,7 @@ import math
 import platform
 import subprocess
 import sys
+import textwrap
 from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
@@ -136,7 +137,7 @@ class Report:
             axes.set_xscale("log", base=2)
             axes.grid(alpha=0.3)
         figure.legend(*axes.get_legend_handles_labels(), loc="outside right center", fontsize="small")
-        figure.suptitle(self._setting(), fontsize="small")
+        figure.suptitle(textwrap.fill(self._setting(), round(14 * figure.get_figwidth())), fontsize="small")
 
     def _setting(self) -> str:
         return ", ".join(f"{key} {value}" for key, value in self.about.items() if key not in ("python", "platform"))
