@@ -7,6 +7,7 @@ import sys
 from argparse import ArgumentError
 from collections.abc import Callable
 from importlib import import_module
+from inspect import signature
 from pathlib import Path
 from typing import NoReturn
 
@@ -93,6 +94,8 @@ def _call(function: Callable[..., None], name: str, words: list[str]) -> None:
     """Call a plain function, the command ``name``, with the options in ``words``."""
     from jsonargparse import ArgumentParser
 
+    flags = {f"--{option.name}" for option in signature(function).parameters.values() if option.default is False}
+    words = [f"{word}=true" if word in flags else word for word in words]
     parser = ArgumentParser(prog=f"minrnn {name}", exit_on_error=False)
     parser.add_function_arguments(function, as_positional=False)
     function(**parser.parse_args(words).as_dict())

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from minrnn_lightning.benchmark.measure import check_sizes, parse_device, parse_lengths
-from minrnn_lightning.benchmark.report import Report, finite
+from minrnn_lightning.benchmark.report import Report, Row, finite
 from minrnn_lightning.ops import gated_scan
 from minrnn_lightning.ops.reference import gated_scan_loop, log_space_scan
 
@@ -14,7 +14,7 @@ SCANS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "gated_scan": gated_scan,
     "the paper's log-space scan": log_space_scan,
 }
-DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 def accuracy(
@@ -41,20 +41,20 @@ def accuracy(
     """
     place, steps_of = parse_device(device), parse_lengths(lengths)
     check_sizes(dim=dim)
-    report = Report("accuracy", ["error"], {"dim": dim}, place, output, compare)
+    report = Report("accuracy", list(DTYPES), {"dim": dim}, place, output, compare)
     generator = torch.Generator().manual_seed(0)
     gate, candidate = torch.randn(2, 1, max(steps_of), dim, generator=generator).unbind()
-    drawn = {dtype: ((2 * gate).to(dtype), candidate.to(dtype)) for dtype in DTYPES}
-    exact = {dtype: gated_scan_loop(*(x.double() for x in inputs)) for dtype, inputs in drawn.items()}
-    for length in steps_of:
-        rows = []
-        for dtype, inputs in drawn.items():
-            for name, scan in SCANS.items():
+    drawn = {name: ((2 * gate).to(dtype), candidate.to(dtype)) for name, dtype in DTYPES.items()}
+    exact = {name: gated_scan_loop(*(x.double() for x in inputs)) for name, inputs in drawn.items()}
+    rows: list[Row] = []
+    for name, scan in SCANS.items():
+        for length in steps_of:
+            row: Row = {"name": name, "length": length}
+            for dtype, inputs in drawn.items():
                 gate, candidate = (x[:, :length].to(place) for x in inputs)
-                states = scan(gate, candidate).cpu()
-                error = finite(relative_error(states, exact[dtype][:, :length]))
-                rows.append({"name": f"{name}, {str(dtype).removeprefix('torch.')}", "length": length, "error": error})
-        report.add(f"Length {length:,}", rows)
+                row[dtype] = finite(relative_error(scan(gate, candidate).cpu(), exact[dtype][:, :length]))
+            rows.append(row)
+    report.add("Largest relative error", rows)
     report.save()
 
 

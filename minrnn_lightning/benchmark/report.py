@@ -20,6 +20,7 @@ from rich.table import Table
 from minrnn_lightning import __version__
 
 Row = dict[str, Any]
+Figures = dict[tuple[str, int], float | None]  # of a name at a length
 
 COLUMNS = {  # of rows that hold them, with their heads in tables and plots
     "ms": "ms",
@@ -29,7 +30,9 @@ COLUMNS = {  # of rows that hold them, with their heads in tables and plots
     "peak_mb": "peak memory, MB",
     "tokens_per_s": "tokens/s",
     "state_kb": "state, kB",
-    "error": "largest relative error",
+    "float32": "float32, largest relative error",
+    "bfloat16": "bfloat16, largest relative error",
+    "float16": "float16, largest relative error",
 }
 
 
@@ -63,14 +66,14 @@ class Report:
         self.about = {**machine(device), **about}
         self.rows: list[Row] = []
         self.folder = Path(output) if output else None
-        self.earlier: dict[tuple[str, int], float] | None = None
+        self.earlier: Figures | None = None
         if self.folder:
             self.folder.mkdir(parents=True, exist_ok=True)
         if compare:
-            record = _read(compare, benchmark)
-            self.earlier = {(row["name"], row["length"]): row[plotted[0]] for row in record["rows"]}
-            changed = [key for key in self.about if record["about"].get(key) != self.about[key]]
-            changes = (f"{key} {record['about'].get(key)} (now {self.about[key]})" for key in changed)
+            about, self.earlier = _read(compare, benchmark, plotted[0])
+            changes = (
+                f"{key} {about.get(key)} (now {now})" for key, now in self.about.items() if about.get(key) != now
+            )
             print(f"The earlier run had {', '.join(changes) or 'the same setting'}.", file=sys.stderr)
 
     def add(self, title: str, rows: list[Row], bases: Sequence[str] = ()) -> None:
@@ -89,18 +92,20 @@ class Report:
         self.rows += rows
         table = Table(title=title, title_justify="left")
         columns = [column for column in COLUMNS if column in rows[0]]
+        several = len({row["length"] for row in rows}) > 1
         values = {row["name"]: row[self.plotted[0]] for row in rows}
         bases = [base for base in bases if base in values]
         table.add_column("")
         ratios = [f"times {base}" for base in bases] + (["times the earlier run"] if self.earlier is not None else [])
-        for head in [COLUMNS[column] for column in columns] + ratios:
+        for head in ["length"] * several + [COLUMNS[column] for column in columns] + ratios:
             table.add_column(head, justify="right")
         for row in rows:
             of = [values[base] for base in bases]
             if self.earlier is not None:
                 of.append(self.earlier.get((row["name"], row["length"])))
             cells = [_number(row[column]) for column in columns]
-            table.add_row(row["name"], *cells, *(_ratio(row[self.plotted[0]], base) for base in of))
+            where = [f"{row['length']:,}"] * several
+            table.add_row(row["name"], *where, *cells, *(_ratio(row[self.plotted[0]], base) for base in of))
         console.print(table)
 
     def save(self) -> None:
@@ -186,20 +191,20 @@ def _commit() -> str | None:
         return None
 
 
-def _read(path: str, benchmark: str) -> dict[str, Any]:
-    """The record in a file that ``save`` wrote."""
+def _read(path: str, benchmark: str, column: str) -> tuple[dict[str, object], Figures]:
+    """The setting and the figures in a file that ``save`` wrote."""
+    kind = None
     try:
         record = json.loads(Path(path).read_bytes())
-    except ValueError:
-        record = None
-    kind = record.get("benchmark") if isinstance(record, dict) else None
-    if kind != benchmark:
-        raise ValueError(
-            f"{path} is {f'of `minrnn benchmark {kind}`' if kind else 'not the JSON file of a benchmark'}; "
-            f"compare with a {benchmark}.json that `minrnn benchmark {benchmark} --output FOLDER` wrote"
-        )
-    assert isinstance(record, dict)
-    return record
+        kind = record["benchmark"]
+        if kind == benchmark:
+            return dict(record["about"]), {(row["name"], row["length"]): row[column] for row in record["rows"]}
+    except (ValueError, TypeError, KeyError):  # not JSON, or of another shape
+        pass
+    raise ValueError(
+        f"{path} is {f'of `minrnn benchmark {kind}`' if kind not in (None, benchmark) else 'not a file to compare with'}; "
+        f"--compare takes a {benchmark}.json that `minrnn benchmark {benchmark} --output FOLDER` wrote"
+    )
 
 
 def finite(value: float) -> float | None:
