@@ -90,22 +90,24 @@ class Report:
         if not self.rows:
             console.print(self._setting(), highlight=False)
         self.rows += rows
+        main = [row[self.plotted[0]] for row in rows]
+        columns = {"": [row["name"] for row in rows]}
+        if len({row["length"] for row in rows}) > 1:
+            columns["length"] = [f"{row['length']:,}" for row in rows]
+        for column, head in COLUMNS.items():
+            if column in rows[0]:
+                columns[head] = [_number(row[column]) for row in rows]
+        for base in bases:
+            if base in columns[""]:
+                columns[f"times {base}"] = [_ratio(value, main[columns[""].index(base)]) for value in main]
+        if self.earlier is not None:
+            before = [self.earlier.get((row["name"], row["length"])) for row in rows]
+            columns["times the earlier run"] = list(map(_ratio, main, before))
         table = Table(title=title, title_justify="left")
-        columns = [column for column in COLUMNS if column in rows[0]]
-        several = len({row["length"] for row in rows}) > 1
-        values = {row["name"]: row[self.plotted[0]] for row in rows}
-        bases = [base for base in bases if base in values]
-        table.add_column("")
-        ratios = [f"times {base}" for base in bases] + (["times the earlier run"] if self.earlier is not None else [])
-        for head in ["length"] * several + [COLUMNS[column] for column in columns] + ratios:
-            table.add_column(head, justify="right")
-        for row in rows:
-            of = [values[base] for base in bases]
-            if self.earlier is not None:
-                of.append(self.earlier.get((row["name"], row["length"])))
-            cells = [_number(row[column]) for column in columns]
-            where = [f"{row['length']:,}"] * several
-            table.add_row(row["name"], *where, *cells, *(_ratio(row[self.plotted[0]], base) for base in of))
+        for head in columns:
+            table.add_column(head, justify="right" if head else "left")
+        for cells in zip(*columns.values(), strict=True):
+            table.add_row(*cells)
         console.print(table)
 
     def save(self) -> None:
@@ -201,8 +203,9 @@ def _read(path: str, benchmark: str, column: str) -> tuple[dict[str, object], Fi
             return dict(record["about"]), {(row["name"], row["length"]): row[column] for row in record["rows"]}
     except (ValueError, TypeError, KeyError):  # not JSON, or of another shape
         pass
+    what = "not a file to compare with" if kind in (None, benchmark) else f"of `minrnn benchmark {kind}`"
     raise ValueError(
-        f"{path} is {f'of `minrnn benchmark {kind}`' if kind not in (None, benchmark) else 'not a file to compare with'}; "
+        f"{path} is {what}; "
         f"--compare takes a {benchmark}.json that `minrnn benchmark {benchmark} --output FOLDER` wrote"
     )
 
