@@ -30,9 +30,9 @@ COLUMNS = {  # of rows that hold them, with their heads in tables and plots
     "peak_mb": "peak memory, MB",
     "tokens_per_s": "tokens/s",
     "state_kb": "state, kB",
-    "float32": "float32, largest relative error",
-    "bfloat16": "bfloat16, largest relative error",
-    "float16": "float16, largest relative error",
+    "float32": "float32 error",
+    "bfloat16": "bfloat16 error",
+    "float16": "float16 error",
 }
 
 
