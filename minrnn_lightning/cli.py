@@ -22,7 +22,7 @@ USAGE = """usage: minrnn <command> [options]
   predict    the predictions of a task
   generate   continue a text: minrnn generate --checkpoint last.ckpt --prompt "ROMEO:"
   recipes    list the recipes that come with the package
-  benchmark  measure beside baselines; --output FOLDER writes JSON, CSV and a plot, --compare FILE to an earlier run
+  benchmark  measure beside baselines, with --output FOLDER as JSON, CSV and plots too: minrnn benchmark layer
              layer     time and memory of a layer against the length
              scan      the scans alone, beside copying the bytes that they move
              generate  time of a step and size of the state against the length of the context

@@ -28,9 +28,15 @@ def train(words: list[str]) -> None:
         words: the options of ``minrnn fit``, a recipe among them, and ``--output FOLDER`` and ``--compare FILE`` as
             the other benchmarks have them.
     """
-    parser = ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    parser.add_argument("--output")
-    parser.add_argument("--compare")
+    parser = ArgumentParser(
+        "minrnn benchmark train",
+        description="Time training steps of a recipe on the CPU beside its matrix products alone and the paper's scan.",
+        epilog="Every option of `minrnn fit` besides, a recipe among them: --config shakespeare.",
+        allow_abbrev=False,
+        exit_on_error=False,
+    )
+    parser.add_argument("--output", metavar="FOLDER", help="Folder to write train.json, train.csv and train.png to.")
+    parser.add_argument("--compare", metavar="FILE", help="The train.json of an earlier run; adds the ratio to it.")
     options, words = parser.parse_known_args(words)
     cli = _Built(["fit", *words, "--trainer.accelerator=cpu"])
     data, trainer, model = cli.datamodule, cli.trainer, cli.model

@@ -158,11 +158,12 @@ def test_says_what_there_is(minrnn, words):
     check_refused(minrnn("benchmark", *words), "layer, scan, generate, accuracy or train", code=2)
 
 
-@pytest.mark.parametrize("kind", ["layer", "scan", "generate", "accuracy"])
+@pytest.mark.parametrize("kind", SMALL)
 def test_help(minrnn, kind):
     code, out, _ = minrnn("benchmark", kind, "--help")
     assert code == 0
-    assert all(f"--{option}" in out for option in ("lengths", "dim", "device", "output", "compare"))
+    options = ("output", "compare", "config") if kind == "train" else ("output", "compare", "lengths", "dim", "device")
+    assert all(f"--{option}" in out for option in options)
     assert f"{kind}.json, {kind}.csv and {kind}.png" in " ".join(out.split())
 
 
