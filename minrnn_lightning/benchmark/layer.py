@@ -12,13 +12,10 @@ from minrnn_lightning.benchmark.measure import (
     Step,
     check_sizes,
     gradient,
-    in_turns,
     parse_choice,
     parse_device,
     parse_lengths,
-    peak_memory,
-    timing,
-    warm_up,
+    time_and_memory,
 )
 from minrnn_lightning.benchmark.report import Report
 from minrnn_lightning.nn import MinGRU, MinLSTM
@@ -99,13 +96,8 @@ def layer(
         x = torch.randn(batch_size, length, dim, dtype=kind, device=place, requires_grad=True)
         ones = torch.ones_like(x)
         modules = {name: module.to(place, kind) for name, module in build(chosen, dim, compile).items()}
-        steps = warm_up({name: step_of(module, x, ones) for name, module in modules.items()})
-        peaks = {name: peak_memory(step, place) for name, step in steps.items()}
-        seconds = in_turns(steps, repeats, place)
-        rows = [
-            {"name": name, "length": length, **timing(times, batch_size * length), "peak_mb": peaks[name] / 1e6}
-            for name, times in seconds.items()
-        ]
+        steps = {name: step_of(module, x, ones) for name, module in modules.items()}
+        rows = time_and_memory(steps, repeats, place, length, batch_size)
         report.add(f"Length {length:,}, forward + backward", rows, [BASE, "MinGRU"])
     report.save()
 

@@ -5,7 +5,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Mapping
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -16,6 +16,26 @@ Seconds = dict[str, list[float]]
 DType = Literal["float32", "bfloat16", "float16", "float64"]
 
 os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # torch's profiler writes to stderr when it starts and stops
+
+
+def time_and_memory(
+    steps: Mapping[str, Step], repeats: int, device: torch.device, length: int, batch_size: int
+) -> list[dict[str, Any]]:
+    """A row of a report for every step that can run: untimed once, once for its memory, then timed in turns.
+
+    Args:
+        steps: Named steps, each over ``batch_size`` sequences of ``length``.
+        repeats: How often each is timed.
+        device: Where they run.
+        length: Steps of the sequences.
+        batch_size: Sequences at once.
+    """
+    able = warm_up(steps)
+    peaks = {name: peak_memory(step, device) for name, step in able.items()}
+    return [
+        {"name": name, "length": length, **timing(seconds, batch_size * length), "peak_mb": peaks[name] / 1e6}
+        for name, seconds in in_turns(able, repeats, device).items()
+    ]
 
 
 def in_turns(steps: Mapping[str, Step], repeats: int, device: torch.device) -> Seconds:

@@ -11,12 +11,9 @@ from minrnn_lightning.benchmark.measure import (
     Step,
     check_sizes,
     gradient,
-    in_turns,
     parse_device,
     parse_lengths,
-    peak_memory,
-    timing,
-    warm_up,
+    time_and_memory,
 )
 from minrnn_lightning.benchmark.report import Report
 from minrnn_lightning.ops import gated_scan, linear_scan
@@ -71,13 +68,8 @@ def scan(
         sequences = torch.randn(2, batch_size, length, dim, device=place).to(getattr(torch, dtype)).unbind()
         parts = {"forward": forward(*sequences), "backward": backward(*sequences), BOTH: both(*sequences)}
         for part, steps in parts.items():
-            steps = warm_up({f"{part}: {name}": step for name, step in steps.items()})
-            peaks = {name: peak_memory(step, place) for name, step in steps.items()}
-            seconds = in_turns(steps, repeats, place)
-            rows = [
-                {"name": name, "length": length, **timing(times, batch_size * length), "peak_mb": peaks[name] / 1e6}
-                for name, times in seconds.items()
-            ]
+            named = {f"{part}: {name}": step for name, step in steps.items()}
+            rows = time_and_memory(named, repeats, place, length, batch_size)
             report.add(f"Length {length:,}, {part}", rows, [f"{part}: {COPY}", f"{BOTH}: {OURS}"])
     report.save()
 

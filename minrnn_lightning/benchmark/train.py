@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from minrnn_lightning.benchmark.measure import Step, in_turns, peak_memory, timing, warm_up
+from minrnn_lightning.benchmark.measure import Step, time_and_memory
 from minrnn_lightning.benchmark.report import Report
 from minrnn_lightning.lightning_cli import MinRNNCLI
 from minrnn_lightning.ops.reference import log_space_scan
@@ -64,13 +64,9 @@ def train(words: list[str]) -> None:
 
     with Linears() as linears:
         step()
-    steps = warm_up({PRODUCTS: linears.products(), WHOLE: step, LOG_SPACE: log_space_step})
-    peaks = {name: peak_memory(step, device) for name, step in steps.items()}
+    steps = {PRODUCTS: linears.products(), WHOLE: step, LOG_SPACE: log_space_step}
     batch_size, length = batch[0].shape[:2]
-    rows = [
-        {"name": name, "length": length, **timing(times, batch_size * length), "peak_mb": peaks[name] / 1e6}
-        for name, times in in_turns(steps, STEPS, device).items()
-    ]
+    rows = time_and_memory(steps, STEPS, device, length, batch_size)
     report.add(f"A batch of {batch_size} × {length:,}", rows, [PRODUCTS, WHOLE])
     report.save()
 
