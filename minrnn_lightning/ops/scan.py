@@ -166,40 +166,39 @@ def _kernels(device: torch.device) -> ModuleType:
     return _cpu() if device.type == "cpu" and _chosen == "auto" else portable
 
 
-@torch.library.custom_op("minrnn::scan", mutates_args=())
-def scan(
-    k: Tensor, v: Tensor, f: Tensor | None, initial: Tensor | None, reset: Tensor | None, kind: str, reverse: bool
-) -> Tensor:
+# Not torch.library.custom_op: its first call imports torch._dynamo, which takes longer than all the rest.
+torch.library.define(
+    "minrnn::scan",
+    "(Tensor k, Tensor v, Tensor? f, Tensor? initial, Tensor? reset, str kind, bool reverse) -> Tensor",
+)
+torch.library.define(
+    "minrnn::scan_backward",
+    "(Tensor grad, Tensor k, Tensor v, Tensor? f, Tensor h, Tensor? initial, Tensor? reset, str kind, bool reverse)"
+    " -> (Tensor, Tensor, Tensor, Tensor)",
+)
+scan = torch.ops.minrnn.scan.default
+scan_backward = torch.ops.minrnn.scan_backward.default
+
+
+def _scan(k: Tensor, *rest: Any) -> Tensor:
     """The operator behind both scans: every state, in the type of ``k``."""
-    result: Tensor = _kernels(k.device).forward(k, v, f, initial, reset, kind, reverse)
-    return result
+    states: Tensor = _kernels(k.device).forward(k, *rest)
+    return states
 
 
-@torch.library.custom_op("minrnn::scan_backward", mutates_args=())
-def scan_backward(
-    grad: Tensor,
-    k: Tensor,
-    v: Tensor,
-    f: Tensor | None,
-    h: Tensor,
-    initial: Tensor | None,
-    reset: Tensor | None,
-    kind: str,
-    reverse: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _scan_backward(grad: Tensor, k: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The gradients of k, v, f (an empty one if there is none) and the initial state."""
-    result: tuple[Tensor, Tensor, Tensor, Tensor]
-    result = _kernels(k.device).backward(grad, k, v, f, h, initial, reset, kind, reverse)
-    return result
+    gradients: tuple[Tensor, Tensor, Tensor, Tensor] = _kernels(k.device).backward(grad, k, *rest)
+    return gradients
 
 
-@scan.register_fake
-def _(k: Tensor, *_: Any) -> Tensor:
+def _fake_scan(k: Tensor, *_: Any) -> Tensor:
     return k.new_empty(k.shape)
 
 
-@scan_backward.register_fake
-def _(grad: Tensor, k: Tensor, v: Tensor, f: Tensor | None, *_: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _fake_scan_backward(
+    grad: Tensor, k: Tensor, v: Tensor, f: Tensor | None, *_: Any
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     batch, length, dim = k.shape
     d_f = k.new_empty(batch, 0 if f is None else length, dim)
     return (
@@ -221,7 +220,8 @@ def _gradient(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     return d_k, d_v, None if f is None else d_f, None if initial is None else d_initial, None, None, None
 
 
-scan.register_autograd(_gradient, setup_context=_keep)
+def _no_second_gradient(*_: Any) -> Any:
+    raise RuntimeError("the gradient of a scan has no gradient of its own: call backward without create_graph")
 
 
 def _batched(op: Any) -> Any:
@@ -247,5 +247,9 @@ def _batched(op: Any) -> Any:
     return rule
 
 
-scan.register_vmap(_batched(scan))
-scan_backward.register_vmap(_batched(scan_backward))
+for _op, _kernel, _fake in ((scan, _scan, _fake_scan), (scan_backward, _scan_backward, _fake_scan_backward)):
+    torch.library.impl(_op.name(), "CompositeExplicitAutograd", _kernel)  # type: ignore[no-untyped-call]
+    torch.library.register_fake(_op, _fake)
+    torch.library.register_vmap(_op, _batched(_op))
+torch.library.register_autograd(scan, _gradient, setup_context=_keep)
+torch.library.register_autograd(scan_backward, _no_second_gradient)

@@ -1,5 +1,8 @@
 """The operators inside PyTorch: opcheck, gradcheck, compile, export, vmap, autocast, memory kept for backward."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 
@@ -111,6 +114,20 @@ def test_vmap_of_the_gradient():
     for i in range(3):
         single = torch.autograd.grad(h, (k, v), weights[i], retain_graph=True)
         torch.testing.assert_close([x[i] for x in batched], list(single))
+
+
+def test_a_second_derivative_is_refused():
+    k, v = (x.requires_grad_() for x in inputs("positive", 2, 6, 5))
+    (d_k,) = torch.autograd.grad(gated_scan(k, v).sum(), k, create_graph=True)
+    with pytest.raises(RuntimeError, match="no gradient of its own"):
+        d_k.sum().backward()
+
+
+def test_the_first_scan_imports_no_compiler():
+    """Importing torch._dynamo takes longer than all the rest of a first call."""
+    code = "import sys, torch; from minrnn_lightning.ops import gated_scan; k = torch.ones(2, 3, 4, requires_grad=True)"
+    code += "\ngated_scan(k, k).sum().backward(); raise SystemExit('torch._dynamo' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
 def test_autocast_keeps_a_float32_state():
