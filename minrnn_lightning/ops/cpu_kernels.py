@@ -129,7 +129,8 @@ def sigmoid(x):
 @element
 def positive(v):
     """The paper's g(v)."""
-    return v + HALF if v >= 0 else sigmoid(v)
+    e = exp(-abs(v))
+    return v + HALF if v >= 0 else e / (ONE + e)
 
 
 @element
