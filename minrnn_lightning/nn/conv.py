@@ -4,6 +4,7 @@ import math
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 
 class CausalConv(nn.Module):
@@ -30,11 +31,14 @@ class CausalConv(nn.Module):
         if state is None:
             state = self.initial_state(batch)
         padded = torch.cat([state.to(x.dtype), x], 1)
-        y = self.bias + self.weight[0] * x
+        if length == 0:
+            return x, padded
         if reset is None:
-            for ago in range(1, self.kernel_size):
-                y = y + self.weight[ago] * padded[:, past - ago : past - ago + length]
+            # As an image of height 1 with the channels last: the layout of x, and the fastest depthwise convolution.
+            image, weight = padded.transpose(1, 2).unsqueeze(2), self.weight.flip(0).t()[:, None, None]
+            y = F.conv2d(image, weight, self.bias, groups=x.shape[2]).squeeze(2).transpose(1, 2)
             return y, padded[:, length:]
+        y = self.bias + self.weight[0] * x
         first = _first_visible(reset, past)
         for ago in range(1, self.kernel_size):
             seen = torch.arange(past - ago, past - ago + length, device=x.device) >= first

@@ -124,8 +124,9 @@ class MinLSTM(MinRNN):
     def _scan(self, logits: Sequence[Tensor], h_0: Tensor, reset: Tensor | None, reverse: bool) -> Tensor:
         forget, input_, candidate = logits
         if self.normalize:
-            gate = F.logsigmoid(input_) - F.logsigmoid(forget)
-            return gated_scan(gate, candidate, h_0, activation=self.activation, reset=reset, reverse=reverse)
+            return gated_scan(
+                input_, candidate, h_0, forget=forget, activation=self.activation, reset=reset, reverse=reverse
+            )
         wide = state_dtype(forget.dtype)  # in 16 bits, σ(forget) above 0.998 would be 1
         decay, update = torch.sigmoid(forget.to(wide)), torch.sigmoid(input_.to(wide)) * self._candidate(candidate)
         return linear_scan(decay, update, h_0, reset=reset, reverse=reverse).to(forget.dtype)

@@ -16,7 +16,7 @@ from minrnn_lightning.ops import cpu_kernels
 from minrnn_lightning.ops.portable import state_dtype
 
 Array = npt.NDArray[Any]
-Strides = tuple[int, int]  # from row to row, from step to step
+Sequence = tuple[Array, tuple[int, int]]  # flat, and its strides from row to row and from step to step
 
 KINDS = {"linear": cpu_kernels.LINEAR, "positive": cpu_kernels.POSITIVE, "identity": cpu_kernels.IDENTITY}
 LINE = 16  # blocks begin at cache lines, so that no two threads write one
@@ -26,13 +26,21 @@ _madvise = ctypes.CDLL(None).madvise if sys.platform == "linux" else None
 NO_RESET = np.zeros((0, 0), np.bool_)
 
 
-def forward(k: Tensor, v: Tensor, initial: Tensor | None, reset: Tensor | None, kind: str, reverse: bool) -> Tensor:
+def forward(
+    k: Tensor, v: Tensor, f: Tensor | None, initial: Tensor | None, reset: Tensor | None, kind: str, reverse: bool
+) -> Tensor:
     """Every state of the scan, (batch, length, dim), in the type of ``k``."""
     h = _empty(k)
     if h.numel():
-        sequences = [part for x in (k, v, h) for part in _flat(x)]
-        scan = _resets(reset), _order(k.shape[1], reverse), KINDS[kind]
-        _run(cpu_kernels.forward, k.shape, *sequences, _state(initial, k), *scan)
+        shares, scan = _Shares(k.shape, split_from=3), (_resets(reset), _order(k.shape[1], reverse), KINDS[kind])
+        inputs = [_flat(x) for x in (k, v, f)]
+        starts = shares.zeros(k)
+        starts[:, 0] = _state(initial, k)
+        if shares.chunks > 1:
+            product, end = shares.zeros(k), shares.zeros(k)
+            shares.run(cpu_kernels.ends, *inputs, False, product, end, *scan)
+            _carry(starts, product, end)
+        shares.run(cpu_kernels.forward, *inputs, _flat(h), starts, *scan)
     return h.to(k.dtype)
 
 
@@ -40,20 +48,34 @@ def backward(
     grad: Tensor,
     k: Tensor,
     v: Tensor,
+    f: Tensor | None,
     h: Tensor,
     initial: Tensor | None,
     reset: Tensor | None,
     kind: str,
     reverse: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The gradients of k, v and the initial state, from that of every state."""
-    d_k, d_v = _empty(k), _empty(k)
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The gradients of k, v, f (an empty one if there is none) and the initial state, from that of every state."""
+    d_k, d_v, d_f = _empty(k), _empty(k), _empty(k[:, :0] if f is None else f)
     d_initial = torch.zeros(k.shape[0], k.shape[2], dtype=state_dtype(k.dtype))
     if d_k.numel():
-        sequences = [part for x in (grad, k, v, h, d_k, d_v) for part in _flat(x)]
-        scan = _resets(reset), _order(k.shape[1], reverse), KINDS[kind]
-        _run(cpu_kernels.backward, k.shape, *sequences, _state(initial, k), d_initial.numpy(), *scan)
-    return d_k.to(k.dtype), d_v.to(k.dtype), d_initial
+        shares, scan = _Shares(k.shape, split_from=2), (_resets(reset), _order(k.shape[1], reverse), KINDS[kind])
+        flows = shares.zeros(k)
+        if shares.chunks > 1:
+            product, end = shares.zeros(k), shares.zeros(k)
+            shares.run(cpu_kernels.ends, _flat(k), _flat(grad), _flat(f), True, product, end, *scan)
+            _carry(flows[:, ::-1], product[:, ::-1], end[:, ::-1])
+        results = d_k, d_v, None if f is None else d_f
+        sequences = [_flat(x) for x in (grad, k, v, f, h, *results)]
+        shares.run(cpu_kernels.backward, *sequences, _state(initial, k), flows, *scan)
+        d_initial = torch.from_numpy(flows[:, 0].copy())
+    return d_k.to(k.dtype), d_v.to(k.dtype), d_f.to(k.dtype), d_initial
+
+
+def _carry(starts: Array, product: Array, end: Array) -> None:
+    """The state before each chunk, given that before the first one, in the place of ``starts``."""
+    for chunk in range(1, starts.shape[1]):
+        starts[:, chunk] = product[:, chunk - 1] * starts[:, chunk - 1] + end[:, chunk - 1]
 
 
 def _stored(dtype: torch.dtype) -> torch.dtype:
@@ -73,8 +95,10 @@ def _empty(like: Tensor) -> Tensor:
     return tensor
 
 
-def _flat(x: Tensor) -> tuple[Array, Strides]:
+def _flat(x: Tensor | None) -> Sequence | None:
     """The memory under ``x``, from its first element on, and where in it the steps are."""
+    if x is None:
+        return None
     x = x.detach().to(_stored(x.dtype))
     if x.stride(2) != 1 and x.shape[2] > 1:
         x = x.contiguous()
@@ -103,20 +127,34 @@ def _resets(reset: Tensor | None) -> Array:
     return array
 
 
-def _run(kernel: Any, shape: torch.Size, *args: Any) -> None:
-    """Share the blocks of channels of all rows between as many threads as PyTorch uses."""
-    batch, length, dim = shape
-    threads = 1 if batch * length * dim < ALONE else torch.get_num_threads()
-    per_row = -(-threads // batch)  # blocks that a row needs, so that every thread has one
-    block = min(cpu_kernels.BLOCK, -(-dim // per_row // LINE) * LINE)
-    units = batch * -(-dim // block)
-    threads = min(threads, units)
-    run = partial(kernel, *args, block)
-    cuts = [units * i // threads for i in range(threads + 1)]
-    others = [_pool(threads - 1).submit(run, *cuts[i : i + 2]) for i in range(1, threads)]
-    run(*cuts[:2])
-    for other in others:
-        other.result()
+class _Shares:
+    """How a scan is shared between as many threads as PyTorch uses: rows, blocks of channels, chunks of the length.
+
+    A length in chunks is walked twice, which pays from ``split_from`` idle threads a block on.
+    """
+
+    def __init__(self, shape: torch.Size, split_from: int) -> None:
+        self.batch, length, self.dim = shape
+        threads = 1 if shape.numel() < ALONE else torch.get_num_threads()
+        per_row = -(-threads // self.batch)  # blocks that a row needs, so that every thread has one
+        self.block = min(cpu_kernels.BLOCK, -(-self.dim // per_row // LINE) * LINE)
+        units = self.batch * -(-self.dim // self.block)
+        self.chunks = min(threads // units, length) if threads >= split_from * units else 1
+        self.units = units * self.chunks
+        self.threads = min(threads, self.units)
+
+    def zeros(self, k: Tensor) -> Array:
+        """One number for every chunk and channel, (batch, chunks, dim), in the type of the state."""
+        return np.zeros((self.batch, self.chunks, self.dim), np.float64 if k.dtype == torch.float64 else np.float32)
+
+    def run(self, kernel: Any, *args: Any) -> None:
+        """Run the kernel on every unit."""
+        run = partial(kernel, *args, self.block)
+        cuts = [self.units * i // self.threads for i in range(self.threads + 1)]
+        others = [_pool(self.threads - 1).submit(run, *cuts[i : i + 2]) for i in range(1, self.threads)]
+        run(*cuts[:2])
+        for other in others:
+            other.result()
 
 
 _pools: dict[int, ThreadPoolExecutor] = {}

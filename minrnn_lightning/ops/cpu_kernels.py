@@ -2,18 +2,22 @@
 
 A kernel walks the length once for a block of neighbouring channels whose state stays in the first-level cache, so that
 it reads and writes each sequence once. The exponential is written out because only then does LLVM vectorise the loops.
-Types are told apart by the arrays; uint16 stands for the bits of bfloat16. A sequence comes as a flat array and its
-strides from row to row and from step to step.
+A sequence is a flat array and its strides from row to row and from step to step; types are told apart by the arrays,
+uint16 stands for the bits of bfloat16. The forget gate f is None for minGRU, which is compiled apart.
 
 ``order`` lists the steps in the order of the scan. It is an array, not a range, because with offsets that it foresees
 LLVM checks once for all steps that the arrays do not overlap, and gives up on every walk against the time.
 """
 
 import numpy as np
-from numba import njit
-from numba.extending import overload
+from llvmlite import ir
+from numba import njit, types
+from numba.core import cgutils
+from numba.extending import intrinsic, overload
+from numba.np.arrayobj import make_array
 
 LINEAR, POSITIVE, IDENTITY = 0, 1, 2
+AHEAD = 4  # steps between asking for a row and reading it
 BLOCK = 256  # channels that a kernel carries at once, at most: state and rows fit the first-level cache
 
 # exp(r) on |r| ≤ ½·ln 2, by relative minimax fit of degree 6 (error 2e-9, far below float32's)
@@ -22,75 +26,83 @@ P4, P5, P6 = np.float32(0.041668225), np.float32(0.0083748158), np.float32(0.001
 LOG2_E, LN2_HIGH, LN2_LOW = np.float32(1.4426950408889634), np.float32(0.693359375), np.float32(-2.12194440e-4)
 TO_INTEGER = np.float32(12582912.0)  # 1.5 · 2²³: adding it rounds a float32 to a whole number
 SMALLEST = np.float32(-87.0)  # exp(-87) is the last that is not denormal
+ZERO, HALF, ONE = np.float32(0), np.float32(0.5), np.float32(1)  # exact, and float64 beside a float64
+
+# No fast-math but fused multiply-add, and not even that in what a loop is made of: it would undo the compensation of
+# rounding. Those functions are inlined because LLVM vectorises no loop with a call in it.
+kernel = njit(nogil=True, cache=True, fastmath={"contract"}, error_model="numpy")
+element = njit(forceinline=True, error_model="numpy")
 
 
-def kernel(function):
-    """Compile without the GIL and with fused multiply-add, nothing else of fast-math; keep the result on disk."""
-    return njit(nogil=True, cache=True, fastmath={"contract"}, error_model="numpy")(function)
+@element
+def at(sequence, row, t, channel):
+    """Where ``channel`` of step ``t`` of ``row`` is."""
+    return 0 if sequence is None else row * sequence[1][0] + t * sequence[1][1] + channel
 
 
-def load(array, i):
+def load(sequence, i):
     """Element ``i`` in the type of the state."""
 
 
-def store(array, i, x):
-    """Round ``x`` to the type of ``array`` and write it."""
+@overload(load, jit_options={"forceinline": True})
+def _load(sequence, i):
+    if str(sequence[0].dtype) == "uint16":
+        return lambda sequence, i: np.uint32(np.uint32(sequence[0][np.uintp(i)]) << np.uint32(16)).view(np.float32)
+    return lambda sequence, i: sequence[0][np.uintp(i)]
+
+
+def store(sequence, i, x):
+    """Round ``x`` to the type of the sequence and write it."""
+
+
+@overload(store, jit_options={"forceinline": True})
+def _store(sequence, i, x):
+    if str(sequence[0].dtype) != "uint16":
+
+        def keep(sequence, i, x):
+            sequence[0][np.uintp(i)] = x
+
+        return keep
+
+    def round_to_even(sequence, i, x):
+        bits = np.float32(x).view(np.uint32)
+        even = np.uint32(
+            np.uint32(bits + np.uint32(0x7FFF)) + np.uint32(np.uint32(bits >> np.uint32(16)) & np.uint32(1))
+        )
+        sequence[0][np.uintp(i)] = np.uint16(np.uint32(even if x == x else np.uint32(0x7FC00000)) >> np.uint32(16))
+
+    return round_to_even
+
+
+@intrinsic
+def prefetch(context, array, i):
+    """Start to bring element ``i`` into the cache; nothing happens if there is none."""
+
+    def generate(context, builder, signature, arguments):
+        data = make_array(signature.args[0])(context, builder, arguments[0]).data
+        number = ir.IntType(32)
+        kind = ir.FunctionType(ir.VoidType(), [cgutils.voidptr_t, number, number, number])
+        instruction = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
+        address = builder.bitcast(builder.gep(data, [arguments[1]]), cgutils.voidptr_t)
+        builder.call(instruction, [address, number(0), number(2), number(1)])  # to read, into the second level, data
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp), generate
+
+
+@element
+def fetch(sequence, row, t, channel, width):
+    """Start to bring ``width`` channels of a step into the cache; by itself the hardware foresees upward walks only."""
+    if sequence is not None:
+        for d in range(0, width, 64 // sequence[0].itemsize):  # a cache line has 64 bytes
+            prefetch(sequence[0], at(sequence, row, t, channel + d))
 
 
 def exp(x):
     """The exponential of x ≤ 0 or NaN, to one unit in the last place."""
 
 
-def sigmoid(x):
-    """σ(x), without overflow."""
-
-
-def interpolate(k, c, h, rest):
-    """The next state h + σ(k)·(c − h), from whichever end is nearer, and what rounding cuts off it.
-
-    ``rest`` is what rounding cut off ``h``.
-    """
-
-
-def gate_backward(k, g):
-    """g·σ(k), g·σ′(k) and g·(1 − σ(k))."""
-
-
-def positive(v):
-    """The paper's g(v)."""
-
-
-def positive_slope(v, c):
-    """g′(v), given c = g(v)."""
-
-
-@overload(load)
-def _load(array, i):
-    if str(array.dtype) == "uint16":
-        return lambda array, i: np.uint32(np.uint32(array[np.uintp(i)]) << np.uint32(16)).view(np.float32)
-    return lambda array, i: array[np.uintp(i)]
-
-
-@overload(store)
-def _store(array, i, x):
-    if str(array.dtype) != "uint16":
-
-        def keep(array, i, x):
-            array[np.uintp(i)] = x
-
-        return keep
-
-    def round_to_even(array, i, x):
-        bits = np.float32(x).view(np.uint32)
-        even = np.uint32(
-            np.uint32(bits + np.uint32(0x7FFF)) + np.uint32(np.uint32(bits >> np.uint32(16)) & np.uint32(1))
-        )
-        array[np.uintp(i)] = np.uint16(np.uint32(even if x == x else np.uint32(0x7FC00000)) >> np.uint32(16))
-
-    return round_to_even
-
-
-@overload(exp)
+@overload(exp, jit_options={"forceinline": True, "fastmath": {"contract"}})
 def _exp(x):
     if str(x) == "float64":
         return lambda x: np.exp(x)
@@ -107,80 +119,92 @@ def _exp(x):
     return exp
 
 
-@overload(sigmoid)
-def _sigmoid(x):
-    one = np.float64(1) if str(x) == "float64" else np.float32(1)
-
-    def sigmoid(x):
-        e = exp(-abs(x))
-        return (one if x >= 0 else e) / (one + e)
-
-    return sigmoid
+@element
+def sigmoid(x):
+    """σ(x), without overflow."""
+    e = exp(-abs(x))
+    return (ONE if x >= 0 else e) / (ONE + e)
 
 
-@overload(interpolate)
-def _interpolate(k, c, h, rest):
-    zero, one = (np.float64(0), np.float64(1)) if str(k) == "float64" else (np.float32(0), np.float32(1))
+@element
+def positive(v):
+    """The paper's g(v)."""
+    e = exp(-abs(v))
+    return v + HALF if v >= 0 else e / (ONE + e)
 
-    def interpolate(k, c, h, rest):
+
+@element
+def positive_slope(v, c):
+    """g′(v), given c = g(v)."""
+    return ONE if v >= 0 else c * (ONE - c)
+
+
+@element
+def gate(k, f, n):
+    """The smaller of z and 1 − z, and whether that is 1 − z, where z = σ(k) or, with f, σ(k) / (σ(k) + σ(f[n]))."""
+    if f is None:
         e = exp(-abs(k))
-        smaller = e / (one + e)
-        away = (c - h) - rest
-        base = c if k >= 0 else h
-        u = (-smaller if k >= 0 else smaller) * away + (zero if k >= 0 else rest)
-        new = base + u
-        return new, u - (new - base)
-
-    return interpolate
-
-
-@overload(gate_backward)
-def _gate_backward(k, g):
-    one = np.float64(1) if str(k) == "float64" else np.float32(1)
-
-    def gate_backward(k, g):
-        e = exp(-abs(k))
-        larger = one / (one + e)
-        smaller = e * larger
-        near, far = smaller * g, g - smaller * g
-        return far if k >= 0 else near, larger * near, near if k >= 0 else far
-
-    return gate_backward
+        return e / (ONE + e), k >= 0
+    x = load(f, n)  # z : 1 − z  =  (1 + e^−x) : (1 + e^−k), without overflow
+    to_k, to_f = ONE + exp(-abs(x)), ONE + exp(-abs(k))
+    away = (ZERO if x >= 0 else -x) - (ZERO if k >= 0 else -k)
+    scale = exp(-abs(away))
+    to_k, to_f = (to_k if away >= 0 else to_k * scale), (to_f * scale if away >= 0 else to_f)
+    opened = to_k >= to_f
+    return (to_f if opened else to_k) / (to_k + to_f), opened
 
 
-@overload(positive)
-def _positive(v):
-    half = np.float64(0.5) if str(v) == "float64" else np.float32(0.5)
-    return lambda v: v + half if v >= 0 else sigmoid(v)
+@element
+def interpolate(smaller, opened, c, h, rest):
+    """The next state h + z·(c − h), from whichever end is nearer, and what rounding cuts off it.
+
+    ``rest`` is what rounding cut off ``h``.
+    """
+    away = (c - h) - rest
+    base = c if opened else h
+    u = (-smaller if opened else smaller) * away + (ZERO if opened else rest)
+    new = base + u
+    return new, u - (new - base)
 
 
-@overload(positive_slope)
-def _positive_slope(v, c):
-    one = np.float64(1) if str(v) == "float64" else np.float32(1)
-    return lambda v, c: one if v >= 0 else c * (one - c)
+@element
+def store_gates(dk, p, df, r, slope, k, i, f, n):
+    """Write the gradients of k[i] and f[n], given that of the logit of z, which is log σ(k[i]) − log σ(f[n])."""
+    if f is None:
+        store(dk, p, slope)
+    else:
+        store(dk, p, slope * sigmoid(-load(k, i)))
+        store(df, r, -slope * sigmoid(-load(f, n)))
 
 
 @kernel
-def offset(strides, row, t, channel):
-    """Where ``channel`` of step ``t`` of ``row`` is."""
-    return row * strides[0] + t * strides[1] + channel
-
-
-@kernel
-def forward(k, k_strides, v, v_strides, h, h_strides, initial, reset, order, kind, block, lo, hi):
-    """Write every state of the units ``lo`` … ``hi`` to ``h``; a unit is a block of channels of one row."""
-    dim = initial.shape[1]
-    state = np.empty(block, initial.dtype)
-    rest = np.empty(block, initial.dtype)  # what rounding has cut off the state: long memories stay exact
+def part(unit, dim, block, length, chunks):
+    """A unit of work: row, first channel, number of channels, chunk of the length, and where that begins and ends."""
     blocks = (dim + block - 1) // block
+    row, rest = unit // (blocks * chunks), unit % (blocks * chunks)
+    first, chunk = rest // chunks * block, rest % chunks
+    return row, first, min(block, dim - first), chunk, length * chunk // chunks, length * (chunk + 1) // chunks
+
+
+@kernel
+def forward(k, v, f, h, starts, reset, order, kind, block, lo, hi):
+    """Write every state of the units ``lo`` … ``hi`` to ``h``, from the states ``starts`` before each chunk."""
+    state = np.empty(block, starts.dtype)
+    rest = np.empty(block, starts.dtype)  # what rounding has cut off the state: long memories stay exact
     for unit in range(lo, hi):
-        row, first = unit // blocks, unit % blocks * block
-        width = min(block, dim - first)
-        state[:width] = initial[row, first : first + width]
+        row, first, width, chunk, begin, end = part(unit, starts.shape[2], block, order.size, starts.shape[1])
+        state[:width] = starts[row, chunk, first : first + width]
         rest[:width] = 0
-        for t in order:
-            i, j = offset(k_strides, row, t, first), offset(v_strides, row, t, first)
-            o = offset(h_strides, row, t, first)
+        for step in range(begin, end):
+            t = order[step]
+            i, j = at(k, row, t, first), at(v, row, t, first)
+            n, o = at(f, row, t, first), at(h, row, t, first)
+            soon = order[min(step + AHEAD, end - 1)]
+            if soon < t:
+                fetch(k, row, soon, first, width)
+                fetch(v, row, soon, first, width)
+                fetch(f, row, soon, first, width)
+                fetch(h, row, soon, first, width)
             if reset.size > 0 and reset[row, t]:
                 state[:width] = 0
                 rest[:width] = 0
@@ -190,68 +214,97 @@ def forward(k, k_strides, v, v_strides, h, h_strides, initial, reset, order, kin
                     store(h, o + d, state[d])
             elif kind == POSITIVE:
                 for d in range(width):
-                    state[d], rest[d] = interpolate(load(k, i + d), positive(load(v, j + d)), state[d], rest[d])
+                    smaller, opened = gate(load(k, i + d), f, n + d)
+                    c = positive(load(v, j + d))
+                    state[d], rest[d] = interpolate(smaller, opened, c, state[d], rest[d])
                     store(h, o + d, state[d])
             else:
                 for d in range(width):
-                    state[d], rest[d] = interpolate(load(k, i + d), load(v, j + d), state[d], rest[d])
+                    smaller, opened = gate(load(k, i + d), f, n + d)
+                    state[d], rest[d] = interpolate(smaller, opened, load(v, j + d), state[d], rest[d])
                     store(h, o + d, state[d])
 
 
 @kernel
-def backward(
-    g,
-    g_strides,
-    k,
-    k_strides,
-    v,
-    v_strides,
-    h,
-    h_strides,
-    dk,
-    dk_strides,
-    dv,
-    dv_strides,
-    initial,
-    d_initial,
-    reset,
-    order,
-    kind,
-    block,
-    lo,
-    hi,
-):
-    """Write the gradients of the units ``lo`` … ``hi``, from the last step of the scan to its first."""
-    dim = initial.shape[1]
+def ends(k, v, f, back, product, end, reset, order, kind, block, lo, hi):
+    """Write how each chunk maps the state before it to that after it: times ``product``, plus ``end``.
+
+    With ``back`` the steps go backward and v is the gradient of every state: then it is how the chunk maps the gradient
+    that reaches its last state from behind it to that which leaves the chunk.
+    """
+    kept = np.empty((4, BLOCK), end.dtype)
+    state, rest, decay, lost = kept[0], kept[1], kept[2], kept[3]  # and what rounding has cut off state and decay
+    for unit in range(lo, hi):
+        row, first, width, chunk, begin, stop = part(unit, end.shape[2], block, order.size, end.shape[1])
+        kept[:] = 0
+        decay[:width] = 1
+        for step in range(begin, stop):
+            t = order[begin + stop - 1 - step if back else step]
+            i, j, n = at(k, row, t, first), at(v, row, t, first), at(f, row, t, first)
+            cut = reset.size > 0 and reset[row, t]
+            if cut and not back:
+                kept[:] = 0
+            if kind == LINEAR:
+                for d in range(width):
+                    a, x = load(k, i + d), load(v, j + d)
+                    state[d] = a * (state[d] + x) if back else a * state[d] + x
+                    decay[d] *= a
+            else:
+                for d in range(width):
+                    smaller, opened = gate(load(k, i + d), f, n + d)
+                    x = load(v, j + d)
+                    if back:
+                        total = state[d] + x
+                        state[d] = smaller * total if opened else total - smaller * total
+                    else:
+                        c = positive(x) if kind == POSITIVE else x
+                        state[d], rest[d] = interpolate(smaller, opened, c, state[d], rest[d])
+                    decay[d], lost[d] = interpolate(smaller, opened, ZERO, decay[d], lost[d])
+            if cut and back:
+                kept[:] = 0
+        product[row, chunk, first : first + width] = decay[:width]
+        end[row, chunk, first : first + width] = state[:width]
+
+
+@kernel
+def backward(g, k, v, f, h, dk, dv, df, initial, flows, reset, order, kind, block, lo, hi):
+    """Write the gradients of the units ``lo`` … ``hi``, from the last step of each chunk to its first.
+
+    ``flows`` holds the gradient that reaches the last state of each chunk from behind it, and is given that which
+    leaves the chunk.
+    """
     # Parts of one array: LLVM vectorises no loop over many arrays of which it does not know that they do not overlap.
-    kept = np.empty(4 * BLOCK, initial.dtype)
+    kept = np.empty(4 * BLOCK, flows.dtype)
     flow, before = kept[:BLOCK], kept[BLOCK : 2 * BLOCK]  # a_{t+1}·G_{t+1}, what reaches h_t from later steps; h_{t-1}
     through, to_gate = kept[2 * BLOCK : 3 * BLOCK], kept[3 * BLOCK :]  # G·z, G·z·(1 − z)
-    blocks = (dim + block - 1) // block
     for unit in range(lo, hi):
-        row, first = unit // blocks, unit % blocks * block
-        width = min(block, dim - first)
-        flow[:width] = 0
-        for step in range(order.size - 1, -1, -1):
+        row, first, width, chunk, begin, end = part(unit, flows.shape[2], block, order.size, flows.shape[1])
+        flow[:width] = flows[row, chunk, first : first + width]
+        for step in range(end - 1, begin - 1, -1):
             t = order[step]
-            n, i, j = (
-                offset(g_strides, row, t, first),
-                offset(k_strides, row, t, first),
-                offset(v_strides, row, t, first),
-            )
-            p, q = offset(dk_strides, row, t, first), offset(dv_strides, row, t, first)
+            m, n, r = at(g, row, t, first), at(f, row, t, first), at(df, row, t, first)
+            i, j, p, q = at(k, row, t, first), at(v, row, t, first), at(dk, row, t, first), at(dv, row, t, first)
+            soon = order[max(step - AHEAD, begin)]
+            fetch(g, row, soon, first, width)
+            fetch(k, row, soon, first, width)
+            fetch(v, row, soon, first, width)
+            fetch(h, row, soon, first, width)
+            fetch(dk, row, soon, first, width)
+            fetch(dv, row, soon, first, width)
+            fetch(f, row, soon, first, width)
+            fetch(df, row, soon, first, width)
             cut = reset.size > 0 and reset[row, t]
             if cut:
                 before[:width] = 0
             elif step == 0:
                 before[:width] = initial[row, first : first + width]
             else:
-                o = offset(h_strides, row, order[step - 1], first)
+                o = at(h, row, order[step - 1], first)
                 for d in range(width):
                     before[d] = load(h, o + d)
             if kind == LINEAR:
                 for d in range(width):
-                    total = load(g, n + d) + flow[d]
+                    total = load(g, m + d) + flow[d]
                     through[d] = total
                     flow[d] = load(k, i + d) * total
                 for d in range(width):
@@ -259,18 +312,24 @@ def backward(
                     store(dv, q + d, through[d])
             else:
                 for d in range(width):
-                    total = load(g, n + d) + flow[d]
-                    through[d], to_gate[d], flow[d] = gate_backward(load(k, i + d), total)
+                    total = load(g, m + d) + flow[d]
+                    smaller, opened = gate(load(k, i + d), f, n + d)
+                    near = smaller * total
+                    far = total - near
+                    through[d], flow[d] = (far if opened else near), (near if opened else far)
+                    to_gate[d] = near - smaller * near
                 if kind == POSITIVE:
                     for d in range(width):
                         x = load(v, j + d)
                         c = positive(x)
-                        store(dk, p + d, to_gate[d] * (c - before[d]))
+                        to_gate[d] *= c - before[d]
                         store(dv, q + d, through[d] * positive_slope(x, c))
                 else:
                     for d in range(width):
-                        store(dk, p + d, to_gate[d] * (load(v, j + d) - before[d]))
+                        to_gate[d] *= load(v, j + d) - before[d]
                         store(dv, q + d, through[d])
+                for d in range(width):
+                    store_gates(dk, p + d, df, r + d, to_gate[d], k, i + d, f, n + d)
             if cut:
                 flow[:width] = 0
-        d_initial[row, first : first + width] = flow[:width]
+        flows[row, chunk, first : first + width] = flow[:width]

@@ -1,6 +1,7 @@
 """The scan in plain PyTorch: runs on every device and type, in about 2·√length tensor operations."""
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,29 +28,37 @@ def candidate_slope(v: Tensor, kind: str) -> Tensor:
     return torch.where(v >= 0, 1.0, s * (1 - s))
 
 
-def forward(k: Tensor, v: Tensor, initial: Tensor | None, reset: Tensor | None, kind: str, reverse: bool) -> Tensor:
+def gate_logit(k: Tensor, f: Tensor | None) -> Tensor:
+    """The logit of z: that of minGRU's gate, or, with a forget gate, of σ(k) / (σ(k) + σ(f))."""
+    return k if f is None else F.logsigmoid(k) - F.logsigmoid(f)
+
+
+def forward(
+    k: Tensor, v: Tensor, f: Tensor | None, initial: Tensor | None, reset: Tensor | None, kind: str, reverse: bool
+) -> Tensor:
     """Every state of the scan, (batch, length, dim), in the type of ``k``."""
     dtype = k.dtype
-    k, v, reset = _upright(k, reverse), _upright(v, reverse), None if reset is None else _upright(reset, reverse)
-    a, b = _transition(k, v, reset, kind)
-    return _upright(recurrence(a, b, initial), reverse).to(dtype).contiguous()
+    k, v, f, reset = (_upright(x, reverse) for x in (k, v, f, reset))
+    a, b = _transition(k, v, f, reset, kind)
+    h: Tensor = _upright(recurrence(a, b, initial), reverse)
+    return h.to(dtype).contiguous()
 
 
 def backward(
     grad: Tensor,
     k: Tensor,
     v: Tensor,
+    f: Tensor | None,
     h: Tensor,
     initial: Tensor | None,
     reset: Tensor | None,
     kind: str,
     reverse: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The gradients of k, v and the initial state, from that of every state."""
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The gradients of k, v, f (an empty one if there is none) and the initial state, from that of every state."""
     dtype = k.dtype
-    grad, k, v, h = (_upright(x, reverse) for x in (grad, k, v, h))
-    reset = None if reset is None else _upright(reset, reverse)
-    a, _ = _transition(k, v, reset, kind)
+    grad, k, v, f, h, reset = (_upright(x, reverse) for x in (grad, k, v, f, h, reset))
+    a, _ = _transition(k, v, f, reset, kind)
     k, v, h, grad = (x.to(a.dtype) for x in (k, v, h, grad))
     first = torch.zeros_like(h[:, :1]) if initial is None else initial.unsqueeze(1).to(h.dtype)
     h_prev = torch.cat([first, h], 1)[:, : h.shape[1]]
@@ -58,15 +67,19 @@ def backward(
 
     a_next = torch.cat([a[:, 1:], torch.zeros_like(a[:, :1])], 1)[:, : a.shape[1]]
     g = recurrence(a_next.flip(1), grad.flip(1), None).flip(1)  # G_t = ∂L/∂h_t + a_{t+1} · G_{t+1}
+    d_f = torch.empty_like(h[:, :0])
     if kind == "linear":
         d_k, d_v = g * h_prev, g
     else:
-        z = torch.sigmoid(k)
+        f = None if f is None else f.to(a.dtype)
+        z = torch.sigmoid(gate_logit(k, f))
         d_k = g * (candidate(v, kind) - h_prev) * z * (1 - z)
         d_v = g * z * candidate_slope(v, kind)
+        if f is not None:
+            d_k, d_f = d_k * torch.sigmoid(-k), -d_k * torch.sigmoid(-f)
     d_initial = (a * g)[:, :1].sum(1)
-    d_k, d_v = (_upright(x, reverse).to(dtype).contiguous() for x in (d_k, d_v))
-    return d_k, d_v, d_initial
+    d_k, d_v, d_f = (_upright(x, reverse).to(dtype).contiguous() for x in (d_k, d_v, d_f))
+    return d_k, d_v, d_f, d_initial
 
 
 def recurrence(a: Tensor, b: Tensor, initial: Tensor | None) -> Tensor:
@@ -88,12 +101,15 @@ def recurrence(a: Tensor, b: Tensor, initial: Tensor | None) -> Tensor:
     return h.view(batch, blocks * width, dim)[:, :length]
 
 
-def _transition(k: Tensor, v: Tensor, reset: Tensor | None, kind: str) -> tuple[Tensor, Tensor]:
+def _transition(k: Tensor, v: Tensor, f: Tensor | None, reset: Tensor | None, kind: str) -> tuple[Tensor, Tensor]:
     """The a and b of h_t = a_t · h_{t-1} + b_t, in the type of the state."""
-    k, v = k.to(state_dtype(k.dtype)), v.to(state_dtype(v.dtype))
-    a, b = (k, v) if kind == "linear" else (torch.sigmoid(-k), torch.sigmoid(k) * candidate(v, kind))
+    wide = state_dtype(k.dtype)
+    a, b = k.to(wide), v.to(wide)
+    if kind != "linear":
+        logit = gate_logit(a, None if f is None else f.to(wide))
+        a, b = torch.sigmoid(-logit), torch.sigmoid(logit) * candidate(b, kind)
     return (a if reset is None else a.masked_fill(reset.unsqueeze(-1), 0)), b
 
 
-def _upright(x: Tensor, reverse: bool) -> Tensor:
-    return x.flip(1) if reverse else x
+def _upright(x: Tensor | None, reverse: bool) -> Any:
+    return x.flip(1) if reverse and x is not None else x

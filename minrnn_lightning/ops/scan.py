@@ -3,10 +3,11 @@
 Both are one operator, ``torch.ops.minrnn.scan``, over two sequences k and v whose meaning is its ``kind``:
 
     linear      h_t = k_t · h_{t-1} + v_t
-    positive    h_t = h_{t-1} + σ(k_t) · (g(v_t) − h_{t-1})       g(v) = v + ½ for v ≥ 0, σ(v) below
-    identity    h_t = h_{t-1} + σ(k_t) · (v_t − h_{t-1})
+    positive    h_t = h_{t-1} + z_t · (g(v_t) − h_{t-1})       g(v) = v + ½ for v ≥ 0, σ(v) below
+    identity    h_t = h_{t-1} + z_t · (v_t − h_{t-1})
 
-The last two are minGRU of "Were RNNs All We Needed?" (https://arxiv.org/abs/2410.01201, sections 3.1 and B.2).
+The last two are minGRU of "Were RNNs All We Needed?" (https://arxiv.org/abs/2410.01201, sections 3.1 and B.2) with
+z = σ(k), and with a third sequence f its minLSTM, z = σ(k) / (σ(k) + σ(f)) (sections 3.2 and B.2).
 Backward, with G_t = ∂L/∂h_t + a_{t+1} · G_{t+1} for h_t = a_t · h_{t-1} + b_t, is the same scan run the other way.
 """
 
@@ -52,7 +53,7 @@ def linear_scan(
         ValueError: A shape does not fit.
         TypeError: A type is not a floating-point one (bool for ``reset``).
     """
-    return _checked_scan(("decay", decay), ("update", update), initial, reset, "linear", reverse)
+    return _checked_scan({"decay": decay, "update": update}, initial, reset, "linear", reverse)
 
 
 def gated_scan(
@@ -60,24 +61,27 @@ def gated_scan(
     candidate: Tensor,
     initial: Tensor | None = None,
     *,
+    forget: Tensor | None = None,
     activation: Activation = "positive",
     reset: Tensor | None = None,
     reverse: bool = False,
 ) -> Tensor:
-    """Run minGRU's h_t = h_{t-1} + σ(gate_t) · (c(candidate_t) − h_{t-1}) over the length, in one fused kernel.
+    """Run h_t = h_{t-1} + z_t · (c(candidate_t) − h_{t-1}) over the length, in one fused kernel.
 
-    For the backward pass only the two inputs and the output are kept.
+    minGRU has z = σ(gate). With ``forget`` it is minLSTM, whose two gates are divided by their sum:
+    z = σ(gate) / (σ(gate) + σ(forget)). For the backward pass only the inputs and the output are kept.
 
     Args:
-        gate: Logits of the update gate, (batch, length, dim).
+        gate: Logits of the update gate (minLSTM's input gate), (batch, length, dim).
         candidate: The candidate state before its activation c, (batch, length, dim).
         initial: The state before the first step (a state, not a pre-activation), (batch, dim); zeros if None.
+        forget: Logits of minLSTM's forget gate, (batch, length, dim); minGRU if None.
         activation: c: ``positive`` is the paper's g (v + ½ for v ≥ 0, σ(v) below), ``identity`` is none.
         reset: Bool (batch, length), True where the state before that step is replaced by zeros.
         reverse: Run from the last step to the first.
 
     Returns:
-        Every state, (batch, length, dim), in the promoted type of ``gate`` and ``candidate``; the final one is
+        Every state, (batch, length, dim), in the promoted type of the sequences; the final one is
         ``h[:, -1]``, or ``h[:, 0]`` reversed.
 
     Raises:
@@ -86,7 +90,8 @@ def gated_scan(
     """
     if activation not in ("positive", "identity"):
         raise ValueError(f"activation is {activation!r}; it can be 'positive' or 'identity'")
-    return _checked_scan(("gate", gate), ("candidate", candidate), initial, reset, activation, reverse)
+    sequences = {"gate": gate, "candidate": candidate} | ({} if forget is None else {"forget": forget})
+    return _checked_scan(sequences, initial, reset, activation, reverse)
 
 
 def positive(x: Tensor) -> Tensor:
@@ -114,33 +119,34 @@ def use_kernel(name: Kernel) -> Iterator[None]:
 
 
 def _checked_scan(
-    k: tuple[str, Tensor],
-    v: tuple[str, Tensor],
-    initial: Tensor | None,
-    reset: Tensor | None,
-    kind: str,
-    reverse: bool,
+    sequences: dict[str, Tensor], initial: Tensor | None, reset: Tensor | None, kind: str, reverse: bool
 ) -> Tensor:
-    """Check what the caller gave, bring the two sequences to one type, and run the operator."""
-    (k_name, k_), (v_name, v_) = k, v
-    if k_.ndim != 3:
-        raise ValueError(f"{k_name} must have shape (batch, length, dim), got {tuple(k_.shape)}")
-    batch, length, dim = k_.shape
-    if v_.shape != k_.shape:
-        raise ValueError(f"{v_name} must have the shape of {k_name}, {tuple(k_.shape)}, got {tuple(v_.shape)}")
+    """Check what the caller gave, bring the sequences to one type, and run the operator."""
+    (first, shape), *others = ((name, sequence.shape) for name, sequence in sequences.items())
+    if len(shape) != 3:
+        raise ValueError(f"{first} must have shape (batch, length, dim), got {tuple(shape)}")
+    batch, length, dim = shape
+    for name, other in others:
+        if other != shape:
+            raise ValueError(f"{name} must have the shape of {first}, {tuple(shape)}, got {tuple(other)}")
     if initial is not None and initial.shape != (batch, dim):
         raise ValueError(f"initial must have shape (batch, dim) = {(batch, dim)}, got {tuple(initial.shape)}")
     if reset is not None and reset.shape != (batch, length):
         raise ValueError(f"reset must have shape (batch, length) = {(batch, length)}, got {tuple(reset.shape)}")
     if reset is not None and reset.dtype != torch.bool:
         raise TypeError(f"reset must be bool, got {reset.dtype}")
-    for name, tensor in (k, v, ("initial", initial)):
+    device = sequences[first].device
+    for name, tensor in (*sequences.items(), ("initial", initial), ("reset", reset)):
+        if tensor is not None and tensor.device != device:
+            raise ValueError(f"{name} must be on the device of {first}, {device}, got {tensor.device}")
+    for name, tensor in (*sequences.items(), ("initial", initial)):
         if tensor is not None and tensor.dtype not in portable.STORAGE:
             raise TypeError(f"{name} must be float16, bfloat16, float32 or float64, got {tensor.dtype}")
-    dtype = torch.promote_types(k_.dtype, v_.dtype)
+    dtype = functools.reduce(torch.promote_types, (sequence.dtype for sequence in sequences.values()))
+    k, v, *f = (sequence.to(dtype) for sequence in sequences.values())
     if initial is not None:
         initial = initial.to(portable.state_dtype(dtype))
-    states: Tensor = scan(k_.to(dtype), v_.to(dtype), initial, reset, kind, reverse)
+    states: Tensor = scan(k, v, f[0] if f else None, initial, reset, kind, reverse)
     return states
 
 
@@ -160,61 +166,62 @@ def _kernels(device: torch.device) -> ModuleType:
     return _cpu() if device.type == "cpu" and _chosen == "auto" else portable
 
 
-@torch.library.custom_op("minrnn::scan", mutates_args=())
-def scan(k: Tensor, v: Tensor, initial: Tensor | None, reset: Tensor | None, kind: str, reverse: bool) -> Tensor:
+# Not torch.library.custom_op: its first call imports torch._dynamo, which takes longer than all the rest.
+torch.library.define(
+    "minrnn::scan",
+    "(Tensor k, Tensor v, Tensor? f, Tensor? initial, Tensor? reset, str kind, bool reverse) -> Tensor",
+)
+torch.library.define(
+    "minrnn::scan_backward",
+    "(Tensor grad, Tensor k, Tensor v, Tensor? f, Tensor h, Tensor? initial, Tensor? reset, str kind, bool reverse)"
+    " -> (Tensor, Tensor, Tensor, Tensor)",
+)
+scan = torch.ops.minrnn.scan.default
+scan_backward = torch.ops.minrnn.scan_backward.default
+
+
+def _scan(k: Tensor, *rest: Any) -> Tensor:
     """The operator behind both scans: every state, in the type of ``k``."""
-    result: Tensor = _kernels(k.device).forward(k, v, initial, reset, kind, reverse)
-    return result
+    states: Tensor = _kernels(k.device).forward(k, *rest)
+    return states
 
 
-@torch.library.custom_op("minrnn::scan_backward", mutates_args=())
-def scan_backward(
-    grad: Tensor,
-    k: Tensor,
-    v: Tensor,
-    h: Tensor,
-    initial: Tensor | None,
-    reset: Tensor | None,
-    kind: str,
-    reverse: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The gradients of k, v and the initial state."""
-    result: tuple[Tensor, Tensor, Tensor] = _kernels(k.device).backward(grad, k, v, h, initial, reset, kind, reverse)
-    return result
+def _scan_backward(grad: Tensor, k: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The gradients of k, v, f (an empty one if there is none) and the initial state."""
+    gradients: tuple[Tensor, Tensor, Tensor, Tensor] = _kernels(k.device).backward(grad, k, *rest)
+    return gradients
 
 
-@scan.register_fake
-def _(k: Tensor, v: Tensor, initial: Tensor | None, reset: Tensor | None, kind: str, reverse: bool) -> Tensor:
+def _fake_scan(k: Tensor, *_: Any) -> Tensor:
     return k.new_empty(k.shape)
 
 
-@scan_backward.register_fake
-def _(
-    grad: Tensor,
-    k: Tensor,
-    v: Tensor,
-    h: Tensor,
-    initial: Tensor | None,
-    reset: Tensor | None,
-    kind: str,
-    reverse: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    d_initial = k.new_empty((k.shape[0], k.shape[2]), dtype=portable.state_dtype(k.dtype))
-    return k.new_empty(k.shape), v.new_empty(v.shape), d_initial
+def _fake_scan_backward(
+    grad: Tensor, k: Tensor, v: Tensor, f: Tensor | None, *_: Any
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    batch, length, dim = k.shape
+    d_f = k.new_empty(batch, 0 if f is None else length, dim)
+    return (
+        k.new_empty(k.shape),
+        k.new_empty(k.shape),
+        d_f,
+        k.new_empty((batch, dim), dtype=portable.state_dtype(k.dtype)),
+    )
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    k, v, initial, reset, ctx.kind, ctx.reverse = inputs
-    ctx.save_for_backward(k, v, output, initial, reset)
+    k, v, f, initial, reset, ctx.kind, ctx.reverse = inputs
+    ctx.save_for_backward(k, v, f, output, initial, reset)
 
 
 def _gradient(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    k, v, h, initial, reset = ctx.saved_tensors
-    d_k, d_v, d_initial = scan_backward(grad, k, v, h, initial, reset, ctx.kind, ctx.reverse)
-    return d_k, d_v, None if initial is None else d_initial, None, None, None
+    k, v, f, h, initial, reset = ctx.saved_tensors
+    d_k, d_v, d_f, d_initial = scan_backward(grad, k, v, f, h, initial, reset, ctx.kind, ctx.reverse)
+    return d_k, d_v, None if f is None else d_f, None if initial is None else d_initial, None, None, None
 
 
-scan.register_autograd(_gradient, setup_context=_keep)
+def _no_second_gradient(*_: Any) -> Any:
+    raise RuntimeError("the gradient of a scan has no gradient of its own: call backward without create_graph")
 
 
 def _batched(op: Any) -> Any:
@@ -230,7 +237,7 @@ def _batched(op: Any) -> Any:
             return x.flatten(0, 1)
 
         def split(x: Tensor) -> Tensor:
-            return x.view(size, -1, *x.shape[1:])
+            return x.view(size, x.shape[0] // size, *x.shape[1:])
 
         out = op(*map(join, args, in_dims))
         if isinstance(out, Tensor):
@@ -240,5 +247,9 @@ def _batched(op: Any) -> Any:
     return rule
 
 
-scan.register_vmap(_batched(scan))
-scan_backward.register_vmap(_batched(scan_backward))
+for _op, _kernel, _fake in ((scan, _scan, _fake_scan), (scan_backward, _scan_backward, _fake_scan_backward)):
+    torch.library.impl(_op.name(), "CompositeExplicitAutograd", _kernel)  # type: ignore[no-untyped-call]
+    torch.library.register_fake(_op, _fake)
+    torch.library.register_vmap(_op, _batched(_op))
+torch.library.register_autograd(scan, _gradient, setup_context=_keep)
+torch.library.register_autograd(scan_backward, _no_second_gradient)

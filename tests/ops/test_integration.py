@@ -1,5 +1,8 @@
 """The operators inside PyTorch: opcheck, gradcheck, compile, export, vmap, autocast, memory kept for backward."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 
@@ -22,11 +25,18 @@ def test_opcheck(kernel, kind):
     initial = torch.rand(2, 5, dtype=torch.float64, requires_grad=True)
     reset = torch.rand(2, 7) < 0.3
     with use_kernel(kernel):
-        for arguments in ((k, v, initial, reset, kind, False), (k, v, None, None, kind, True)):
-            torch.library.opcheck(scan, arguments)
-        h = scan(k, v, initial, reset, kind, False).detach()
-        arguments = (torch.randn_like(h), k.detach(), v.detach(), h, initial.detach(), reset, kind, False)
-        torch.library.opcheck(scan_backward, arguments)
+        for f, state, cut, reverse in (
+            (None, initial, reset, False),
+            (None, None, None, True),
+            (k - v, None, reset, True),
+        ):
+            if f is not None and kind == "linear":
+                continue
+            f = f if f is None else f.detach().requires_grad_()
+            torch.library.opcheck(scan, (k, v, f, state, cut, kind, reverse))
+            h = scan(k, v, f, state, cut, kind, reverse)
+            given = (torch.randn_like(h), k, v, f, h, state, cut, kind, reverse)
+            torch.library.opcheck(scan_backward, [x.detach() if isinstance(x, torch.Tensor) else x for x in given])
 
 
 @pytest.mark.parametrize("kernel", ["auto", "torch"])
@@ -34,14 +44,17 @@ def test_opcheck(kernel, kind):
 @pytest.mark.parametrize("reverse", [False, True])
 def test_gradcheck(kernel, kind, reverse):
     k, v = (x.requires_grad_() for x in inputs(kind, 2, 9, 4))
+    f = torch.randn(2, 9, 4, dtype=torch.float64, requires_grad=True)
     initial = torch.rand(2, 4, dtype=torch.float64, requires_grad=True)
     reset = torch.rand(2, 9) < 0.2
 
-    def run(k, v, initial):
-        return scan(k, v, initial, reset, kind, reverse)
+    def run(k, v, initial, f=None):
+        return scan(k, v, f, initial, reset, kind, reverse)
 
     with use_kernel(kernel):
         assert torch.autograd.gradcheck(run, (k, v, initial))
+        if kind != "linear":
+            assert torch.autograd.gradcheck(run, (k, v, initial, f))
 
 
 def test_gradient_of_g_at_zero_is_the_slope_from_above():
@@ -101,6 +114,20 @@ def test_vmap_of_the_gradient():
     for i in range(3):
         single = torch.autograd.grad(h, (k, v), weights[i], retain_graph=True)
         torch.testing.assert_close([x[i] for x in batched], list(single))
+
+
+def test_a_second_derivative_is_refused():
+    k, v = (x.requires_grad_() for x in inputs("positive", 2, 6, 5))
+    (d_k,) = torch.autograd.grad(gated_scan(k, v).sum(), k, create_graph=True)
+    with pytest.raises(RuntimeError, match="no gradient of its own"):
+        d_k.sum().backward()
+
+
+def test_the_first_scan_imports_no_compiler():
+    """Importing torch._dynamo takes longer than all the rest of a first call."""
+    code = "import sys, torch; from minrnn_lightning.ops import gated_scan; k = torch.ones(2, 3, 4, requires_grad=True)"
+    code += "\ngated_scan(k, k).sum().backward(); raise SystemExit('torch._dynamo' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
 def test_autocast_keeps_a_float32_state():

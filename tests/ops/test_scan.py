@@ -6,6 +6,8 @@ import os
 import subprocess
 import sys
 import threading
+from contextlib import contextmanager
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -26,10 +28,12 @@ def run(kind, k, v, initial=None, **options):
     return gated_scan(k, v, initial, activation=kind, **options)
 
 
-def loop(kind, k, v, initial=None, reset=None, reverse=False):
+def loop(kind, k, v, initial=None, reset=None, reverse=False, forget=None):
     """The recurrence in float64 NumPy, one step after the other."""
     k, v = (x.detach().double().numpy() for x in (k, v))
     if kind != "linear":
+        if forget is not None:  # σ(k) : σ(f) = z : 1 − z
+            k = np.logaddexp(0, -forget.detach().double().numpy()) - np.logaddexp(0, -k)
         with np.errstate(over="ignore"):
             z, k = 1 / (1 + np.exp(-k)), 1 / (1 + np.exp(k))
         v = z * (np.where(v >= 0, v + 0.5, 1 / (1 + np.exp(-v))) if kind == "positive" else v)
@@ -43,12 +47,13 @@ def loop(kind, k, v, initial=None, reset=None, reverse=False):
     return torch.from_numpy(out)
 
 
-def differentiable_loop(kind, k, v, initial, reset, reverse):
+def differentiable_loop(kind, k, v, initial, reset, reverse, forget=None):
     """The same in PyTorch, whose autograd makes the gradient."""
     a, b = k, v
     if kind != "linear":
         c = torch.where(v >= 0, v + 0.5, v.sigmoid()) if kind == "positive" else v
-        a, b = 1 - k.sigmoid(), k.sigmoid() * c
+        z = k.sigmoid() if forget is None else k.sigmoid() / (k.sigmoid() + forget.sigmoid())
+        a, b = 1 - z, z * c
     h, out = initial, {}
     for t in range(k.shape[1])[:: -1 if reverse else 1]:
         h = a[:, t] * torch.where(reset[:, t, None], 0.0, h) + b[:, t]
@@ -60,6 +65,16 @@ def sequences(kind, shape, dtype=torch.float32, seed=0):
     generator = torch.Generator().manual_seed(seed)
     k, v = (torch.randn(shape, generator=generator, dtype=torch.float64) for _ in range(2))
     return (k.sigmoid() if kind == "linear" else 2 * k).to(dtype), v.to(dtype)
+
+
+@contextmanager
+def threads(count):
+    """Also for few elements as many threads as that, so that the length is split where the channels do not suffice."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    with mock.patch("minrnn_lightning.ops.cpu.ALONE", 0):
+        yield
+    torch.set_num_threads(before)
 
 
 def assert_close(actual, expected, tolerance):
@@ -79,19 +94,24 @@ def test_equals_the_loop_forward_and_backward(kernel, kind, data):
     k, v = (x.requires_grad_() for x in sequences(kind, (batch, length, dim), dtype, seed))
     generator = torch.Generator().manual_seed(seed)
     reset = torch.rand(batch, length, generator=generator) < data.draw(st.sampled_from([0.0, 0.1, 1.0]))
-    initial = torch.rand(batch, dim, generator=generator).double().requires_grad_()
+    initial = torch.rand(batch, dim, generator=generator)
     weight = torch.randn(batch, length, dim, generator=generator).to(dtype)
 
-    given_initial = initial.detach().to(torch.promote_types(dtype, torch.float32)).requires_grad_()
-    with use_kernel(kernel):
-        h = run(kind, k, v, given_initial, reset=reset, reverse=reverse)
-        grads = torch.autograd.grad(h, (k, v, given_initial), weight)
+    given_initial = initial.to(torch.promote_types(dtype, torch.float32)).requires_grad_()
+    forget = {}
+    if kind != "linear" and data.draw(st.booleans()):
+        forget = {"forget": sequences(kind, k.shape, dtype, seed + 1)[0].requires_grad_()}
+    given = k, v, given_initial, *forget.values()
+    with use_kernel(kernel), threads(data.draw(st.sampled_from([1, 2, 7]))):
+        h = run(kind, k, v, given_initial, reset=reset, reverse=reverse, **forget)
+        grads = torch.autograd.grad(h, given, weight)
     assert h.dtype == dtype
-    assert_close(h, loop(kind, k, v, given_initial, reset, reverse), TOLERANCE[dtype])
+    assert_close(h, loop(kind, k, v, given_initial, reset, reverse, **forget), TOLERANCE[dtype])
 
-    k64, v64 = (x.detach().double().requires_grad_() for x in (k, v))
-    expected = differentiable_loop(kind, k64, v64, initial, reset, reverse)
-    expected_grads = torch.autograd.grad(expected, (k64, v64, initial), weight.double())
+    given64 = [x.detach().double().requires_grad_() for x in given]
+    k64, v64, initial64, *forget64 = given64
+    expected = differentiable_loop(kind, k64, v64, initial64, reset, reverse, *forget64)
+    expected_grads = torch.autograd.grad(expected, given64, weight.double())
     for grad, expected_grad in zip(grads, expected_grads, strict=True):
         assert_close(grad, expected_grad, 3 * TOLERANCE[dtype])
 
@@ -160,6 +180,22 @@ def test_extreme_logits_and_nan(kernel, kind):
             assert run(kind, torch.full((1, 3, 40), bad_k), torch.full((1, 3, 40), bad_v)).isnan().all()
             bf16 = torch.full((1, 3, 40), bad_k).bfloat16(), torch.full((1, 3, 40), bad_v).bfloat16()
             assert run(kind, *bf16).isnan().all()
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_two_gates_of_any_size(kernel):
+    """Far below zero both σ vanish and their ratio does not."""
+    logits = torch.tensor([-1e4, -200.0, -100.0, -88.0, -3.0, 0.0, 2.0, 90.0, 1e4, float("inf")])
+    gate, forget = (x.reshape(1, 1, -1) for x in torch.meshgrid(logits, logits, indexing="ij"))
+    gate, forget = torch.cat([gate, gate + 1], 1), torch.cat([forget, forget - 0.5], 1)
+    v, initial = torch.full_like(gate, -0.3), torch.full((1, gate.shape[2]), 2.0)
+    with use_kernel(kernel):
+        sequences = [x.clone().requires_grad_() for x in (gate, v, forget)]
+        h = gated_scan(*sequences[:2], initial, forget=sequences[2])
+        assert_close(h, loop("positive", gate, v, initial, forget=forget), 2e-6)
+        assert all(grad.isfinite().all() for grad in torch.autograd.grad(h.sum(), sequences))
+        for bad in ({"forget": torch.full_like(gate, float("nan"))}, {"forget": forget, "gate": float("nan") * gate}):
+            assert gated_scan(**{"gate": gate, "candidate": v} | bad).isnan().all()
 
 
 @pytest.mark.parametrize("kind", KINDS)
