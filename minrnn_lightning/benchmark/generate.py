@@ -42,8 +42,9 @@ def generate(
     """Time steps of language models after contexts of several lengths, and measure the state that they carry.
 
     Each model reads a whole context in parallel first, untimed. Beside ours, in the shape of the recipe, there are a
-    stack of nn.GRU and a small transformer with a cache of keys and values, of the same width and depth. The weights
-    are random, and so are the tokens: choosing them is not timed.
+    stack of nn.GRU, which has neither convolutions nor MLPs and so fewer parameters, and a small transformer with a
+    cache of keys and values, of the same width and depth. The weights are random, and so are the tokens: choosing them
+    is not timed.
 
     Args:
         lengths: Tokens of the contexts, separated by commas.
@@ -79,6 +80,7 @@ def generate(
             for name, seconds in in_turns(warm_up(runs), repeats, place).items():
                 row = timing([second / steps for second in seconds], batch_size)
                 row |= {"tokens_per_s": 1e6 / row.pop("us_per_token"), "state_kb": size(states[name], length) / 1e3}
+                row["parameters_m"] = sum(parameter.numel() for parameter in ready[name].parameters()) / 1e6
                 rows.append({"name": name, "length": length, **row})
             report.add(f"One step after a context of {length:,}", rows, [mixers[0]])
     report.save()

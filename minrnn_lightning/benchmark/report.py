@@ -30,6 +30,7 @@ COLUMNS = {  # of rows that hold them, with their heads in tables and plots
     "peak_mb": "peak memory, MB",
     "tokens_per_s": "tokens/s",
     "state_kb": "state, kB",
+    "parameters_m": "parameters, M",
     "float32": "float32 error",
     "bfloat16": "bfloat16 error",
     "float16": "float16 error",

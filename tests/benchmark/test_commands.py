@@ -33,7 +33,7 @@ TIMES = {"ms", "ms_min", "ms_max", "us_per_token"}
 FIGURES = {
     "layer": TIMES | {"peak_mb"},
     "scan": TIMES | {"peak_mb"},
-    "generate": {"ms", "ms_min", "ms_max", "tokens_per_s", "state_kb"},
+    "generate": {"ms", "ms_min", "ms_max", "tokens_per_s", "state_kb", "parameters_m"},
     "accuracy": {"float32", "bfloat16", "float16"},
     "train": TIMES | {"peak_mb"},
 }
