@@ -39,6 +39,7 @@ CHANNELS = 32  # of a program, at least
 PROGRAMS = 4  # of a multiprocessor, to which the length is cut: one waits for memory while others compute
 SHORTEST = 1024  # steps of a chunk: fewer take less time than the passes that cutting adds
 INTERPRETED: bool = kernels.INTERPRETED
+TILE = {"BLOCK_L": 64, "BLOCK_D": 512, "STAGES": 1}  # of the interpreter, which is slow by the tile
 
 
 def forward(
@@ -136,8 +137,10 @@ def _scan(
 
 
 def _launch(kernel: Any, grid: Any, *args: Any, **options: Any) -> None:
-    """Run a kernel with its fastest tile; with its first one where nothing can be timed, or nothing may differ."""
-    if INTERPRETED or torch.are_deterministic_algorithms_enabled():
+    """Run a kernel with its fastest tile, or with a fixed one: the interpreter's, or the first if nothing may differ."""
+    if INTERPRETED:
+        kernel.fn[grid](*args, **options, **TILE)
+    elif torch.are_deterministic_algorithms_enabled():
         kernel.fn[grid](*args, **options, **kernel.configs[0].all_kwargs())
     else:
         kernel[grid](*args, **options)

@@ -143,10 +143,16 @@ def tuned(*tiles):
         triton.Config({"BLOCK_L": steps, "BLOCK_D": channels, "STAGES": stages}, num_warps=warps)
         for steps, channels, warps, stages in tiles
     ]
-    return triton.autotune(configs, key=["dim", "KIND"])
+    return triton.autotune(configs, key=["dim", "KIND"], prune_configs_by={"early_config_prune": fitting})
 
 
-@tuned((32, 32, 4, 1), (64, 32, 4, 1), (32, 64, 4, 1), (64, 32, 4, 2), (16, 128, 4, 1))
+def fitting(configs, arguments, STATE, **options):
+    """The tiles whose numbers fit the registers: in float64 four a thread, of which every list has one."""
+    four = [config for config in configs if config.kwargs["BLOCK_L"] * config.kwargs["BLOCK_D"] <= 128 * config.num_warps]
+    return four if STATE == tl.float64 else configs
+
+
+@tuned((32, 32, 8, 1), (32, 32, 4, 1), (32, 64, 4, 1), (64, 32, 4, 2))
 @triton.jit(do_not_specialize=["length", "chunks", "chunk_length"])
 def forward(
     k,
@@ -229,7 +235,7 @@ def carry(
         state = last(states, BLOCK_L)
 
 
-@tuned((32, 32, 4, 1), (16, 64, 4, 1), (16, 32, 4, 1), (32, 32, 4, 2), (32, 64, 8, 1))
+@tuned((32, 32, 8, 1), (32, 32, 4, 1), (16, 64, 4, 1), (32, 32, 4, 2))
 @triton.jit(do_not_specialize=["length", "chunks", "chunk_length"])
 def backward(
     grad,
@@ -274,15 +280,15 @@ def backward(
     total = load_state(before, row * chunks + chunk, dim, channel, STATE, BLOCK_D)
     whole_a, whole_z = tl.full([BLOCK_D], 1, STATE), tl.full([BLOCK_D], 0, STATE)
     here = (channel < dim)[None, :]
+    later = 1 if REVERSE else -1  # from t to the step of the forward scan after it
     for first in tl.range(start, stop, BLOCK_L, num_stages=STAGES):
         j = first + tl.arange(0, BLOCK_L)
-        t, t_later = time(j, length, REVERSE), time(j - 1, length, REVERSE)
-        known, later = j < stop, (j < stop) & (j > 0)
+        t, known, followed = time(j, length, REVERSE), j < stop, (j < stop) & (j > 0)
         inside = known[:, None] & here
         u = load(grad, grad_row, grad_step, row, t, channel, inside, STATE)
-        k_ = load(k, k_row, k_step, row, t_later, channel, later[:, None] & here, STATE)
-        f_ = load(f, f_row, f_step, row, t_later, channel, later[:, None] & here, STATE)
-        a, z = decay(k_, f_, reset, row, t_later, length, later, KIND)
+        k_ = load(k, k_row, k_step, row, t + later, channel, followed[:, None] & here, STATE)
+        f_ = load(f, f_row, f_step, row, t + later, channel, followed[:, None] & here, STATE)
+        a, z = decay(k_, f_, reset, row, t + later, length, followed, KIND)
         a, z = tl.where(inside, a, 1), tl.where(inside, z, 0)
         a, z, u = tl.associative_scan((a, z, u), 0, compose)
         if d_k is None:
@@ -291,8 +297,7 @@ def backward(
         else:
             g = advance(a, z, u, total[None, :])
             total = last(g, BLOCK_L)
-            t_earlier = time(j + 1, length, REVERSE)
-            h_ = load(h, length * dim, dim, row, t_earlier, channel, (j + 1 < length)[:, None] & here, STATE)
+            h_ = load(h, length * dim, dim, row, t - later, channel, (j + 1 < length)[:, None] & here, STATE)
             if initial is not None:
                 h_0 = load_state(initial, row, dim, channel, STATE, BLOCK_D)
                 h_ = tl.where((j == length - 1)[:, None], h_0[None, :], h_)
