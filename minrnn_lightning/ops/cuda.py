@@ -39,7 +39,8 @@ CHANNELS = 32  # of a program, at least
 PROGRAMS = 4  # of a multiprocessor, to which the length is cut: one waits for memory while others compute
 SHORTEST = 1024  # steps of a chunk: fewer take less time than the passes that cutting adds
 INTERPRETED: bool = kernels.INTERPRETED
-TILE = {"BLOCK_L": 64, "BLOCK_D": 512, "STAGES": 1}  # of the interpreter, which is slow by the tile
+CARRY = {"BLOCK_L": 16, "BLOCK_D": CHANNELS}  # tile of chunks
+TILE = {"BLOCK_L": 16, "BLOCK_D": 16, "STAGES": 1}  # in the interpreter, which goes from element to element
 
 
 def forward(
@@ -130,9 +131,8 @@ def _scan(
             ends = k.new_empty(batch, chunks, 3, dim, dtype=wide)
             before = k.new_empty(batch, chunks, dim, dtype=wide)
             _launch(kernel, programs, *inputs, *[None] * len(outputs), None, ends, **options)
-            tile = {"BLOCK_L": 32, "BLOCK_D": CHANNELS}
-            grid = (batch * -(-dim // CHANNELS),)
-            kernels.carry[grid](ends, initial, before, chunks, dim, STATE=state, **tile)
+            rows = (batch * -(-dim // CHANNELS),)
+            kernels.carry[rows](ends, initial, before, chunks, dim, STATE=state, **CARRY)
         _launch(kernel, programs, *inputs, *outputs, before, None, **options)
 
 

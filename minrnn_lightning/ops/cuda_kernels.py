@@ -131,10 +131,9 @@ def last(x, BLOCK_L: tl.constexpr):
 @triton.jit
 def store_map(ends, index, dim, channel, a, z, u):
     """Write the map of a chunk to (index, 3, dim)."""
-    at = ends + index * 3 * dim + channel
-    tl.store(at, a, mask=channel < dim)
-    tl.store(at + dim, z, mask=channel < dim)
-    tl.store(at + 2 * dim, u, mask=channel < dim)
+    tl.store(ends + (index * 3 + 0) * dim + channel, a, mask=channel < dim)
+    tl.store(ends + (index * 3 + 1) * dim + channel, z, mask=channel < dim)
+    tl.store(ends + (index * 3 + 2) * dim + channel, u, mask=channel < dim)
 
 
 def tuned(*tiles):
@@ -225,9 +224,9 @@ def carry(
         chunk = first + tl.arange(0, BLOCK_L)
         inside = (chunk < chunks)[:, None] & (channel < dim)[None, :]
         index = (row * chunks + chunk)[:, None]
-        at = ends + index * 3 * dim + channel[None, :]
-        a = tl.load(at, mask=inside, other=1)
-        z, u = tl.load(at + dim, mask=inside, other=0), tl.load(at + 2 * dim, mask=inside, other=0)
+        a = tl.load(ends + (index * 3 + 0) * dim + channel[None, :], mask=inside, other=1)
+        z = tl.load(ends + (index * 3 + 1) * dim + channel[None, :], mask=inside, other=0)
+        u = tl.load(ends + (index * 3 + 2) * dim + channel[None, :], mask=inside, other=0)
         a, z, u = tl.associative_scan((a, z, u), 0, compose)
         states = advance(a, z, u, state[None, :])
         following = inside & (chunk + 1 < chunks)[:, None]

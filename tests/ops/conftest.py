@@ -45,5 +45,6 @@ def interpreted_kernels():
     with (
         mock.patch.object(interpreter.ScanOps, "generic_scan", tree_scan),
         mock.patch.object(interpreter.ReduceOps, "generic_reduce", tree_reduce),
+        mock.patch.object(cuda, "TILE", {"BLOCK_L": 64, "BLOCK_D": 512, "STAGES": 1}),  # few steps of the interpreter
     ):
         yield

@@ -102,7 +102,7 @@ def test_no_tile_spills(kernels, name, dtype, capability):
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_the_carry_compiles(kernels, dtype):
-    tile = {"BLOCK_L": 32, "BLOCK_D": 32}
+    tile = {"BLOCK_L": 16, "BLOCK_D": 32}
     compiled = build(kernels.carry, dtype, "linear", False, False, tile, 4, GPUTarget("cuda", 80, 32))
     assert usage(compiled)[1] == 0
 
@@ -116,6 +116,18 @@ def test_compiles_without_alignment(kernels, name):
         build(kernel.fn, "float16", "identity", True, False, tile, warps, target, aligned=False)
     )
     assert (registers > 0, spills) == (True, 0)
+
+
+@pytest.mark.parametrize("name", ["forward", "backward"])
+def test_offsets_have_64_bits(kernels, name):
+    kernel = getattr(kernels, name)
+    tile, warps = tiles(kernels, kernel, "float16")[0]
+    target = GPUTarget("cuda", 80, 32)
+    for maps_only in (False, True):
+        compiled = build(kernel.fn, "float16", "identity", True, maps_only, tile, warps, target)
+        offsets = re.findall(r"tt\.addptr.*, (?:tensor<[\dx]*)?(i\d+)>? loc", compiled.asm["ttir"])
+        assert offsets
+        assert set(offsets) == {"i64"}
 
 
 @pytest.mark.parametrize("name", ["forward", "backward"])
