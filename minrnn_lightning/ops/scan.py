@@ -25,12 +25,12 @@ from torch import Tensor
 from minrnn_lightning.ops import portable
 
 Activation = Literal["positive", "identity"]
-Kernel = Literal["auto", "torch"]
+Kernel = Literal["auto", "torch", "triton"]
 
-KERNELS = ("auto", "torch")
+KERNELS = ("auto", "torch", "triton")
 _chosen: str = os.environ.get("MINRNN_KERNEL", "auto")
 if _chosen not in KERNELS:
-    raise ValueError(f"MINRNN_KERNEL is {_chosen!r}; it can be {' or '.join(KERNELS)}")
+    raise ValueError(f"MINRNN_KERNEL is {_chosen!r}; it can be {', '.join(KERNELS[:-1])} or {KERNELS[-1]}")
 
 
 def linear_scan(
@@ -101,16 +101,18 @@ def positive(x: Tensor) -> Tensor:
 
 @contextmanager
 def use_kernel(name: Kernel) -> Iterator[None]:
-    """Choose the kernel inside a ``with`` block: ``auto`` (the fastest for the device) or ``torch`` (portable).
+    """Choose the kernel inside a ``with`` block.
 
+    ``auto`` is the fastest for the device, ``torch`` the portable one, ``triton`` that for GPUs, which runs on CPU
+    tensors only where Triton was imported with ``TRITON_INTERPRET=1`` in the environment (slowly, for tests).
     The environment variable ``MINRNN_KERNEL`` chooses for the whole process.
 
     Raises:
-        ValueError: The name is not one of the two.
+        ValueError: The name is not one of the three.
     """
     global _chosen
     if name not in KERNELS:
-        raise ValueError(f"the kernel is {name!r}; it can be {' or '.join(map(repr, KERNELS))}")
+        raise ValueError(f"the kernel is {name!r}; it can be 'auto', 'torch' or 'triton'")
     before, _chosen = _chosen, name
     try:
         yield
@@ -161,9 +163,41 @@ def _cpu() -> ModuleType:
     return cpu
 
 
+@functools.cache
+def _cuda() -> ModuleType:
+    """The Triton kernels, or the portable one where Triton does not load."""
+    try:
+        from minrnn_lightning.ops import cuda
+    except ImportError as error:
+        warnings.warn(f"Triton does not load ({error}): the slower torch kernel runs instead", stacklevel=2)
+        return portable
+    return cuda
+
+
+def _triton(device: torch.device) -> ModuleType:
+    """The Triton kernels, which were asked for by name.
+
+    Raises:
+        RuntimeError: Triton does not load, or cannot run on this device.
+    """
+    try:
+        from minrnn_lightning.ops import cuda
+    except ImportError as error:
+        raise RuntimeError(f"the triton kernel needs Triton, which does not load ({error}): install triton") from error
+    if device.type != "cuda" and not cuda.INTERPRETED:
+        raise RuntimeError(
+            f"the triton kernel runs on CUDA tensors, got {device}: "
+            "choose the kernel 'auto', or set TRITON_INTERPRET=1 in the environment to interpret it (slowly, for tests)"
+        )
+    return cuda
+
+
 def _kernels(device: torch.device) -> ModuleType:
     """The module whose ``forward`` and ``backward`` run on this device."""
-    return _cpu() if device.type == "cpu" and _chosen == "auto" else portable
+    if _chosen == "triton":
+        return _triton(device)
+    kernels = {"cpu": _cpu, "cuda": _cuda}.get(device.type)
+    return portable if _chosen == "torch" or kernels is None else kernels()
 
 
 # Not torch.library.custom_op: its first call imports torch._dynamo, which takes longer than all the rest.

@@ -9,6 +9,7 @@ import torch
 from minrnn_lightning.ops import gated_scan, linear_scan, positive, use_kernel
 from minrnn_lightning.ops.scan import scan, scan_backward
 
+KERNELS = ["auto", "torch", "triton"]
 KINDS = ["linear", "positive", "identity"]
 
 
@@ -18,7 +19,7 @@ def inputs(kind, *shape, dtype=torch.float64, seed=0):
     return (k.sigmoid() if kind == "linear" else k), v
 
 
-@pytest.mark.parametrize("kernel", ["auto", "torch"])
+@pytest.mark.parametrize("kernel", KERNELS)
 @pytest.mark.parametrize("kind", KINDS)
 def test_opcheck(kernel, kind):
     k, v = (x.requires_grad_() for x in inputs(kind, 2, 7, 5))
@@ -39,7 +40,7 @@ def test_opcheck(kernel, kind):
             torch.library.opcheck(scan_backward, [x.detach() if isinstance(x, torch.Tensor) else x for x in given])
 
 
-@pytest.mark.parametrize("kernel", ["auto", "torch"])
+@pytest.mark.parametrize("kernel", KERNELS)
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("reverse", [False, True])
 def test_gradcheck(kernel, kind, reverse):
@@ -60,7 +61,7 @@ def test_gradcheck(kernel, kind, reverse):
 def test_gradient_of_g_at_zero_is_the_slope_from_above():
     v = torch.zeros(1, 1, 3, requires_grad=True)
     gate = torch.full((1, 1, 3), 50.0)  # σ = 1: h is the candidate
-    for kernel in ("auto", "torch"):
+    for kernel in KERNELS:
         with use_kernel(kernel):
             assert torch.autograd.grad(gated_scan(gate, v).sum(), v)[0].tolist() == [[[1.0] * 3]]
     assert torch.autograd.grad(positive(v).sum(), v)[0].tolist() == [[[1.0] * 3]]
@@ -142,7 +143,7 @@ def test_autocast_keeps_a_float32_state():
     assert ((h.double() - exact).abs() / exact).max() < 2**-8  # one rounding, of the output
 
 
-@pytest.mark.parametrize("kernel", ["auto", "torch"])
+@pytest.mark.parametrize("kernel", KERNELS)
 def test_keeps_inputs_and_output_only(kernel):
     k, v = (x.requires_grad_() for x in inputs("positive", 2, 300, 5))
     kept = []

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from minrnn_lightning.ops import gated_scan, linear_scan, use_kernel
 
-KERNELS = ["auto", "torch"]
+KERNELS = ["auto", "torch", "triton"]
 KINDS = ["linear", "positive", "identity"]
 TOLERANCE = {torch.float64: 1e-13, torch.float32: 2e-6, torch.bfloat16: 1e-2, torch.float16: 2e-3}
 
@@ -252,7 +252,7 @@ def test_environment_chooses_the_kernel():
         capture_output=True,
         text=True,
     )
-    assert "MINRNN_KERNEL is 'fast'; it can be auto or torch" in wrong.stderr
+    assert "MINRNN_KERNEL is 'fast'; it can be auto, torch or triton" in wrong.stderr
 
 
 def test_without_numba_the_torch_kernel_runs_and_says_so():
@@ -285,5 +285,5 @@ def test_wrong_arguments_are_named(arguments, options, error, words):
 def test_wrong_types_and_kernels_are_named():
     with pytest.raises(TypeError, match=r"decay must be float16.*got torch.int64"):
         linear_scan(torch.ones(1, 2, 3, dtype=torch.int64), torch.ones(1, 2, 3))
-    with pytest.raises(ValueError, match="the kernel is 'fast'; it can be 'auto' or 'torch'"), use_kernel("fast"):
+    with pytest.raises(ValueError, match="the kernel is 'fast'; it can be 'auto', 'torch' or 'triton'"), use_kernel("fast"):
         pass

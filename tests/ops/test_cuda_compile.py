@@ -1,0 +1,138 @@
+"""The Triton kernels compiled for GPUs, without one: registers, spills and shared memory of every tile."""
+
+import importlib.util
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+import triton
+import triton.language as tl
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from minrnn_lightning import ops
+
+PTXAS = Path(triton.__file__).parent / "backends/nvidia/bin/ptxas"
+ELEMENTS = {"float32": "*fp32", "bfloat16": "*bf16", "float16": "*fp16", "float64": "*fp64"}
+SEQUENCES = {"grad", "k", "v", "f", "h", "d_k", "d_v", "d_f"}
+STATES = {"initial", "before", "ends", "d_initial"}
+OUTPUTS = {"forward": {"h"}, "backward": {"d_k", "d_v", "d_f", "d_initial"}}
+NEVER_ALIGNED = {"length", "chunks", "chunk_length"}
+CASES = [  # kind, with f, whether it only finds the maps of the chunks
+    ("linear", False, False),
+    ("positive", False, False),
+    ("positive", True, False),
+    ("positive", True, True),
+]
+
+
+@pytest.fixture(scope="module")
+def kernels():
+    """The kernels for the compiler; the other tests have imported them for the interpreter."""
+    spec = importlib.util.spec_from_file_location("compiled_kernels", Path(ops.__file__).parent / "cuda_kernels.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    assert not module.INTERPRETED
+    return module
+
+
+def build(function, dtype, kind, forget, maps_only, tile, warps, target, aligned=True):
+    """Compile as a launch on tensors of that type does."""
+    wide = "float64" if dtype == "float64" else "float32"
+    absent = set() if forget else {"f", "d_f"}
+    absent |= (OUTPUTS.get(function.__name__, set()) | {"before"}) if maps_only else {"ends"}
+    constants = {"KIND": kind, "REVERSE": False, "STATE": getattr(tl, wide), **tile}
+    if function.__name__ != "carry":
+        constants |= dict.fromkeys(absent)
+    constants = {name: value for name, value in constants.items() if name in function.arg_names}
+
+    def type_of(name):
+        if name in constants:
+            return "constexpr"
+        if name == "reset":
+            return "*i1"
+        return ELEMENTS[dtype] if name in SEQUENCES else ELEMENTS[wide] if name in STATES else "i32"
+
+    signature = {name: type_of(name) for name in function.arg_names}
+    attributes = {
+        (i,): [["tt.divisibility", 16]]
+        for i, name in enumerate(function.arg_names)
+        if aligned and name not in constants and name not in NEVER_ALIGNED
+    }
+    return triton.compile(ASTSource(function, signature, constants, attributes), target, {"num_warps": warps})
+
+
+def usage(compiled):
+    """Registers of a thread and bytes that it spills, as the assembler reports them, and bytes of shared memory."""
+    ptx = compiled.asm["ptx"]
+    architecture = re.search(r"\.target (\w+)", ptx)[1]
+    done = subprocess.run(
+        [PTXAS, "-v", f"--gpu-name={architecture}", "-", "-o", "/dev/null"], input=ptx, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    stores, loads = map(int, re.search(r"(\d+) bytes spill stores, (\d+) bytes spill loads", done.stderr).groups())
+    return int(re.search(r"Used (\d+) registers", done.stderr)[1]), stores + loads, compiled.metadata.shared
+
+
+def tiles(kernels, kernel, dtype):
+    """The tiles that a launch tries for this type."""
+    state = tl.float64 if dtype == "float64" else tl.float32
+    return [(config.kwargs, config.num_warps) for config in kernels.fitting(kernel.configs, {}, STATE=state)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("capability", [80, 90])
+@pytest.mark.parametrize("name", ["forward", "backward"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float64"])
+def test_no_tile_spills(kernels, name, dtype, capability):
+    kernel, target = getattr(kernels, name), GPUTarget("cuda", capability, 32)
+    spilling = []
+    print(f"\n{name}, {dtype}, sm_{capability}\n  steps channels warps stages  kind            registers spills shared")
+    for tile, warps in tiles(kernels, kernel, dtype):
+        for kind, forget, maps_only in CASES:
+            registers, spills, shared = usage(build(kernel.fn, dtype, kind, forget, maps_only, tile, warps, target))
+            case = kind + ", f" * forget + ", maps" * maps_only
+            steps, channels, stages = tile.values()
+            print(f"  {steps:5} {channels:8} {warps:5} {stages:6}  {case:17} {registers:7} {spills:6} {shared:6}")
+            if spills:
+                spilling.append((tile, warps, case, spills))
+    assert not spilling
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_the_carry_compiles(kernels, dtype):
+    tile = {"BLOCK_L": 16, "BLOCK_D": 32}
+    compiled = build(kernels.carry, dtype, "linear", False, False, tile, 4, GPUTarget("cuda", 80, 32))
+    assert usage(compiled)[1] == 0
+
+
+@pytest.mark.parametrize("name", ["forward", "backward"])
+def test_compiles_without_alignment(kernels, name):
+    kernel = getattr(kernels, name)
+    tile, warps = tiles(kernels, kernel, "float16")[0]
+    target = GPUTarget("cuda", 80, 32)
+    registers, spills, _ = usage(
+        build(kernel.fn, "float16", "identity", True, False, tile, warps, target, aligned=False)
+    )
+    assert (registers > 0, spills) == (True, 0)
+
+
+@pytest.mark.parametrize("name", ["forward", "backward"])
+def test_offsets_have_64_bits(kernels, name):
+    kernel = getattr(kernels, name)
+    tile, warps = tiles(kernels, kernel, "float16")[0]
+    target = GPUTarget("cuda", 80, 32)
+    for maps_only in (False, True):
+        compiled = build(kernel.fn, "float16", "identity", True, maps_only, tile, warps, target)
+        offsets = re.findall(r"tt\.addptr.*, (?:tensor<[\dx]*)?(i\d+)>? loc", compiled.asm["ttir"])
+        assert offsets
+        assert set(offsets) == {"i64"}
+
+
+@pytest.mark.parametrize("name", ["forward", "backward"])
+def test_compiles_for_amd(kernels, name):
+    kernel = getattr(kernels, name)
+    tile, warps = tiles(kernels, kernel, "bfloat16")[0]
+    compiled = build(kernel.fn, "bfloat16", "positive", True, False, tile, warps, GPUTarget("hip", "gfx942", 64))
+    assert ".vgpr_spill_count: 0" in compiled.asm["amdgcn"]
