@@ -125,7 +125,7 @@ def _scan(
     def programs(meta: dict[str, int]) -> tuple[int]:
         return (batch * chunks * -(-dim // meta["BLOCK_D"]),)
 
-    with torch.cuda.device_of(k):
+    with torch.cuda.device(k.device if k.is_cuda else -1):
         before = initial
         if chunks > 1:
             ends = k.new_empty(batch, chunks, 3, dim, dtype=wide)
@@ -137,7 +137,7 @@ def _scan(
 
 
 def _launch(kernel: Any, grid: Any, *args: Any, **options: Any) -> None:
-    """Run a kernel with its fastest tile, or with a fixed one: the interpreter's, or the first if nothing may differ."""
+    """Run a kernel with its fastest tile or a fixed one: the interpreter's, or the first if nothing may differ."""
     if INTERPRETED:
         kernel.fn[grid](*args, **options, **TILE)
     elif torch.are_deterministic_algorithms_enabled():

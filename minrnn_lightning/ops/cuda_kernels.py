@@ -12,8 +12,12 @@ Only what Triton has on every device is used, and of its library in Triton only 
 interpreted also where Triton was imported as a compiler before.
 """
 
+import torch
 import triton
 import triton.language as tl
+
+# As many as a thread may have: left to itself, NVIDIA's assembler spills a few to let one program more run beside.
+REGISTERS = 255 if torch.version.hip is None else None
 
 
 @triton.jit
@@ -78,7 +82,7 @@ def load(x, x_row, x_step, row, t, channel, inside, STATE: tl.constexpr):
 
 @triton.jit
 def decay(k, f, reset, row, t, length, known, KIND: tl.constexpr):
-    """a and z of every step: those of the gates, 0 and 1 at a reset."""
+    """Decays a and z of every step: those of the gates, 0 and 1 at a reset."""
     if KIND == "linear":
         a, z = k, 1 - k
     else:
@@ -139,7 +143,7 @@ def store_map(ends, index, dim, channel, a, z, u):
 def tuned(*tiles):
     """Choose the fastest of (steps, channels, warps, loads ahead) once for each dim, kind and set of types."""
     configs = [
-        triton.Config({"BLOCK_L": steps, "BLOCK_D": channels, "STAGES": stages}, num_warps=warps)
+        triton.Config({"BLOCK_L": steps, "BLOCK_D": channels, "STAGES": stages}, num_warps=warps, maxnreg=REGISTERS)
         for steps, channels, warps, stages in tiles
     ]
     return triton.autotune(configs, key=["dim", "KIND"], prune_configs_by={"early_config_prune": fitting})
@@ -147,8 +151,10 @@ def tuned(*tiles):
 
 def fitting(configs, arguments, STATE, **options):
     """The tiles whose numbers fit the registers: in float64 four a thread, of which every list has one."""
-    four = [config for config in configs if config.kwargs["BLOCK_L"] * config.kwargs["BLOCK_D"] <= 128 * config.num_warps]
-    return four if STATE == tl.float64 else configs
+    four = [
+        config for config in configs if config.kwargs["BLOCK_L"] * config.kwargs["BLOCK_D"] <= 128 * config.num_warps
+    ]
+    return four if tl.float64 == STATE else configs
 
 
 @tuned((32, 32, 8, 1), (32, 32, 4, 1), (32, 64, 4, 1), (64, 32, 4, 2))

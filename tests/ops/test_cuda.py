@@ -11,7 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from minrnn_lightning.ops import gated_scan, linear_scan, portable, scan
+from minrnn_lightning.ops import gated_scan, portable, scan
 from minrnn_lightning.ops.reference import linear_scan_loop
 
 KINDS = ["linear", "positive", "identity"]
@@ -36,7 +36,7 @@ def cut(steps, tile=(16, 16)):
     """The length in chunks of so many steps, walked in tiles of (steps, channels)."""
     sizes = {"BLOCK_L": tile[0], "BLOCK_D": tile[1], "STAGES": 1}
     with (
-        mock.patch("minrnn_lightning.ops.cuda.chunk_length", lambda *_: steps),
+        mock.patch("minrnn_lightning.ops.cuda.chunk_length", return_value=steps),
         mock.patch("minrnn_lightning.ops.cuda.TILE", sizes),
     ):
         yield
@@ -167,13 +167,15 @@ def test_long_memories_stay_exact(cuda, steps):
     exact["identity"] = linear_scan_loop(1 - z, z * candidate.double())
     exact["linear"] = linear_scan_loop(decay.double(), candidate.double())
     with cut(steps, (32, 8)):
-        assert relative_error(cuda.forward(gate, candidate, None, None, None, "identity", False), exact["identity"]) < 1e-6
+        assert (
+            relative_error(cuda.forward(gate, candidate, None, None, None, "identity", False), exact["identity"]) < 1e-6
+        )
         assert relative_error(cuda.forward(decay, candidate, None, None, None, "linear", False), exact["linear"]) < 1e-6
 
 
 def test_the_length_is_cut_only_where_the_device_is_not_full(cuda):
     device = torch.device("cuda")
-    with mock.patch.object(cuda, "_multiprocessors", lambda _: 108):
+    with mock.patch.object(cuda, "_multiprocessors", return_value=108):
         assert cuda.chunk_length(64, 2048, 1024, device) == 2048
         assert cuda.chunk_length(1, 1000, 64, device) == 1000
         steps = cuda.chunk_length(1, 1 << 20, 64, device)
@@ -182,17 +184,15 @@ def test_the_length_is_cut_only_where_the_device_is_not_full(cuda):
 
 
 def test_a_fixed_tile_where_results_may_not_differ(cuda):
-    class Kernel:
-        configs = [mock.Mock(all_kwargs=lambda: {"tile": "first"})]
-        tuned, fn = {"grid": mock.Mock()}, {"grid": mock.Mock()}
-        __getitem__ = tuned.__getitem__
-
+    kernel, tuned = mock.MagicMock(), mock.Mock()
+    kernel.configs = [mock.Mock(all_kwargs=lambda: {"tile": "first"})]
+    kernel.__getitem__.return_value, kernel.fn = tuned, {"grid": mock.Mock()}
     with mock.patch.object(cuda, "INTERPRETED", False):
-        cuda._launch(Kernel(), "grid", 1, KIND="linear")
-        Kernel.tuned["grid"].assert_called_once_with(1, KIND="linear")
-        with mock.patch("torch.are_deterministic_algorithms_enabled", lambda: True):
-            cuda._launch(Kernel(), "grid", 1, KIND="linear")
-    Kernel.fn["grid"].assert_called_once_with(1, KIND="linear", tile="first")
+        cuda._launch(kernel, "grid", 1, KIND="linear")
+        tuned.assert_called_once_with(1, KIND="linear")
+        with mock.patch("torch.are_deterministic_algorithms_enabled", return_value=True):
+            cuda._launch(kernel, "grid", 1, KIND="linear")
+    kernel.fn["grid"].assert_called_once_with(1, KIND="linear", tile="first")
 
 
 def test_cuda_tensors_get_these_kernels_and_cpu_tensors_on_request(cuda):

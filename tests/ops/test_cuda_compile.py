@@ -37,7 +37,7 @@ def kernels():
     return module
 
 
-def build(function, dtype, kind, forget, maps_only, tile, warps, target, aligned=True):
+def build(function, dtype, kind, forget, maps_only, tile, options, target, aligned=True):
     """Compile as a launch on tensors of that type does."""
     wide = "float64" if dtype == "float64" else "float32"
     absent = set() if forget else {"f", "d_f"}
@@ -60,7 +60,7 @@ def build(function, dtype, kind, forget, maps_only, tile, warps, target, aligned
         for i, name in enumerate(function.arg_names)
         if aligned and name not in constants and name not in NEVER_ALIGNED
     }
-    return triton.compile(ASTSource(function, signature, constants, attributes), target, {"num_warps": warps})
+    return triton.compile(ASTSource(function, signature, constants, attributes), target, options)
 
 
 def usage(compiled):
@@ -76,9 +76,10 @@ def usage(compiled):
 
 
 def tiles(kernels, kernel, dtype):
-    """The tiles that a launch tries for this type."""
+    """The tiles that a launch tries for this type, and the compiler's options of each."""
     state = tl.float64 if dtype == "float64" else tl.float32
-    return [(config.kwargs, config.num_warps) for config in kernels.fitting(kernel.configs, {}, STATE=state)]
+    configs = kernels.fitting(kernel.configs, {}, STATE=state)
+    return [(config.kwargs, {"num_warps": config.num_warps, "maxnreg": config.maxnreg}) for config in configs]
 
 
 @pytest.mark.slow
@@ -89,31 +90,31 @@ def test_no_tile_spills(kernels, name, dtype, capability):
     kernel, target = getattr(kernels, name), GPUTarget("cuda", capability, 32)
     spilling = []
     print(f"\n{name}, {dtype}, sm_{capability}\n  steps channels warps stages  kind            registers spills shared")
-    for tile, warps in tiles(kernels, kernel, dtype):
+    for tile, options in tiles(kernels, kernel, dtype):
         for kind, forget, maps_only in CASES:
-            registers, spills, shared = usage(build(kernel.fn, dtype, kind, forget, maps_only, tile, warps, target))
+            registers, spills, shared = usage(build(kernel.fn, dtype, kind, forget, maps_only, tile, options, target))
             case = kind + ", f" * forget + ", maps" * maps_only
-            steps, channels, stages = tile.values()
+            (steps, channels, stages), warps = tile.values(), options["num_warps"]
             print(f"  {steps:5} {channels:8} {warps:5} {stages:6}  {case:17} {registers:7} {spills:6} {shared:6}")
             if spills:
-                spilling.append((tile, warps, case, spills))
+                spilling.append((tile, options, case, spills))
     assert not spilling
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_the_carry_compiles(kernels, dtype):
     tile = {"BLOCK_L": 16, "BLOCK_D": 32}
-    compiled = build(kernels.carry, dtype, "linear", False, False, tile, 4, GPUTarget("cuda", 80, 32))
+    compiled = build(kernels.carry, dtype, "linear", False, False, tile, {"num_warps": 4}, GPUTarget("cuda", 80, 32))
     assert usage(compiled)[1] == 0
 
 
 @pytest.mark.parametrize("name", ["forward", "backward"])
 def test_compiles_without_alignment(kernels, name):
     kernel = getattr(kernels, name)
-    tile, warps = tiles(kernels, kernel, "float16")[0]
+    tile, options = tiles(kernels, kernel, "float16")[0]
     target = GPUTarget("cuda", 80, 32)
     registers, spills, _ = usage(
-        build(kernel.fn, "float16", "identity", True, False, tile, warps, target, aligned=False)
+        build(kernel.fn, "float16", "identity", True, False, tile, options, target, aligned=False)
     )
     assert (registers > 0, spills) == (True, 0)
 
@@ -121,10 +122,10 @@ def test_compiles_without_alignment(kernels, name):
 @pytest.mark.parametrize("name", ["forward", "backward"])
 def test_offsets_have_64_bits(kernels, name):
     kernel = getattr(kernels, name)
-    tile, warps = tiles(kernels, kernel, "float16")[0]
+    tile, options = tiles(kernels, kernel, "float16")[0]
     target = GPUTarget("cuda", 80, 32)
     for maps_only in (False, True):
-        compiled = build(kernel.fn, "float16", "identity", True, maps_only, tile, warps, target)
+        compiled = build(kernel.fn, "float16", "identity", True, maps_only, tile, options, target)
         offsets = re.findall(r"tt\.addptr.*, (?:tensor<[\dx]*)?(i\d+)>? loc", compiled.asm["ttir"])
         assert offsets
         assert set(offsets) == {"i64"}
@@ -133,6 +134,7 @@ def test_offsets_have_64_bits(kernels, name):
 @pytest.mark.parametrize("name", ["forward", "backward"])
 def test_compiles_for_amd(kernels, name):
     kernel = getattr(kernels, name)
-    tile, warps = tiles(kernels, kernel, "bfloat16")[0]
-    compiled = build(kernel.fn, "bfloat16", "positive", True, False, tile, warps, GPUTarget("hip", "gfx942", 64))
+    tile, options = tiles(kernels, kernel, "bfloat16")[0]
+    options = {"num_warps": options["num_warps"]}
+    compiled = build(kernel.fn, "bfloat16", "positive", True, False, tile, options, GPUTarget("hip", "gfx942", 64))
     assert ".vgpr_spill_count: 0" in compiled.asm["amdgcn"]

@@ -285,5 +285,8 @@ def test_wrong_arguments_are_named(arguments, options, error, words):
 def test_wrong_types_and_kernels_are_named():
     with pytest.raises(TypeError, match=r"decay must be float16.*got torch.int64"):
         linear_scan(torch.ones(1, 2, 3, dtype=torch.int64), torch.ones(1, 2, 3))
-    with pytest.raises(ValueError, match="the kernel is 'fast'; it can be 'auto', 'torch' or 'triton'"), use_kernel("fast"):
+    with (
+        pytest.raises(ValueError, match="the kernel is 'fast'; it can be 'auto', 'torch' or 'triton'"),
+        use_kernel("fast"),
+    ):
         pass
