@@ -51,8 +51,7 @@ def train(words: list[str]) -> None:
 
     def step() -> None:
         with autocast:
-            logits, _ = model(batch[0])
-            loss = model.loss(logits, batch[1])
+            loss = model.batch_loss(batch)
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), trainer.gradient_clip_val or torch.inf)
         optimizer.step()
@@ -65,7 +64,7 @@ def train(words: list[str]) -> None:
     with Linears() as linears:
         step()
     steps = {PRODUCTS: linears.products(), WHOLE: step, LOG_SPACE: log_space_step}
-    batch_size, length = batch[0].shape[:2]
+    batch_size, length = len(batch[0]), batch[0].shape[-1]
     rows = time_and_memory(steps, STEPS, device, length, batch_size)
     report.add(f"A batch of {batch_size} × {length:,}", rows, [PRODUCTS, WHOLE])
     report.save()

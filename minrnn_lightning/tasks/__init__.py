@@ -1,6 +1,8 @@
 """LightningModules: a loss, metrics and an optimizer around a backbone. Subclass them."""
 
+from minrnn_lightning.tasks.classification import ClassificationTask
 from minrnn_lightning.tasks.language import LanguageTask
+from minrnn_lightning.tasks.tagging import TaggingTask
 from minrnn_lightning.tasks.task import Task
 
-__all__ = ["LanguageTask", "Task"]
+__all__ = ["ClassificationTask", "LanguageTask", "TaggingTask", "Task"]

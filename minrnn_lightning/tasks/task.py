@@ -109,12 +109,16 @@ class Task(LightningModule, ABC):
         """The scalar to minimise."""
 
     def training_step(self, batch: Sequence[Tensor], batch_idx: int) -> Tensor:
-        """Loss of a batch of inputs and targets, logged as ``train/loss``."""
-        inputs, targets = batch
-        logits, _ = self(inputs)
-        loss = self.loss(logits, targets)
+        """Loss of a batch, logged as ``train/loss``."""
+        loss = self.batch_loss(batch)
         self.log("train/loss", loss, prog_bar=True)
         return loss
+
+    def batch_loss(self, batch: Sequence[Tensor]) -> Tensor:
+        """Loss of a batch of inputs and targets."""
+        inputs, targets = batch
+        logits, _ = self(inputs)
+        return self.loss(logits, targets)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """AdamW with decay on matrices only; warm-up, then a cosine to 0, per step."""

@@ -1,0 +1,308 @@
+"""Examples made by a rule: an endless training stream, fixed held-out sets, and how far a blind guess gets."""
+
+from __future__ import annotations
+
+import os
+import time
+from abc import abstractmethod
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from minrnn_lightning.data.data import Data
+
+Tokens = npt.NDArray[np.int64]
+IGNORED = -100  # the target where nothing is asked, which PyTorch's losses leave out
+TRAINING, VALIDATION, TEST, BASELINE = range(4)  # each has random numbers of its own
+
+
+class Answers(NamedTuple):
+    """A batch of sequences with answers to give at some of their positions.
+
+    Attributes:
+        inputs: Tokens, int64 (batch, positions).
+        targets: The answer where one is asked for, else -100; int64 (batch, positions).
+        lengths: By which results are told apart, in the unit of the task; int64 (batch,).
+    """
+
+    inputs: Tensor
+    targets: Tensor
+    lengths: Tensor
+
+
+Rule = Callable[[np.random.Generator, int, int], Answers]  # of random numbers, the batch size and the length
+
+
+def answers(inputs: Tokens, targets: Tokens, length: int) -> Answers:
+    """A batch in which every example has the same length."""
+    return Answers(torch.from_numpy(inputs), torch.from_numpy(targets), torch.full((len(inputs),), length))
+
+
+def ask_at_end(tokens: Tokens, wanted: Tokens, query: int, length: int) -> Answers:
+    """Append one query token for each answer, where it is read; nothing of the answers is fed back.
+
+    Args:
+        tokens: (batch, positions).
+        wanted: The answers in their order, (batch, answers).
+        query: The token that asks.
+        length: What the examples count as.
+    """
+    inputs = np.concatenate([tokens, np.full_like(wanted, query)], axis=1)
+    targets = np.concatenate([np.full_like(tokens, IGNORED), wanted], axis=1)
+    return answers(inputs, targets, length)
+
+
+def distinct(random: np.random.Generator, batch_size: int, population: int, count: int) -> Tokens:
+    """``count`` different numbers below ``population`` in each row, every set equally likely: (batch_size, count).
+
+    The time does not depend on the population: R. Floyd's algorithm, https://doi.org/10.1145/30401.315746. The order
+    within a row is not uniform.
+    """
+    chosen = np.full((batch_size, count), -1, dtype=np.int64)
+    for index, top in enumerate(range(population - count, population)):
+        draw = random.integers(top + 1, size=batch_size)
+        taken = (chosen[:, :index] == draw[:, None]).any(axis=1)
+        chosen[:, index] = np.where(taken, top, draw)
+    return chosen
+
+
+def join(batches: Sequence[Answers], padding: int = 0) -> Answers:
+    """One batch of several, filled at the end up to the longest, where nothing is asked."""
+    longest = max(batch.inputs.shape[1] for batch in batches)
+
+    def fill(rows: Tensor, value: int) -> Tensor:
+        return torch.nn.functional.pad(rows, (0, longest - rows.shape[1]), value=value)
+
+    return Answers(
+        torch.cat([fill(batch.inputs, padding) for batch in batches]),
+        torch.cat([fill(batch.targets, IGNORED) for batch in batches]),
+        torch.cat([batch.lengths for batch in batches]),
+    )
+
+
+class TrainingExamples(Dataset[Answers]):
+    """An endless stream of batches; ``len`` of them are an epoch.
+
+    The batch at a position depends on the seed, the position and the rank alone.
+
+    Args:
+        rule: Makes a batch.
+        batch_size: Examples in a batch of one process.
+        lengths: The shortest and the longest; every batch draws one length between them.
+        batches: Batches in an epoch.
+        curriculum: Rows of steps, length, batch size: what the first steps have instead, row after row.
+        mixed: Draw a length for each example instead of one for the batch.
+        seed: Seed of the stream.
+        rank: Rank of this process.
+    """
+
+    def __init__(
+        self,
+        rule: Rule,
+        batch_size: int,
+        lengths: tuple[int, int],
+        batches: int,
+        curriculum: Sequence[tuple[int, int, int]] = (),
+        mixed: bool = False,
+        seed: int = 0,
+        rank: int = 0,
+    ) -> None:
+        self.rule, self.batch_size, self.lengths, self.batches = rule, batch_size, lengths, batches
+        self.curriculum, self.mixed, self.seed, self.rank = curriculum, mixed, seed, rank
+
+    def __len__(self) -> int:
+        return self.batches
+
+    def __getitem__(self, position: int) -> Answers:
+        random = np.random.default_rng((TRAINING, self.seed, position, self.rank))
+        (shortest, longest), batch_size = self.stage(position)
+        lengths = random.integers(shortest, longest + 1, size=batch_size if self.mixed else 1)
+        if not self.mixed:
+            return self.rule(random, batch_size, int(lengths[0]))
+        values, counts = np.unique(lengths, return_counts=True)
+        return join([self.rule(random, int(count), int(n)) for n, count in zip(values, counts, strict=True)])
+
+    def stage(self, position: int) -> tuple[tuple[int, int], int]:
+        """Range of lengths and batch size at a position of the stream."""
+        for steps, length, batch_size in self.curriculum:
+            if position < steps:
+                return (length, length), batch_size
+            position -= steps
+        return self.lengths, self.batch_size
+
+
+class HeldOutExamples(Dataset[Answers]):
+    """A fixed set of batches; each process takes its share of the rows of each.
+
+    Args:
+        rule: Makes a batch.
+        batch_size: Examples in a batch of all processes together.
+        lengths: The length of each batch.
+        part: ``VALIDATION`` or ``TEST``.
+        rank: Rank of this process.
+        world_size: Number of processes.
+
+    Raises:
+        ValueError: If a batch has fewer examples than there are processes.
+    """
+
+    def __init__(
+        self, rule: Rule, batch_size: int, lengths: Sequence[int], part: int, rank: int = 0, world_size: int = 1
+    ) -> None:
+        if batch_size < world_size:
+            raise ValueError(
+                f"batch_size must be at least the number of processes, {world_size}, as they share the held-out "
+                f"batches; got {batch_size}."
+            )
+        self.rule, self.batch_size, self.lengths, self.part = rule, batch_size, lengths, part
+        self.rank, self.world_size = rank, world_size
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __getitem__(self, index: int) -> Answers:
+        length = self.lengths[index]
+        random = np.random.default_rng((self.part, length, index, 0))
+        batch = self.rule(random, self.batch_size, length)
+        return Answers(*(rows[self.rank :: self.world_size] for rows in batch))
+
+
+class GeneratedData(Data):
+    """Batches that a rule makes; subclasses say which.
+
+    Args:
+        batch_size: Examples in a batch, per process in training, of all processes together in evaluation.
+        length: Length of the training examples, the longest if they differ.
+        held_out_lengths: The length of every batch of the validation set and of the test set.
+        steps_per_epoch: Batches that count as an epoch; the stream itself has no end.
+        num_workers: Processes that prepare batches beside the training; 0 prepares them inside it.
+        shortest: The shortest training length, where every batch draws its own; ``length`` if None.
+        curriculum: Rows of steps, length, batch size: what the first steps of training have, row after row.
+        mixed: Draw the length of every training example by itself.
+
+    Raises:
+        ValueError: If a size or a length is out of range.
+    """
+
+    def __init__(
+        self,
+        batch_size: int,
+        length: int,
+        held_out_lengths: Sequence[int],
+        steps_per_epoch: int = 1000,
+        num_workers: int = 0,
+        shortest: int | None = None,
+        curriculum: Sequence[tuple[int, int, int]] | None = None,
+        mixed: bool = False,
+    ) -> None:
+        super().__init__(batch_size, length, num_workers)
+        if steps_per_epoch < 1:
+            raise ValueError(f"steps_per_epoch must be 1 or more, got {steps_per_epoch}.")
+        if not held_out_lengths:
+            raise ValueError("There is nothing to evaluate on: eval_lengths is empty, or eval_batches below 1.")
+        for row in curriculum or ():
+            if len(row) != 3 or min(row) < 1:
+                raise ValueError(
+                    f"A row of curriculum is steps, length, batch size, each 1 or more; got {list(row)}."
+                )
+        self.held_out_lengths = list(held_out_lengths)
+        self.steps_per_epoch = steps_per_epoch
+        self.lengths = (length if shortest is None else shortest, length)
+        self.curriculum = [tuple(row) for row in curriculum or ()]
+        self.mixed = mixed
+        for n in (*self.lengths, *self.held_out_lengths, *(row[1] for row in self.curriculum)):
+            self.check_length(n)
+        if self.lengths[0] > length:
+            raise ValueError(f"The shortest training length, {self.lengths[0]}, is above the longest, {length}.")
+
+    @property
+    @abstractmethod
+    def rule(self) -> Rule:
+        """Makes a batch out of random numbers, a batch size and a length; a function that workers can be sent."""
+
+    @property
+    @abstractmethod
+    def chance(self) -> float:
+        """Accuracy of a random guess among the answers that are possible at all."""
+
+    def check_length(self, length: int) -> None:
+        """Refuse a length that the rule cannot make.
+
+        Raises:
+            ValueError: If it is too short.
+        """
+        if length < 1:
+            raise ValueError(f"A length must be 1 or more, got {length}.")
+
+    @cached_property
+    def baseline(self) -> float:
+        """Accuracy of the best guess that is blind to the input: the commonest answer at each length and place.
+
+        Learnt from 1,024 examples of each held-out length and measured on as many others.
+        """
+        accuracies = []
+        for length in sorted(set(self.held_out_lengths)):
+            random = np.random.default_rng((BASELINE, length, 0, 0))
+            accuracies.append(blind_accuracy(self.rule(random, 1024, length), self.rule(random, 1024, length)))
+        return float(np.mean(accuracies))
+
+    def samples_per_second(self, seconds: float = 1.0) -> float:
+        """Training examples that one process makes in a second, beginning with the stream."""
+        stream = self.training_examples()
+        made, position, start = 0, 0, time.perf_counter()
+        while (elapsed := time.perf_counter() - start) < seconds:
+            made += len(stream[position].inputs)
+            position += 1
+        return made / elapsed
+
+    def training_examples(self) -> TrainingExamples:
+        """This process's share of the training stream."""
+        seed = int(os.environ.get("PL_GLOBAL_SEED", 0))
+        rank, _ = self.processes
+        shape = (self.batch_size, self.lengths, self.steps_per_epoch, self.curriculum, self.mixed)
+        return TrainingExamples(self.rule, *shape, seed, rank)  # type: ignore[arg-type]
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        """The stream, from where it was left."""
+        return self.loader(self.training_examples(), stream=True)
+
+    def val_dataloader(self) -> DataLoader[Any]:
+        """The validation set."""
+        return self._held_out(VALIDATION)
+
+    def test_dataloader(self) -> DataLoader[Any]:
+        """The test set, of the same lengths."""
+        return self._held_out(TEST)
+
+    def predict_dataloader(self) -> DataLoader[Any]:
+        """The same as for the test."""
+        return self.test_dataloader()
+
+    def _held_out(self, part: int) -> DataLoader[Any]:
+        return self.loader(HeldOutExamples(self.rule, self.batch_size, self.held_out_lengths, part, *self.processes))
+
+
+def blind_accuracy(known: Answers, unknown: Answers) -> float:
+    """Mean accuracy over ``unknown`` of the answer that is the commonest in ``known`` at each place in the order."""
+    _, places, wanted = _in_order(known)
+    examples, unknown_places, unknown_wanted = _in_order(unknown)
+    classes = int(wanted.max()) + 1
+    pairs, counts = np.unique(places * classes + wanted, return_counts=True)
+    guesses = np.full(max(places.max(), unknown_places.max()) + 1, IGNORED)
+    rising = pairs[np.argsort(counts, kind="stable")]
+    guesses[rising // classes] = rising % classes  # of several at one place the last one stays: the commonest
+    right = guesses[unknown_places] == unknown_wanted
+    return float(np.mean(np.bincount(examples, right) / np.bincount(examples)))
+
+
+def _in_order(batch: Answers) -> tuple[Tokens, Tokens, Tokens]:
+    """Of every answer of a batch: its example, its number within the example, and the answer itself."""
+    targets = batch.targets.numpy()
+    examples, positions = np.nonzero(targets != IGNORED)
+    return examples, np.arange(len(examples)) - np.searchsorted(examples, examples), targets[examples, positions]
