@@ -7,18 +7,45 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from minrnn_lightning.callbacks import TextSamples
-    from minrnn_lightning.data import Data, ShakespeareDataModule, TextDataModule
+    from minrnn_lightning.callbacks import LengthPicture, TextSamples
+    from minrnn_lightning.data import (
+        AssociativeRecallDataModule,
+        Data,
+        FormalLanguageDataModule,
+        IMDBDataModule,
+        InductionHeadsDataModule,
+        ListOpsDataModule,
+        MQARDataModule,
+        PathfinderDataModule,
+        RetrievalDataModule,
+        SelectiveCopyingDataModule,
+        SequentialImageDataModule,
+        ShakespeareDataModule,
+        TextDataModule,
+    )
     from minrnn_lightning.nn import Backbone, MinGRU, MinLSTM
-    from minrnn_lightning.tasks import LanguageTask, Task
+    from minrnn_lightning.tasks import ClassificationTask, LanguageTask, TaggingTask, Task
 
 __all__ = [
+    "AssociativeRecallDataModule",
     "Backbone",
+    "ClassificationTask",
     "Data",
+    "FormalLanguageDataModule",
+    "IMDBDataModule",
+    "InductionHeadsDataModule",
     "LanguageTask",
+    "LengthPicture",
+    "ListOpsDataModule",
+    "MQARDataModule",
     "MinGRU",
     "MinLSTM",
+    "PathfinderDataModule",
+    "RetrievalDataModule",
+    "SelectiveCopyingDataModule",
+    "SequentialImageDataModule",
     "ShakespeareDataModule",
+    "TaggingTask",
     "Task",
     "TextDataModule",
     "TextSamples",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import threading
+from importlib.util import find_spec
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
@@ -83,6 +84,48 @@ class TextSamples(Callback):
         """Print the last sample."""
         if self.text:
             print(f"\nA sample after {trainer.global_step} steps:\n{self.text}\n", flush=True)
+
+
+class LengthPicture(Callback):
+    """Draw accuracy against length after each validation and test, beside baseline and chance, into TensorBoard.
+
+    For tasks that keep ``accuracy_by_length``, like TaggingTask; without matplotlib there is no picture.
+    """
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Say so where there will be no picture."""
+        if find_spec("matplotlib") is None:
+            rank_zero_info('No picture without matplotlib: pip install "minrnn-lightning[benchmark]"')
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Draw the validation."""
+        if not trainer.sanity_checking:
+            self._draw(trainer, pl_module, "val")
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Draw the test."""
+        self._draw(trainer, pl_module, "test")
+
+    def _draw(self, trainer: Trainer, pl_module: LightningModule, part: str) -> None:
+        boards = [logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
+        accuracies: dict[int, float] = getattr(pl_module, "accuracy_by_length", {})
+        if len(accuracies) < 2 or not trainer.is_global_zero or not boards or find_spec("matplotlib") is None:
+            return
+        from matplotlib.figure import Figure
+
+        figure = Figure(figsize=(6, 4), layout="constrained")
+        axes = figure.subplots()
+        axes.plot(*zip(*accuracies.items(), strict=True), marker=".", label="accuracy")
+        for name, style in (("baseline", "--"), ("chance", ":")):
+            level = getattr(trainer.datamodule, name, None)  # type: ignore[attr-defined]
+            if level is not None:
+                axes.axhline(level, color="gray", linestyle=style, label=name)
+        if max(accuracies) > 16 * min(accuracies):
+            axes.set_xscale("log", base=2)
+        axes.set(xlabel="length", ylabel="accuracy", ylim=(-0.02, 1.02))
+        axes.legend()
+        for board in boards:
+            board.experiment.add_figure(f"{part}/accuracy by length", figure, trainer.global_step)
 
 
 class LastCheckpoint(ModelCheckpoint):

@@ -208,9 +208,7 @@ class GeneratedData(Data):
             raise ValueError("There is nothing to evaluate on: eval_lengths is empty, or eval_batches below 1.")
         for row in curriculum or ():
             if len(row) != 3 or min(row) < 1:
-                raise ValueError(
-                    f"A row of curriculum is steps, length, batch size, each 1 or more; got {list(row)}."
-                )
+                raise ValueError(f"A row of curriculum is steps, length, batch size, each 1 or more; got {list(row)}.")
         self.held_out_lengths = list(held_out_lengths)
         self.steps_per_epoch = steps_per_epoch
         self.lengths = (length if shortest is None else shortest, length)

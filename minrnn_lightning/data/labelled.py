@@ -86,9 +86,10 @@ class Part(NamedTuple):
         for row, sequence in zip(inputs, sequences, strict=True):
             row[: len(sequence)] = sequence
         lengths = torch.tensor([len(sequence) for sequence in sequences])
-        if len(sequences) > len(indices):
-            inputs, lengths = inputs.reshape(len(indices), -1, inputs.shape[1]), lengths.view(len(indices), -1)
-        return Labelled(torch.from_numpy(inputs), torch.from_numpy(self.labels[indices]), lengths)
+        tokens, labels = torch.from_numpy(inputs), torch.from_numpy(self.labels[indices])
+        if len(sequences) == len(indices):
+            return Labelled(tokens, labels, lengths)
+        return Labelled(tokens.view(len(indices), 2, -1), labels, lengths.view(len(indices), 2))
 
 
 class TrainingSequences(Dataset[Labelled]):
@@ -113,7 +114,8 @@ class TrainingSequences(Dataset[Labelled]):
         self.in_batch = batch_size * world_size
         if len(part.labels) < self.in_batch:
             raise ValueError(
-                f"The training part has {len(part.labels)} examples, but a batch takes {self.in_batch}; lower batch_size."
+                f"The training part has {len(part.labels)} examples, too few for a batch of {self.in_batch}; lower "
+                "batch_size."
             )
         self._epoch: int | None = None
         self._batches = np.empty((0, 0), dtype=np.int64)
@@ -262,7 +264,9 @@ def read_tsv(file: Path, columns: int, header: bool = False) -> Iterator[tuple[s
             try:
                 line = raw.decode().rstrip("\r\n")
             except UnicodeDecodeError as error:
-                raise ValueError(f"{place} is not UTF-8 (byte {raw[error.start]:#04x}); unpack the file again.") from None
+                raise ValueError(
+                    f"{place} is not UTF-8 (byte {raw[error.start]:#04x}); unpack the file again."
+                ) from None
             if header and number == 1:
                 continue
             fields = line.split("\t")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import random
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -12,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from lightning.pytorch.utilities import rank_zero_info
 
 from minrnn_lightning.data.labelled import Example, LabelledData, Part, file_keys, read_tsv
@@ -39,7 +39,7 @@ OPERATORS: dict[int, Callable[[Sequence[int]], int]] = {
 }
 
 
-class _TooLong(Exception):
+class _TooLongError(Exception):
     """The expression has more tokens than are wanted."""
 
 
@@ -56,7 +56,7 @@ def grow(draw: random.Random, tokens: bytearray, depth: int, max_arguments: int,
         tokens.append(END)
         value = OPERATORS[operator](values)
     if len(tokens) >= length:
-        raise _TooLong
+        raise _TooLongError
     return value
 
 
@@ -76,7 +76,7 @@ def expressions(
         tries += 1
         try:
             value = grow(draw, tokens, max_depth, max_arguments, length)
-        except _TooLong:
+        except _TooLongError:
             continue
         if len(tokens) > shortest:
             found.append((value, [bytes(tokens)]))
@@ -142,9 +142,7 @@ class ListOpsDataModule(LabelledData):
         if len(sizes) != 3 or min(sizes) < 1:
             raise ValueError(f"sizes must be three, each 1 or more, got {list(sizes)}.")
         if max_depth < 2 or max_arguments < 2:
-            raise ValueError(
-                f"max_depth and max_arguments must be 2 or more, got {max_depth} and {max_arguments}."
-            )
+            raise ValueError(f"max_depth and max_arguments must be 2 or more, got {max_depth} and {max_arguments}.")
         self.shortest, self.sizes, self.seed = shortest, tuple(sizes), seed
         self.max_depth, self.max_arguments = max_depth, max_arguments
         self.path = path
@@ -167,13 +165,13 @@ class ListOpsDataModule(LabelledData):
         return {"train": made[:first], "validation": made[first:second], "test": made[second:]}
 
     def make(self, count: int) -> list[Example]:
-        """So many different expressions, in all processors of the machine; the result does not depend on these."""
+        """So many different expressions, made in as many processes as PyTorch has threads, which change nothing."""
         chunks = -(-count // CHUNK)
         parameters = (self.seed, self.shortest, self.length, self.max_depth, self.max_arguments)
         make = partial(_chunk, parameters=parameters)
         found: dict[bytes, Example] = {}
         first = 0
-        with ProcessPoolExecutor(len(os.sched_getaffinity(0)) if chunks > 4 else 1) as pool:
+        with ProcessPoolExecutor(torch.get_num_threads()) as pool:
             if chunks > 4:
                 rank_zero_info(f"Making {count:,} ListOps expressions, once; they will be kept in {self.folder}")
             while len(found) < count:

@@ -291,8 +291,9 @@ class MQARDataModule(RecallData):
     @property
     def rule(self) -> Rule:
         """``mqar`` of this size."""
-        sizes = {"vocab_size": self.vocab_size, "pairs": self.pairs}
-        return partial(mqar, **sizes, power=self.power, random_filler=self.random_filler)
+        return partial(
+            mqar, vocab_size=self.vocab_size, pairs=self.pairs, power=self.power, random_filler=self.random_filler
+        )
 
     def check_length(self, length: int) -> None:
         """Refuse a length without room for the pairs and a slot for each query."""

@@ -97,5 +97,5 @@ class SelectiveCopyingDataModule(GeneratedData):
         """Refuse a length that has fewer positions than data tokens."""
         if length < self.data_tokens:
             raise ValueError(
-                f"{self.data_tokens} data tokens do not fit into length {length}; raise the length or lower data_tokens."
+                f"{self.data_tokens} data tokens do not fit into length {length}; raise length or lower data_tokens."
             )

@@ -44,7 +44,7 @@ class ClassificationTask(ScoredTask):
         self.pooling = pooling
         self.pairs = pairs
         self.backward_backbone = deepcopy(self.backbone) if bidirectional else None
-        features = self.head.in_features * (2 if bidirectional else 1)
+        features = self.backbone.norm.normalized_shape[0] * (2 if bidirectional else 1)
         if pairs:
             self.head = nn.Sequential(nn.Linear(4 * features, features), nn.GELU(), nn.Linear(features, output_size))
         else:
@@ -52,11 +52,12 @@ class ClassificationTask(ScoredTask):
 
     def forward(self, inputs: Tensor, lengths: Tensor) -> Tensor:  # type: ignore[override]  # one answer, no state
         """Logits (batch, output_size) of sequences or pairs."""
-        if not self.pairs:
-            logits: Tensor = self.head(self.encode(inputs, lengths))
-            return logits
-        a, b = self.encode(inputs.flatten(0, 1), lengths.flatten()).unflatten(0, (-1, 2)).unbind(1)
-        logits = self.head(torch.cat([a, b, a * b, a - b], -1))
+        if self.pairs:
+            a, b = self.encode(inputs.flatten(0, 1), lengths.flatten()).view(len(inputs), 2, -1).unbind(1)
+            features = torch.cat([a, b, a * b, a - b], -1)
+        else:
+            features = self.encode(inputs, lengths)
+        logits: Tensor = self.head(features)
         return logits
 
     def encode(self, inputs: Tensor, lengths: Tensor) -> Tensor:

@@ -39,7 +39,7 @@ class AccuracyByLength(Metric):
     def compute(self) -> dict[int, tuple[float, int]]:
         """For each length, rising: mean accuracy and number of examples."""
         accuracies, lengths = dim_zero_cat(self.accuracies).cpu(), dim_zero_cat(self.lengths).cpu()
-        values, group = lengths.unique(return_inverse=True)
+        values, group = torch.unique(lengths, return_inverse=True)
         counts = group.bincount()
         means = group.bincount(accuracies.double()) / counts
         return {n: (mean, count) for n, mean, count in zip(*map(Tensor.tolist, (values, means, counts)), strict=True)}

@@ -1,6 +1,6 @@
 """The encoding of the minRNN paper's published code: the tokens, then one query token for each answer.
 
-Source: https://github.com/BorealisAI/minRNNs. The query is the highest token; the logits at the queries are the answers.
+The query is the highest token; the logits at the queries are the answers. Source: https://github.com/BorealisAI/minRNNs.
 """
 
 import numpy as np
