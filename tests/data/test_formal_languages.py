@@ -223,7 +223,10 @@ def test_ties_of_majority_are_as_frequent_as_published():
         ({"task": "sorting"}, "task 'sorting' is unknown in the encoding minrnn; it can be bucket_sort, missing"),
         ({"task": "majority", "encoding": "deepmind"}, "task 'majority' is unknown in the encoding deepmind"),
         ({"task": "majority", "encoding": "morse"}, "encoding must be minrnn, xlstm, deepmind, got morse"),
-        ({"task": "majority", "eval_lengths": (9, 8)}, r"eval_lengths must be the shortest and the longest, got \[9, 8"),
+        (
+            {"task": "majority", "eval_lengths": (9, 8)},
+            r"eval_lengths must be the shortest and the longest, got \[9, 8",
+        ),
         ({"task": "majority", "eval_lengths": (0, 8)}, "majority needs a length of 1 or more, got 0"),
         ({"task": "majority", "shortest": 41}, "shortest training length, 41, is above the longest, 40"),
         ({"task": "majority", "eval_batches": 0}, "nothing to evaluate on"),
