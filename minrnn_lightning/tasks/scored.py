@@ -104,7 +104,8 @@ class ScoredTask(Task):
         logits, targets, examples = self.answers(batch)
         self.mean_loss.update(self.loss(logits, targets), weight=len(targets))
         right = (logits.argmax(-1) == targets).float()
-        self.by_length.update(examples.bincount(right) / examples.bincount(), batch[2].reshape(len(batch[2]), -1).amax(-1))
+        lengths = batch[2].reshape(len(batch[2]), -1).amax(-1)  # of pairs, that of the longer one
+        self.by_length.update(examples.bincount(right) / examples.bincount(), lengths)
 
     def _log_scores(self, part: str) -> None:
         loss, by_length = self.mean_loss.compute(), self.by_length.compute()
