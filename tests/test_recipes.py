@@ -1,6 +1,8 @@
 """Every recipe and every hardware overlay runs through the command, on the corpus or a made-up text in its place."""
 
 import os
+import re
+import shlex
 import subprocess
 import sys
 import textwrap
@@ -9,13 +11,49 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from lra_files import write_imdb, write_pathfinder, write_retrieval
 
 from minrnn_lightning.cli import recipes_folder
 from minrnn_lightning.generate import load_language_task
 
-RECIPES = sorted(recipes_folder().glob("*.yaml"))
 OVERLAYS = sorted(recipes_folder().glob("hardware/*.yaml"))
+SMALL = sorted(recipes_folder().glob("small/*.yaml"))
+RECIPES = sorted({*recipes_folder().rglob("*.yaml")} - {*OVERLAYS, *SMALL})
 LITTLE = ["--data.batch_size=2", "--data.length=16", "--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false"]
+LITTLE_DATA = {  # where the length alone does not make it little
+    "associative_recall": ["--data.eval_lengths=[8]"],
+    "formal_languages": ["--data.eval_lengths=[8, 16]", "--data.eval_batches=2"],
+    "imdb": ["--data.data_dir={files}"],
+    "induction_heads": ["--data.eval_lengths=[8]"],
+    "listops": ["--data.shortest=5", "--data.length=40", "--data.sizes=[4, 2, 2]", "--data.data_dir={files}"],
+    "cifar10": ["--data.dataset=digits", "--data.data_dir={files}"],
+    "mqar": ["--data.pairs=2"],
+    "pathfinder": ["--data.data_dir={files}"],
+    "retrieval": ["--data.data_dir={files}"],
+    "selective_copying": ["--data.eval_lengths=[16]", "--data.eval_batches=2"],
+}
+IMAGES = ("cifar10", "pathfinder")  # whose length is that of the images
+
+
+def names(paths: list[Path]) -> list[str]:
+    return [path.relative_to(recipes_folder()).with_suffix("").as_posix() for path in paths]
+
+
+def little(recipe: Path, files: Path) -> list[str]:
+    """Options that make a recipe little; data that would be downloaded are in ``files``."""
+    name = recipe.stem if recipe.stem in LITTLE_DATA else recipe.parent.name
+    common = [word for word in LITTLE if name not in IMAGES or "length" not in word]
+    return [*common, *(word.format(files=files) for word in LITTLE_DATA.get(name, []))]
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory) -> Path:
+    """Data of the Long Range Arena in their official formats, a few examples of each."""
+    folder = tmp_path_factory.mktemp("lra")
+    write_retrieval(folder / "lra_release/lra_release/tsv_data")
+    write_pathfinder(folder / "lra_release/lra_release/pathfinder32/curv_contour_length_14", 60)
+    write_imdb(folder / "aclImdb")
+    return folder
 
 
 @pytest.fixture(autouse=True)
@@ -28,9 +66,10 @@ def corpus(tmp_path, monkeypatch, text):
         monkeypatch.setenv("MINRNN_DATA_DIR", str(tmp_path / "data"))
 
 
-@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
-def test_recipe_runs(minrnn, recipe, tmp_path):
-    words = [f"--config={recipe}", *LITTLE, f"--trainer.default_root_dir={tmp_path}/runs"]
+@pytest.mark.filterwarnings("ignore:.*is empty and left out")
+@pytest.mark.parametrize("recipe", RECIPES, ids=names(RECIPES))
+def test_recipe_runs(minrnn, recipe, tmp_path, files):
+    words = [f"--config={recipe}", *little(recipe, files), f"--trainer.default_root_dir={tmp_path}/runs"]
     assert minrnn("fit", *words, "--trainer.fast_dev_run=true")[0] == 0
     assert minrnn("fit", *words, "--trainer.max_steps=1")[0] == 0
     checkpoint = f"--ckpt_path={tmp_path}/runs/version_0/checkpoints/last.ckpt"
@@ -38,9 +77,31 @@ def test_recipe_runs(minrnn, recipe, tmp_path):
         code, out, errors = minrnn(command, *words, checkpoint, "--trainer.fast_dev_run=true")
         assert code == 0, errors
         assert "loss" in out
+        assert ("baseline" in out) == ("accuracy" in out) == (recipe.stem != "shakespeare")
 
 
-@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
+@pytest.mark.parametrize("overlay", SMALL, ids=names(SMALL))
+def test_small_overlay_runs(minrnn, overlay, tmp_path, files):
+    """The command in its head, whose second word after --config is the overlay."""
+    (command,) = re.findall(r"^#   (minrnn fit [^#\n]*)", overlay.read_text(), re.MULTILINE)
+    recipe, small = re.findall(r"--config (\S+)", command)
+    assert small == f"small/{overlay.stem}"
+    assert f"--config {recipe} --config {small}" in (recipes_folder() / f"{recipe}.yaml").read_text()
+    words = [*shlex.split(command)[1:], *little(recipes_folder() / f"{recipe}.yaml", files)]
+    code, out, errors = minrnn(*words, "--print_config")
+    assert code == 0, errors
+    settings, printed = yaml.safe_load(overlay.read_text()), yaml.safe_load(out)
+    for name, value in settings.get("model", {"init_args": {}})["init_args"].items():
+        assert printed["model"]["init_args"][name] == (
+            float(value) if name == "lr" else value
+        )  # YAML reads 1e-3 as text
+    assert all(printed["trainer"][name] == value for name, value in settings["trainer"].items())
+    assert settings["trainer"]["max_steps"] <= 10_000
+    code, _, errors = minrnn(*words, f"--trainer.default_root_dir={tmp_path}", "--trainer.fast_dev_run=true")
+    assert code == 0, errors
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=names(RECIPES))
 def test_recipe_is_complete(recipe):
     content = recipe.read_text()
     settings = yaml.safe_load(content)
