@@ -182,10 +182,12 @@ def _find_recipe(name: str) -> str:
 def recipes() -> None:
     """List the packaged recipes, whose names `--config` understands."""
     folder = recipes_folder()
-    for path in sorted(folder.rglob("*.yaml"), key=lambda path: (len(path.parts), path)):
+    paths = sorted(folder.rglob("*.yaml"), key=lambda path: (len(path.parts), path))
+    names = [path.relative_to(folder).with_suffix("").as_posix() for path in paths]
+    for name, path in zip(names, paths, strict=True):
         with path.open(encoding="utf-8") as lines:
             headline = lines.readline().lstrip("#").strip()
-        print(f"{path.relative_to(folder).with_suffix('').as_posix():16} {headline}")
+        print(f"{name:{max(map(len, names))}} {headline}")
 
 
 def generate(
