@@ -5,8 +5,9 @@ from minrnn_lightning.data.formal_languages import FormalLanguageDataModule
 from minrnn_lightning.data.images import SequentialImageDataModule
 from minrnn_lightning.data.imdb import IMDBDataModule
 from minrnn_lightning.data.listops import ListOpsDataModule
+from minrnn_lightning.data.mqar import MQARDataModule
 from minrnn_lightning.data.pathfinder import PathfinderDataModule
-from minrnn_lightning.data.recall import AssociativeRecallDataModule, InductionHeadsDataModule, MQARDataModule
+from minrnn_lightning.data.recall import AssociativeRecallDataModule, InductionHeadsDataModule
 from minrnn_lightning.data.retrieval import RetrievalDataModule
 from minrnn_lightning.data.selective_copying import SelectiveCopyingDataModule
 from minrnn_lightning.data.shakespeare import ShakespeareDataModule

@@ -6,7 +6,8 @@ from typing import Literal
 
 import numpy as np
 
-from minrnn_lightning.data.generated import GeneratedData, Rule
+from minrnn_lightning.data.answers import Rule
+from minrnn_lightning.data.generated import GeneratedData
 from minrnn_lightning.data.languages import ENCODINGS
 
 

@@ -14,7 +14,8 @@ import numpy.typing as npt
 import torch
 from lightning.pytorch.utilities import rank_zero_info
 
-from minrnn_lightning.data.labelled import Example, LabelledData, Part, file_keys, read_tsv
+from minrnn_lightning.data.labelled import Example, LabelledData, Part
+from minrnn_lightning.data.tsv import file_keys, read_tsv
 
 SYMBOLS = [*"0123456789", "[MIN", "[MAX", "[MED", "[SM", "]"]  # a token is the place of its symbol
 MIN, MAX, MED, SM, END = range(10, 15)

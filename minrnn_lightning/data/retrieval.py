@@ -6,7 +6,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from minrnn_lightning.data.labelled import Example, LabelledData, file_keys, read_tsv
+from minrnn_lightning.data.labelled import Example, LabelledData
+from minrnn_lightning.data.tsv import file_keys, read_tsv
 
 PARTS = {"train": "new_aan_pairs.train.tsv", "validation": "new_aan_pairs.eval.tsv", "test": "new_aan_pairs.test.tsv"}
 URL = "https://storage.googleapis.com/long-range-arena/lra_release.gz"

@@ -6,7 +6,8 @@ from functools import partial
 
 import numpy as np
 
-from minrnn_lightning.data.generated import Answers, GeneratedData, Rule, ask_at_end, distinct
+from minrnn_lightning.data.answers import Answers, Rule, ask_at_end, distinct
+from minrnn_lightning.data.generated import GeneratedData
 
 
 def selective_copying(

@@ -49,9 +49,9 @@ class ScoredTask(Task):
     """Questions with one right answer each; subclasses say where the answers are read.
 
     A batch is (inputs, targets, lengths), the lengths telling the examples apart. Logged: ``train/loss`` of each batch
-    in nats per answer; for ``val`` and ``test`` the ``loss``, the ``accuracy`` (mean over examples), for examples of
-    several lengths ``accuracy/<length>`` (ranges of them where there are more than 16 lengths); and where the data
-    module knows them, ``scaled_accuracy``, which is 0 for a random guess and 1 for no error, and ``baseline``, the
+    in nats per answer; for ``val`` and ``test`` the ``loss``, the ``accuracy`` (mean over examples), the same for
+    each length as ``accuracy/<length>`` (for ranges where there are more than 16 lengths); and where the data module
+    knows them, ``scaled_accuracy``, which is 0 for a random guess and 1 for no error, and ``baseline``, the
     accuracy of a trivial rule, which the data module names.
 
     ``accuracy_by_length`` holds the accuracy at each length of the last validation or test.
@@ -103,9 +103,11 @@ class ScoredTask(Task):
     def _evaluate(self, batch: Sequence[Tensor]) -> None:
         logits, targets, examples = self.answers(batch)
         self.mean_loss.update(self.loss(logits, targets), weight=len(targets))
-        right = (logits.argmax(-1) == targets).float()
+        counts = examples.bincount(minlength=len(batch[2]))
+        right = examples.bincount((logits.argmax(-1) == targets).float(), minlength=len(batch[2]))
         lengths = batch[2].reshape(len(batch[2]), -1).amax(-1)  # of pairs, that of the longer one
-        self.by_length.update(examples.bincount(right) / examples.bincount(), lengths)
+        asked = counts > 0
+        self.by_length.update((right / counts)[asked], lengths[asked])
 
     def _log_scores(self, part: str) -> None:
         loss, by_length = self.mean_loss.compute(), self.by_length.compute()
@@ -121,7 +123,7 @@ class ScoredTask(Task):
         if hasattr(data, "baseline"):
             scores["baseline"] = data.baseline
         lengths = np.array(list(by_length))
-        for group in np.array_split(np.arange(len(lengths)), min(GROUPS, len(lengths))) if len(lengths) > 1 else ():
+        for group in np.array_split(np.arange(len(lengths)), min(GROUPS, len(lengths))):
             first, last = lengths[group[0]], lengths[group[-1]]
             name = f"accuracy/{first}" if first == last else f"accuracy/{first}-{last}"
             scores[name] = np.average(accuracies[group], weights=counts[group])

@@ -7,16 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from minrnn_lightning.data import FormalLanguageDataModule, InductionHeadsDataModule, SelectiveCopyingDataModule
-from minrnn_lightning.data.generated import (
-    TEST,
-    VALIDATION,
-    HeldOutExamples,
-    TrainingExamples,
-    answers,
-    ask_at_end,
-    blind_accuracy,
-    distinct,
-)
+from minrnn_lightning.data.answers import answers, ask_at_end, blind_accuracy, distinct
+from minrnn_lightning.data.generated import TEST, VALIDATION, HeldOutExamples, TrainingExamples
 
 SMALL = {"batch_size": 3, "length": 12, "data_tokens": 4, "vocab_size": 8, "eval_batches": 2}
 

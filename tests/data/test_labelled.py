@@ -8,7 +8,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from minrnn_lightning.data.labelled import HeldOutSequences, LabelledData, Part, TrainingSequences, read_tsv
+from minrnn_lightning.data.labelled import HeldOutSequences, LabelledData, Part, TrainingSequences
+from minrnn_lightning.data.tsv import read_tsv
 
 
 def numbered(lengths, width=1):

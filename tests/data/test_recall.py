@@ -6,7 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from minrnn_lightning.data import AssociativeRecallDataModule, InductionHeadsDataModule, MQARDataModule
-from minrnn_lightning.data.recall import associative_recall, induction_heads, mqar
+from minrnn_lightning.data.mqar import mqar
+from minrnn_lightning.data.recall import associative_recall, induction_heads
 
 seeds = st.integers(0, 1000)
 

@@ -118,6 +118,18 @@ def test_scores_without_a_data_module(tmp_path):
     assert set(scores) == {"val/loss", "val/accuracy", "val/accuracy/7", "val/accuracy/8"}
 
 
+def test_examples_without_a_question_do_not_count(tmp_path):
+    inputs, targets, lengths = questions(batch=4)
+    without = torch.where(torch.arange(4)[:, None] % 3 == 0, -100, targets)  # the first and the last
+    task = tagging()
+    (scores,) = trainer(tmp_path).validate(
+        task, DataLoader([(inputs, without, lengths)], batch_size=None), verbose=False
+    )
+    middle = [(inputs[1:3], targets[1:3], lengths[1:3])]
+    (expected,) = trainer(tmp_path).validate(task, DataLoader(middle, batch_size=None), verbose=False)
+    assert scores == pytest.approx(expected)
+
+
 def test_many_lengths_are_put_together(tmp_path):
     inputs, targets, _ = questions(batch=100)
     loader = DataLoader([(inputs, targets, torch.arange(100) // 2 + 40)], batch_size=None)

@@ -8,7 +8,7 @@ from functools import partial
 
 import numpy as np
 
-from minrnn_lightning.data.generated import IGNORED, Answers, Tokens, ask_at_end
+from minrnn_lightning.data.answers import IGNORED, Answers, Tokens, ask_at_end
 from minrnn_lightning.data.languages.language import Language
 from minrnn_lightning.data.languages.minrnn import cycle_nav, even_pairs, parity_check
 

@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from minrnn_lightning.data.generated import Rule, Tokens
+from minrnn_lightning.data.answers import Rule, Tokens
 
 
 class Language(NamedTuple):

@@ -5,7 +5,7 @@ The query is the highest token; the logits at the queries are the answers. Sourc
 
 import numpy as np
 
-from minrnn_lightning.data.generated import Answers, ask_at_end
+from minrnn_lightning.data.answers import Answers, ask_at_end
 from minrnn_lightning.data.languages.language import Language, count
 
 

@@ -6,7 +6,7 @@ Beck et al. 2024, https://arxiv.org/abs/2405.04517.
 
 import numpy as np
 
-from minrnn_lightning.data.generated import IGNORED, Answers, Tokens, answers
+from minrnn_lightning.data.answers import IGNORED, Answers, Tokens, answers
 from minrnn_lightning.data.languages.language import Language, count
 
 
