@@ -180,9 +180,9 @@ def _find_recipe(name: str) -> str:
 
 
 def recipes() -> None:
-    """List the packaged recipes, whose names `--config` understands."""
+    """List the packaged recipes, whose names `--config` understands, the main one first."""
     folder = recipes_folder()
-    paths = sorted(folder.rglob("*.yaml"), key=lambda path: (len(path.parts), path))
+    paths = sorted(folder.rglob("*.yaml"), key=lambda path: (len(path.parts), path.stem != "shakespeare", path))
     names = [path.relative_to(folder).with_suffix("").as_posix() for path in paths]
     for name, path in zip(names, paths, strict=True):
         with path.open(encoding="utf-8") as lines:
