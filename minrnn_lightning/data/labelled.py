@@ -142,7 +142,10 @@ class TrainingSequences(Dataset[Labelled]):
 
 
 class HeldOutSequences(Dataset[Labelled]):
-    """The examples of a held-out part by rising length, every one exactly once over all processes.
+    """The examples of a held-out part, every one exactly once over all processes.
+
+    Examples of like length share a batch; the order of the batches is a fixed random one, so that the first of them
+    are a fair sample.
 
     Args:
         part: The examples.
@@ -161,7 +164,8 @@ class HeldOutSequences(Dataset[Labelled]):
         self.part = part
         order = np.argsort(part.lengths.max(axis=1), kind="stable")
         batches = min(-(-examples // (batch_size * world_size)), examples // world_size)
-        self.batches = np.array_split(order, batches * world_size)[rank::world_size]
+        shares = np.array_split(order, batches * world_size)
+        self.batches = [shares[index] for index in np.random.default_rng(0).permutation(len(shares))[rank::world_size]]
 
     def __len__(self) -> int:
         return len(self.batches)

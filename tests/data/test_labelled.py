@@ -103,6 +103,12 @@ def test_held_out_examples_come_once(lengths, batch_size, world_size):
     assert sorted(seen.tolist()) == list(range(len(lengths)))
 
 
+def test_the_first_held_out_batches_are_a_fair_sample():
+    data = HeldOutSequences(numbered(range(1, 201)), 2)
+    first = np.mean([float(data[index].lengths.double().mean()) for index in range(40)])
+    assert first == pytest.approx(100, abs=25)  # 41 if they came by rising length
+
+
 def test_made_once_and_kept_whole(tmp_path, monkeypatch):
     data = Numbers(data_dir=str(tmp_path))
     data.prepare_data()
