@@ -44,7 +44,7 @@ class ClassificationTask(ScoredTask):
         self.pooling = pooling
         self.pairs = pairs
         self.backward_backbone = deepcopy(self.backbone) if bidirectional else None
-        features = self.backbone.norm.normalized_shape[0] * (2 if bidirectional else 1)
+        features = self.hparams["dim"] * (2 if bidirectional else 1)
         if pairs:
             self.head = nn.Sequential(nn.Linear(4 * features, features), nn.GELU(), nn.Linear(features, output_size))
         else:
