@@ -2,13 +2,28 @@
 
 from collections.abc import Callable
 
+from minrnn_lightning.nn.mixers.attention import AttentionMixer
+from minrnn_lightning.nn.mixers.gru import GRUMixer
+from minrnn_lightning.nn.mixers.lstm import LSTMMixer
 from minrnn_lightning.nn.mixers.mingru import MinGRUMixer
 from minrnn_lightning.nn.mixers.minlstm import MinLSTMMixer
 from minrnn_lightning.nn.mixers.mixer import Mixer, RecurrentMixer
 
-MIXERS: dict[str, Callable[[int, float], Mixer]] = {
+MIXERS: dict[str, Callable[..., Mixer]] = {
+    "attention": AttentionMixer,
+    "gru": GRUMixer,
+    "lstm": LSTMMixer,
     "mingru": MinGRUMixer,
     "minlstm": MinLSTMMixer,
 }
 
-__all__ = ["MIXERS", "MinGRUMixer", "MinLSTMMixer", "Mixer", "RecurrentMixer"]
+__all__ = [
+    "MIXERS",
+    "AttentionMixer",
+    "GRUMixer",
+    "LSTMMixer",
+    "MinGRUMixer",
+    "MinLSTMMixer",
+    "Mixer",
+    "RecurrentMixer",
+]
