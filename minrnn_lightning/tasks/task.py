@@ -15,6 +15,7 @@ from minrnn_lightning.checkpoint import load_matching
 from minrnn_lightning.nn.backbone import Backbone
 from minrnn_lightning.nn.dropout import Dropout
 from minrnn_lightning.nn.mixers.mixer import State
+from minrnn_lightning.tasks.size import flops, matching_dim, parse_count
 
 
 class Task(LightningModule, ABC):
@@ -38,9 +39,11 @@ class Task(LightningModule, ABC):
         init_from: Checkpoint to take every weight from whose name and shape fit, before training starts.
         compile: Compile the backbone with ``torch.compile``.
         mixer_args: Further arguments of the mixers, by name: ``{"attention": {"window": 128}}``.
+        match_parameters: Number of parameters, such as 6300000 or 6.3M, to reach by another width than ``dim``, so that
+            different mixers compare at equal size.
 
     Raises:
-        ValueError: A size is out of range, or the mixer is unknown.
+        ValueError: A size is out of range, the mixer unknown, or the number of parameters out of reach.
     """
 
     def __init__(
@@ -60,6 +63,7 @@ class Task(LightningModule, ABC):
         init_from: str | None = None,
         compile: bool = False,  # noqa: A002
         mixer_args: dict[str, dict[str, Any]] | None = None,
+        match_parameters: int | str | None = None,
     ) -> None:
         super().__init__()
         _check(input_size=input_size, output_size=output_size, dim=dim)
@@ -70,7 +74,23 @@ class Task(LightningModule, ABC):
                 "lr must be above 0, weight_decay and warmup at least 0, "
                 f"got lr {lr}, weight_decay {weight_decay}, warmup {warmup}"
             )
+        options: dict[str, Any] = {
+            "mixer_args": mixer_args,
+            "expansion": expansion,
+            "kernel_size": kernel_size,
+            "mlp_ratio": mlp_ratio,
+            "dropout": dropout,
+        }
+        if match_parameters is not None:
+
+            def parameters(dim: int) -> int:
+                with torch.device("meta"):
+                    backbone = Backbone(dim, depth, mixer, **options)
+                return sum(p.numel() for p in backbone.parameters()) + (input_size + output_size) * dim
+
+            dim = matching_dim(parameters, parse_count(match_parameters))
         self.save_hyperparameters(ignore=["init_from"])  # a loaded checkpoint must not look for another one
+        self.hparams.update(dim=dim, match_parameters=None)  # nor for the width again
         self.input_size = input_size
         self.output_size = output_size
         self.lr = lr
@@ -80,16 +100,7 @@ class Task(LightningModule, ABC):
         self.compile_backbone = compile
         self.encoder: nn.Module = nn.Embedding(input_size, dim)
         self.dropout = Dropout(dropout)
-        self.backbone = Backbone(
-            dim,
-            depth,
-            mixer,
-            mixer_args=mixer_args,
-            expansion=expansion,
-            kernel_size=kernel_size,
-            mlp_ratio=mlp_ratio,
-            dropout=dropout,
-        )
+        self.backbone = Backbone(dim, depth, mixer, **options)
         self.head: nn.Module = nn.Linear(dim, output_size, bias=False)
         self._seed: int | None = None
 
@@ -142,7 +153,11 @@ class Task(LightningModule, ABC):
             rank_zero_info(f"{self.init_from}: left {len(left)} as initialised ({', '.join(left) or 'none'})")
 
     def on_fit_start(self) -> None:
-        """Note the seed from which the random numbers of every batch are derived."""
+        """Say how large the model is, and note the seed from which the random numbers of every batch are derived."""
+        length = getattr(getattr(self.trainer, "datamodule", None), "length", 256)
+        size, work = sum(p.numel() for p in self.parameters()), flops(self.backbone, self.head, length) / 1e6
+        dim = self.backbone.norm.normalized_shape[0]
+        rank_zero_info(f"{dim} wide, {size:,} parameters, {work:.1f} MFLOP a token forward at length {length:,}")
         if self._seed is None:
             self._seed = torch.initial_seed()
 
