@@ -2,13 +2,17 @@
 
 from collections.abc import Callable
 
+from minrnn_lightning.nn.mixers.mamba import MambaMixer
 from minrnn_lightning.nn.mixers.mingru import MinGRUMixer
 from minrnn_lightning.nn.mixers.minlstm import MinLSTMMixer
 from minrnn_lightning.nn.mixers.mixer import Mixer, RecurrentMixer
+from minrnn_lightning.nn.mixers.s4d import S4DMixer
 
 MIXERS: dict[str, Callable[[int, float], Mixer]] = {
+    "mamba": MambaMixer,
     "mingru": MinGRUMixer,
     "minlstm": MinLSTMMixer,
+    "s4d": S4DMixer,
 }
 
-__all__ = ["MIXERS", "MinGRUMixer", "MinLSTMMixer", "Mixer", "RecurrentMixer"]
+__all__ = ["MIXERS", "MambaMixer", "MinGRUMixer", "MinLSTMMixer", "Mixer", "RecurrentMixer", "S4DMixer"]
