@@ -37,6 +37,7 @@ class Task(LightningModule, ABC):
         warmup: Steps over which the learning rate rises from 0; then it falls along a cosine to 0.
         init_from: Checkpoint to take every weight from whose name and shape fit, before training starts.
         compile: Compile the backbone with ``torch.compile``.
+        mixer_args: Further arguments of the mixers, by name: ``{"attention": {"window": 128}}``.
 
     Raises:
         ValueError: A size is out of range, or the mixer is unknown.
@@ -58,6 +59,7 @@ class Task(LightningModule, ABC):
         warmup: int = 100,
         init_from: str | None = None,
         compile: bool = False,  # noqa: A002
+        mixer_args: dict[str, dict[str, Any]] | None = None,
     ) -> None:
         super().__init__()
         _check(input_size=input_size, output_size=output_size, dim=dim)
@@ -82,6 +84,7 @@ class Task(LightningModule, ABC):
             dim,
             depth,
             mixer,
+            mixer_args=mixer_args,
             expansion=expansion,
             kernel_size=kernel_size,
             mlp_ratio=mlp_ratio,

@@ -128,6 +128,11 @@ def test_state_stays_float32_in_bfloat16(x):
     assert (state.dtype, state_t.dtype, mixer.initial_state(1).dtype) == (torch.float32, torch.float32, torch.float32)
 
 
+def test_exports_for_more_blocks_than_it_saw(mixer, x):
+    program = torch.export.export(mixer, (x[:, :9],), dynamic_shapes=({1: torch.export.Dim("length", min=2)},))
+    torch.testing.assert_close(program.module()(x), mixer(x))
+
+
 def test_nothing_to_mix(mixer, x):
     state = mixer(x)[1]
     reset = torch.ones(BATCH, LENGTH, dtype=torch.bool)

@@ -136,4 +136,5 @@ def _convolve(u: Tensor, kernel: Tensor) -> Tensor:
     """Σ_s kernel_s · u_{t−s} for (batch, length, inner) and (inner, length or more)."""
     length = u.shape[1]
     spectrum = torch.fft.rfft(u, 2 * length, dim=1) * torch.fft.rfft(kernel, 2 * length).t()
-    return torch.fft.irfft(spectrum, 2 * length, dim=1)[:, :length]
+    convolved: Tensor = torch.fft.irfft(spectrum, 2 * length, dim=1)[:, :length]
+    return convolved
