@@ -64,7 +64,6 @@ def in_transformers(mixer):
     return reference, renamed
 
 
-@pytest.mark.slow  # importing transformers
 def test_equals_the_layer_of_transformers(mixer, x):
     reference, renamed = in_transformers(mixer)
     weights = torch.randn(BATCH, LENGTH, DIM)

@@ -62,25 +62,24 @@ class S4DMixer(Mixer):
         if x.numel() == 0:
             return x, self.initial_state(x.shape[0]) if state is None else state
         projected = self.in_proj(x)
-        u = projected.to(state_dtype(projected.dtype))
+        u, length = projected.to(state_dtype(projected.dtype)), x.shape[1]
         log_a, b, c = self._discretized(u.dtype)
-        powers = _powers(log_a, u.shape[1])
-        kernel = _free_outputs(c * b, powers, u.shape[1])
+        powers = _powers(log_a, length)
+        kernel = _free_outputs(c * b, powers, length)
         if reset is None:
             y, recent = _convolve(u, kernel), u
         else:
             pieces, places = split_at_resets(u, reset)
             y = _convolve(pieces, kernel)[places]
-            resets = reset.cumsum(1)
-            carried = (resets == 0).unsqueeze(2)
-            recent = u * (resets == resets[:, -1:]).unsqueeze(2)
+            resets = reset.cumsum(1).unsqueeze(2)
+            recent = u.masked_fill(resets < resets[:, -1:], 0)  # what comes after the last one
         h = b * _final_sums(recent, powers)
-        if state is not None:
+        if state is not None:  # its own outputs and what is left of it, up to the first reset
             before = log_a.exp() * torch.view_as_complex(state.to(u.dtype))
-            free = _free_outputs(c * before, powers, u.shape[1]).transpose(1, 2)
-            rest = torch.exp(log_a * (u.shape[1] - 1)) * before
-            y = y + (free if reset is None else free * carried)
-            h = h + (rest if reset is None else rest * carried[:, -1:])
+            free = _free_outputs(c * before, powers, length).transpose(1, 2)
+            left = torch.exp((length - 1) * log_a) * before
+            y = y + (free if reset is None else free.masked_fill(resets > 0, 0))
+            h = h + (left if reset is None else left.masked_fill(resets[:, -1:] > 0, 0))
         y = F.gelu(y + self.D * u)
         return self.out_proj(y.to(projected.dtype)), torch.view_as_real(h)
 
