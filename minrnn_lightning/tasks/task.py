@@ -34,7 +34,7 @@ class Task(LightningModule, ABC):
         mlp_ratio: Hidden units of each MLP per channel; 0 leaves it out.
         dropout: Probability of dropping an element, in training.
         lr: Highest learning rate, reached after the warm-up.
-        weight_decay: Of AdamW, on matrices only (not on biases and norms).
+        weight_decay: Of AdamW, on matrices only (not on biases, norms and what is marked ``_no_weight_decay``).
         warmup: Steps over which the learning rate rises from 0; then it falls along a cosine to 0.
         init_from: Checkpoint to take every weight from whose name and shape fit, before training starts.
         compile: Compile the backbone with ``torch.compile``.
@@ -132,8 +132,8 @@ class Task(LightningModule, ABC):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """AdamW with decay on matrices only; warm-up, then a cosine to 0, per step."""
-        matrices = [parameter for parameter in self.parameters() if parameter.ndim >= 2]
-        rest = [parameter for parameter in self.parameters() if parameter.ndim < 2]
+        matrices = [parameter for parameter in self.parameters() if _decays(parameter)]
+        rest = [parameter for parameter in self.parameters() if not _decays(parameter)]
         groups = [{"params": matrices, "weight_decay": self.weight_decay}, {"params": rest, "weight_decay": 0.0}]
         optimizer = torch.optim.AdamW(groups, lr=self.lr, betas=(0.9, 0.99))
         total = self.trainer.estimated_stepping_batches
@@ -186,6 +186,11 @@ def warmup_cosine(step: int, warmup: int, total: float) -> float:
         return 1.0
     progress = min(1.0, (step - warmup) / max(1, total - warmup))
     return 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def _decays(parameter: nn.Parameter) -> bool:
+    """Whether weight decay is for this one: a matrix, and not one that its mixer marked as something else."""
+    return parameter.ndim >= 2 and not getattr(parameter, "_no_weight_decay", False)
 
 
 def _check(**sizes: int) -> None:
