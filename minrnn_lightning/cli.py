@@ -76,7 +76,8 @@ def _run(words: list[str]) -> None:
         case ["compare", *rest]:
             from minrnn_lightning.compare import compare
 
-            compare(find_recipes(rest))
+            find_recipes(rest)  # refuses one that is not there; the runs look for it again
+            compare(rest)
         case ["recipes", *rest]:
             _call(recipes, "recipes", rest)
         case ["benchmark", "train", *rest]:
