@@ -1,9 +1,11 @@
-"""Lightning callbacks: text samples while a language model trains, and a last checkpoint, also at Ctrl-C."""
+"""Lightning callbacks: samples of text during training, what steps cost, a last checkpoint at Ctrl-C too."""
 
 from __future__ import annotations
 
 import signal
+import statistics
 import threading
+import time
 from importlib.util import find_spec
 from pathlib import Path
 from types import FrameType
@@ -19,6 +21,7 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from minrnn_lightning.data.tokenizer import encode
 from minrnn_lightning.generate import generate
+from minrnn_lightning.memory import peak_memory
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -126,6 +129,40 @@ class LengthPicture(Callback):
         axes.legend()
         for board in boards:
             board.experiment.add_figure(f"{part}/accuracy by length", figure, trainer.global_step)
+
+
+class StepCost(Callback):
+    """Logs what training steps cost, at every validation.
+
+    ``seconds_per_step`` is the median since the last validation, without waiting for data, ``peak_mb`` the most memory
+    so far: of the process on a CPU, of the tensors on a GPU.
+    """
+
+    def __init__(self) -> None:
+        self.seconds: list[float] = []
+        self.started = 0.0
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Start the clock."""
+        self.started = time.perf_counter()
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
+        """Stop it, when a GPU has finished too."""
+        if pl_module.device.type == "cuda":
+            torch.cuda.synchronize(pl_module.device)
+        self.seconds.append(time.perf_counter() - self.started)
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Log them, and the number of steps so far: that of Lightning's loggers differs by one after resuming."""
+        if not self.seconds:
+            return
+        if pl_module.device.type == "cuda":
+            peak = torch.cuda.max_memory_allocated(pl_module.device) / 1e6
+        else:
+            peak = peak_memory()
+        costs = {"seconds_per_step": statistics.median(self.seconds), "peak_mb": peak, "steps": trainer.global_step}
+        pl_module.log_dict(costs, rank_zero_only=True)
+        self.seconds.clear()
 
 
 class LastCheckpoint(ModelCheckpoint):

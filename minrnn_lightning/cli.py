@@ -21,6 +21,8 @@ USAGE = """usage: minrnn <command> [options]
   test       the same on the test data
   predict    the predictions of a task
   generate   continue a text: minrnn generate --checkpoint last.ckpt --prompt "ROMEO:"
+  compare    train a recipe with several mixers and seeds: minrnn compare --config shakespeare_small
+             --mixers mingru,gru,mingru+attention --seeds 0,1,2 --output FOLDER
   recipes    list the recipes that come with the package
   benchmark  measure beside baselines, with --output FOLDER as JSON, CSV and plots too: minrnn benchmark layer
              layer     time and memory of a layer against the length
@@ -71,6 +73,11 @@ def _run(words: list[str]) -> None:
             MinRNNCLI(words)
         case ["generate", *rest]:
             _call(generate, "generate", rest)
+        case ["compare", *rest]:
+            from minrnn_lightning.compare import compare
+
+            find_recipes(rest)  # refuses one that is not there; the runs look for it again
+            compare(rest)
         case ["recipes", *rest]:
             _call(recipes, "recipes", rest)
         case ["benchmark", "train", *rest]:
@@ -84,8 +91,8 @@ def _run(words: list[str]) -> None:
             _fail("minrnn benchmark is followed by layer, scan, generate, accuracy or train", 2)
         case [word, *_]:
             _fail(
-                f"{word!r} is not a command; the first word is one of fit, validate, test, predict, generate, recipes, "
-                "benchmark",
+                f"{word!r} is not a command; the first word is one of fit, validate, test, predict, generate, compare, "
+                "recipes, benchmark",
                 2,
             )
 

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from minrnn_lightning import tasks
 from minrnn_lightning.checkpoint import CheckpointError, check_fits, read_checkpoint, tokenizer_of
+from minrnn_lightning.memory import peak_memory
 from minrnn_lightning.tasks import LanguageTask, Task
 
 Item = TypeVar("Item")
@@ -173,13 +174,5 @@ def measured(tokens: Iterable[Item], every: int, start: int = 0) -> Iterator[Ite
         if position % every == 0:
             now = time.perf_counter()
             speed = every / (now - began)
-            print(f"position {position:,}: {speed:,.0f} tokens/s, {_peak_memory():,.1f} MB at most", file=sys.stderr)
+            print(f"position {position:,}: {speed:,.0f} tokens/s, {peak_memory():,.1f} MB at most", file=sys.stderr)
             began = now
-
-
-def _peak_memory() -> float:
-    """Most memory that the process has held so far, in MB."""
-    import resource  # Unix only
-
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6

@@ -32,3 +32,11 @@ def keep_freed_memory() -> bool:
         return False
     settings = ((MMAP_MAX, 0), (TRIM_THRESHOLD, NEVER), (TOP_PAD, GROWTH))
     return all(libc.mallopt(parameter, value) for parameter, value in settings)
+
+
+def peak_memory() -> float:
+    """Most memory that the process has held so far, in MB."""
+    import resource  # Unix only
+
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6

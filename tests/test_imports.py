@@ -16,11 +16,12 @@ LAYERS = {
     "checkpoint": set(),
     "tasks": {"nn", "checkpoint"},
     "data": set(),
-    "tool": {"ops", "nn", "checkpoint", "tasks", "data", "tool"},
+    "tool": {"ops", "nn", "checkpoint", "tasks", "data", "memory", "tool"},
     "lightning_cli": {"checkpoint", "tasks", "data", "tool"},
     "benchmark": {"ops", "nn", "tasks", "tool", "lightning_cli", "__init__"},
+    "compare": {"nn", "checkpoint", "tool", "benchmark"},
     "memory": set(),
-    "cli": {"memory", "data", "tool", "lightning_cli", "benchmark", "__init__"},
+    "cli": {"memory", "data", "tool", "lightning_cli", "benchmark", "compare", "__init__"},
     "__main__": {"cli"},
     "__init__": {"nn", "tasks", "data", "tool"},  # looked up when used
 }

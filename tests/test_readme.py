@@ -48,6 +48,22 @@ def test_generate_command_runs(minrnn, checkpoint, tmp_path, monkeypatch):
     assert out.startswith("the king")
 
 
+@pytest.mark.slow
+def test_compare_command_runs(minrnn, tmp_path, monkeypatch):
+    (command,) = (c for c in COMMANDS if c.startswith("minrnn compare"))
+    monkeypatch.chdir(tmp_path)
+    short = [
+        "--mixers=mingru+attention",
+        "--seeds=0",
+        "--trainer.max_steps=1",
+        "--trainer.val_check_interval=1",
+        "--trainer.limit_val_batches=1",
+    ]
+    code, _, errors = minrnn(*shlex.split(command)[1:], *short)
+    assert code == 0, errors
+    assert "mingru+attention" in (tmp_path / "results/compare.md").read_text()
+
+
 def test_the_two_set_up_commands_are_there():
     commands = re.findall(r"^python -m pip install .* && .*$", README, re.MULTILINE)
     assert [command.split(" && ")[1] for command in commands] == [

@@ -151,15 +151,18 @@ class Report:
         return ", ".join(f"{key} {value}" for key, value in self.about.items() if key not in ("python", "platform"))
 
     def _write(self, ending: str, content: bytes) -> None:
-        """Write a whole file or none."""
         assert self.folder is not None
-        file = self.folder / f"{self.benchmark}.{ending}"
-        part = file.with_name(file.name + ".part")
-        try:
-            part.write_bytes(content)
-            part.replace(file)
-        finally:
-            part.unlink(missing_ok=True)
+        write_whole(self.folder / f"{self.benchmark}.{ending}", content)
+
+
+def write_whole(file: Path, content: bytes) -> None:
+    """Write a whole file or none."""
+    part = file.with_name(file.name + ".part")
+    try:
+        part.write_bytes(content)
+        part.replace(file)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def machine(device: torch.device) -> dict[str, object]:

@@ -1,7 +1,8 @@
 """Backbone: a stack of pre-norm residual blocks around any sequence mixer, trained in parallel, run step by step."""
 
-from collections.abc import Sequence
-from typing import cast
+from collections.abc import Mapping, Sequence
+from inspect import signature
+from typing import Any, cast
 
 from torch import Tensor, nn
 
@@ -68,13 +69,14 @@ class Backbone(nn.Module):
         dim: Width of the stack.
         depth: Number of blocks.
         mixer: A name in ``MIXERS``, or a list of names that is repeated to the depth.
+        mixer_args: Further arguments of the mixers, by name: ``{"attention": {"window": 128}}``.
         expansion: Hidden units of a mixer per channel.
         kernel_size: Steps that the causal convolution before each mixer sees; 0 leaves it out.
         mlp_ratio: Hidden units of each MLP per channel; 0 leaves it out.
         dropout: Probability of dropping an element of what mixers and MLPs add.
 
     Raises:
-        ValueError: A size is out of range, or a mixer is unknown.
+        ValueError: A size is out of range, or a mixer or one of its arguments unknown.
     """
 
     def __init__(
@@ -83,6 +85,7 @@ class Backbone(nn.Module):
         depth: int,
         mixer: str | Sequence[str] = "mingru",
         *,
+        mixer_args: Mapping[str, Mapping[str, Any]] | None = None,
         expansion: float = 1.0,
         kernel_size: int = 4,
         mlp_ratio: float = 4.0,
@@ -97,10 +100,16 @@ class Backbone(nn.Module):
             raise ValueError(f"dropout must be at least 0 and below 1, got {dropout}")
         if not 1 <= len(pattern) <= depth:
             raise ValueError(f"mixer must name 1 to {depth} kinds for depth {depth}, got {len(pattern)}")
-        for name in pattern:
+        mixer_args = mixer_args or {}
+        for name in (*pattern, *mixer_args):
             if name not in MIXERS:
                 raise ValueError(f"mixer {name!r} is unknown; it can be {', '.join(sorted(MIXERS))}")
-        mixers = (MIXERS[pattern[i % len(pattern)]](dim, expansion) for i in range(depth))
+        for name, given in mixer_args.items():
+            known = list(signature(MIXERS[name]).parameters)[1:]  # without dim
+            if unknown := set(given).difference(known):
+                raise ValueError(f"mixer_args: {name} has no {', '.join(sorted(unknown))}; it has {', '.join(known)}")
+        names = (pattern[i % len(pattern)] for i in range(depth))
+        mixers = (MIXERS[name](dim, **{"expansion": expansion, **mixer_args.get(name, {})}) for name in names)
         blocks = (Block(dim, mixer, kernel_size=kernel_size, mlp_ratio=mlp_ratio, dropout=dropout) for mixer in mixers)
         self.blocks = cast("Sequence[Block]", nn.ModuleList(blocks))
         self.norm = nn.LayerNorm(dim)

@@ -8,12 +8,54 @@ from torch.nn import functional as F
 
 from minrnn_lightning.nn.rnn_base import MinRNN
 from minrnn_lightning.ops import Activation, gated_scan, linear_scan
-from minrnn_lightning.ops.portable import state_dtype
+from minrnn_lightning.ops.portable import gate_logit, state_dtype
 
 SHUT, OPEN = -1e4, 1e4  # logits whose sigmoid is 0 and 1 in every type, finite in float16
 
 
-class MinGRU(MinRNN):
+class GatedRNN(MinRNN):
+    """h_t = a_t · h_{t-1} + i_t · c(v_t); the layers say which logits the gates are made of."""
+
+    def _balanced(self, logits: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor | None]:
+        """k, v and f of ``gated_scan``, whose gates a and i add up to 1."""
+        raise NotImplementedError
+
+    def _maps(self, logits: Sequence[Tensor], delta_t: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Decay a and update i · c(v) of every step, from logits in the type of the state."""
+        k, v, f = self._balanced(logits)
+        k = gate_logit(k, f)
+        if delta_t is not None:  # 1 − z to the power of Δt
+            y = (delta_t.to(k.dtype).unsqueeze(-1) * F.softplus(k)).clamp_min(torch.finfo(k.dtype).tiny)
+            k = y + torch.log(-torch.expm1(-y))
+        z = torch.sigmoid(k)
+        return 1 - 2 * z if self.signed else 1 - z, z * self._candidate(v)
+
+    def _scan(
+        self,
+        logits: Sequence[Tensor],
+        h_0: Tensor,
+        reset: Tensor | None,
+        reverse: bool,
+        delta_t: Tensor | None,
+        origin: Tensor | None,
+    ) -> Tensor:
+        balanced = not self.signed and getattr(self, "normalize", True)
+        if balanced and delta_t is None and origin is None:
+            k, v, f = self._balanced(logits)
+            return gated_scan(k, v, h_0, forget=f, activation=self.activation, reset=reset, reverse=reverse)
+        wide = state_dtype(logits[0].dtype)  # in 16 bits, a decay above 0.998 would be 1
+        decay, update = self._maps([logit.to(wide) for logit in logits], delta_t)
+        if origin is not None:  # measured from there, a reset leads to zero
+            update, h_0 = update - (1 - decay) * origin, h_0 - origin
+        h = linear_scan(decay, update, h_0, reset=reset, reverse=reverse)
+        return (h if origin is None else h + origin).to(logits[0].dtype)
+
+    def _cell(self, logits: Sequence[Tensor], h: Tensor, delta_t: Tensor | None) -> Tensor:
+        decay, update = self._maps(logits, delta_t)
+        return decay * h + update
+
+
+class MinGRU(GatedRNN):
     """minGRU with the interface of ``torch.nn.GRU``.
 
     h_t = h_{t-1} + σ(k_t) · (c(v_t) − h_{t-1}), with the gate k_t and the candidate v_t linear in x_t. Source: "Were
@@ -30,6 +72,11 @@ class MinGRU(MinRNN):
         bidirectional: Whether each layer runs in both directions, with separate weights, and joins the outputs.
         activation: c: ``positive`` is the paper's g (v + ½ for v ≥ 0, σ(v) below), which keeps a state above zero;
             ``identity`` is none, the paper's first form.
+        signed: Whether the state's factor runs over (−1, 1) instead of (0, 1): 1 − 2 z_t, or 2 f′_t − 1. A unit can
+            then change sign at a step and so count modulo 2: parity, which positive factors cannot do at any length
+            (Grazzi et al. 2024, https://arxiv.org/abs/2411.12537).
+        learn_initial_state: Whether h_0, where none is given, and the state after a reset are learned for each unit,
+            instead of zero, as in the code of the paper's authors.
         device: Where the parameters live.
         dtype: The type of the parameters.
 
@@ -40,16 +87,12 @@ class MinGRU(MinRNN):
 
     _idle = (SHUT, 0.0)
 
-    def _scan(self, logits: Sequence[Tensor], h_0: Tensor, reset: Tensor | None, reverse: bool) -> Tensor:
+    def _balanced(self, logits: Sequence[Tensor]) -> tuple[Tensor, Tensor, None]:
         gate, candidate = logits
-        return gated_scan(gate, candidate, h_0, activation=self.activation, reset=reset, reverse=reverse)
-
-    def _cell(self, logits: Sequence[Tensor], h: Tensor) -> Tensor:
-        gate, candidate = logits
-        return h + torch.sigmoid(gate) * (self._candidate(candidate) - h)
+        return gate, candidate, None
 
 
-class MinLSTM(MinRNN):
+class MinLSTM(GatedRNN):
     """minLSTM with the interface of ``torch.nn.GRU``: like minGRU it has one state, h, and no cell state.
 
     h_t = f′_t · h_{t-1} + i′_t · c(v_t), with f = σ(f̂_t), i = σ(î_t) and f̂_t, î_t, v_t linear in x_t. Normalised,
@@ -67,8 +110,15 @@ class MinLSTM(MinRNN):
         bidirectional: Whether each layer runs in both directions, with separate weights, and joins the outputs.
         activation: c: ``positive`` is the paper's g (v + ½ for v ≥ 0, σ(v) below), which keeps a state above zero;
             ``identity`` is none, the paper's first form.
+        signed: Whether the state's factor runs over (−1, 1) instead of (0, 1): 1 − 2 z_t, or 2 f′_t − 1. A unit can
+            then change sign at a step and so count modulo 2: parity, which positive factors cannot do at any length
+            (Grazzi et al. 2024, https://arxiv.org/abs/2411.12537).
+        learn_initial_state: Whether h_0, where none is given, and the state after a reset are learned for each unit,
+            instead of zero, as in the code of the paper's authors.
         normalize: Whether the two gates are divided by their sum, so that the state stays bounded whatever the length.
-        forget_bias: Added to the initial bias of the forget gate; above zero, the state starts out remembered longer.
+            The code of the paper's authors does not, which lets a state add up what it reads.
+        forget_bias: Added to the initial bias of the forget gate; above zero, the state starts out remembered longer
+            (Jozefowicz et al. 2015, https://proceedings.mlr.press/v37/jozefowicz15.html).
         device: Where the parameters live.
         dtype: The type of the parameters.
 
@@ -91,6 +141,8 @@ class MinLSTM(MinRNN):
         bidirectional: bool = False,
         *,
         activation: Activation = "positive",
+        signed: bool = False,
+        learn_initial_state: bool = False,
         normalize: bool = True,
         forget_bias: float = 0.0,
         device: torch.device | str | None = None,
@@ -109,6 +161,8 @@ class MinLSTM(MinRNN):
             dropout,
             bidirectional,
             activation=activation,
+            signed=signed,
+            learn_initial_state=learn_initial_state,
             device=device,
             dtype=dtype,
         )
@@ -121,19 +175,14 @@ class MinLSTM(MinRNN):
                 for _, bias in self.all_weights:
                     bias[: self.hidden_size] += self.forget_bias
 
-    def _scan(self, logits: Sequence[Tensor], h_0: Tensor, reset: Tensor | None, reverse: bool) -> Tensor:
+    def _balanced(self, logits: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         forget, input_, candidate = logits
-        if self.normalize:
-            return gated_scan(
-                input_, candidate, h_0, forget=forget, activation=self.activation, reset=reset, reverse=reverse
-            )
-        wide = state_dtype(forget.dtype)  # in 16 bits, σ(forget) above 0.998 would be 1
-        decay, update = torch.sigmoid(forget.to(wide)), torch.sigmoid(input_.to(wide)) * self._candidate(candidate)
-        return linear_scan(decay, update, h_0, reset=reset, reverse=reverse).to(forget.dtype)
+        return input_, candidate, forget
 
-    def _cell(self, logits: Sequence[Tensor], h: Tensor) -> Tensor:
-        forget, input_, candidate = logits
+    def _maps(self, logits: Sequence[Tensor], delta_t: Tensor | None) -> tuple[Tensor, Tensor]:
         if self.normalize:
-            gate = F.logsigmoid(input_) - F.logsigmoid(forget)
-            return h + torch.sigmoid(gate) * (self._candidate(candidate) - h)
-        return torch.sigmoid(forget) * h + torch.sigmoid(input_) * self._candidate(candidate)
+            return super()._maps(logits, delta_t)
+        forget, input_, candidate = logits
+        log_decay = F.logsigmoid(forget) if delta_t is None else F.logsigmoid(forget) * delta_t.unsqueeze(-1)
+        decay = log_decay.exp()
+        return 2 * decay - 1 if self.signed else decay, torch.sigmoid(input_) * self._candidate(candidate)

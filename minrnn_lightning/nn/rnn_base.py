@@ -21,6 +21,7 @@ class MinRNN(nn.Module):
     _idle: ClassVar[tuple[float, ...]]  # per block of weight rows, the logit of a step that leaves the state as it is
     weight_ih_l0: nn.Parameter
     bias_ih_l0: nn.Parameter
+    initial: nn.Parameter | None
 
     def __init__(
         self,
@@ -33,6 +34,8 @@ class MinRNN(nn.Module):
         bidirectional: bool = False,
         *,
         activation: Activation = "positive",
+        signed: bool = False,
+        learn_initial_state: bool = False,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -65,6 +68,8 @@ class MinRNN(nn.Module):
         self.dropout = float(dropout)
         self.bidirectional = bidirectional
         self.activation: Activation = activation
+        self.signed = signed
+        self.learn_initial_state = learn_initial_state
 
         self._directions = ("", "_reverse") if bidirectional else ("",)
         rows = len(self._idle) * hidden_size
@@ -73,23 +78,35 @@ class MinRNN(nn.Module):
             for direction in self._directions:
                 for name, shape in zip(self._names(layer, direction), ((rows, columns), (rows,)), strict=False):
                     setattr(self, name, nn.Parameter(torch.empty(shape, device=device, dtype=dtype)))
+        initial = torch.empty(num_layers * len(self._directions), hidden_size, device=device, dtype=dtype)
+        self.register_parameter("initial", nn.Parameter(initial) if learn_initial_state else None)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Draw every parameter from U(-1/√n, 1/√n), n the number of features its layer reads, as ``nn.Linear`` does."""
+        """Draw every parameter from U(-1/√n, 1/√n), n the number of features its layer reads, as ``nn.Linear`` does.
+
+        A learned initial state starts with N(0, 1), before the activation.
+        """
         for parameters in self.all_weights:
             bound = 1 / math.sqrt(parameters[0].shape[1])
             for parameter in parameters:
                 nn.init.uniform_(parameter, -bound, bound)
+        if self.initial is not None:
+            nn.init.normal_(self.initial)
 
     @overload
     def forward(
-        self, input: Tensor, hx: Tensor | None = None, *, reset: Tensor | None = None
+        self, input: Tensor, hx: Tensor | None = None, *, reset: Tensor | None = None, delta_t: Tensor | None = None
     ) -> tuple[Tensor, Tensor]: ...
 
     @overload
     def forward(
-        self, input: PackedSequence, hx: Tensor | None = None, *, reset: Tensor | None = None
+        self,
+        input: PackedSequence,
+        hx: Tensor | None = None,
+        *,
+        reset: Tensor | None = None,
+        delta_t: Tensor | None = None,
     ) -> tuple[PackedSequence, Tensor]: ...
 
     def forward(
@@ -98,6 +115,7 @@ class MinRNN(nn.Module):
         hx: Tensor | None = None,
         *,
         reset: Tensor | None = None,
+        delta_t: Tensor | None = None,
     ) -> tuple[Tensor | PackedSequence, Tensor]:
         """Run a whole sequence; cut anywhere, with h_n handed on as ``hx``, it gives the same.
 
@@ -105,9 +123,12 @@ class MinRNN(nn.Module):
             input: (length, batch, input_size), or (batch, length, input_size) with ``batch_first``, or unbatched
                 (length, input_size), or a ``PackedSequence``.
             hx: h_0, the state before the first step (a state, not a pre-activation), (num_layers · directions, batch,
-                hidden_size), without batch where the input has none; zeros if None.
+                hidden_size), without batch where the input has none; the learned one, or else zeros, if None.
             reset: Bool, shaped like ``input`` without its features, True where a new sequence starts: no state
                 crosses from the step before to this one, nor back in the backward direction.
+            delta_t: Shaped like ``reset``, at least 0: the time since the step before, for samples at irregular times.
+                The state is forgotten as in so many steps, z becomes 1 − (1 − z)^Δt; 1 changes nothing. Decay by the
+                time that has passed is that of GRU-D (Che et al. 2018, https://arxiv.org/abs/1606.01865).
 
         Returns:
             The states of the last layer, laid out like ``input``, with directions · hidden_size features, and h_n, the
@@ -123,8 +144,8 @@ class MinRNN(nn.Module):
         if isinstance(hx, tuple):
             raise TypeError(f"{name}: hx should be one tensor, there is no cell state; got a tuple of {len(hx)}")
         if isinstance(input, PackedSequence):
-            if reset is not None:
-                raise ValueError(f"{name}: reset needs padded input, got a PackedSequence")
+            if reset is not None or delta_t is not None:
+                raise ValueError(f"{name}: reset and delta_t need padded input, got a PackedSequence")
             return self._run_packed(input, hx)
         dims = input.dim()
         if dims not in (2, 3):
@@ -137,24 +158,26 @@ class MinRNN(nn.Module):
                 f"{name}: Expected reset to be bool of shape {tuple(input.shape[:-1])}, "
                 f"got {reset.dtype} of shape {tuple(reset.shape)}"
             )
+        self._check_delta_t(delta_t, input.shape[:-1])
         if dims == 2:
             hx = None if hx is None else hx.unsqueeze(1)
-            reset = None if reset is None else reset.unsqueeze(0)
-            output, h_n = self._run(input.unsqueeze(0), hx, reset)
+            reset, delta_t = (None if each is None else each.unsqueeze(0) for each in (reset, delta_t))
+            output, h_n = self._run(input.unsqueeze(0), hx, reset, delta_t)
             return output.squeeze(0), h_n.squeeze(1)
         if self.batch_first:
-            return self._run(input, hx, reset)
-        reset = None if reset is None else reset.transpose(0, 1)
-        output, h_n = self._run(input.transpose(0, 1), hx, reset)
+            return self._run(input, hx, reset, delta_t)
+        reset, delta_t = (None if each is None else each.transpose(0, 1) for each in (reset, delta_t))
+        output, h_n = self._run(input.transpose(0, 1), hx, reset, delta_t)
         return output.transpose(0, 1).contiguous(), h_n  # models written for nn.GRU rely on it with .view
 
-    def step(self, input_t: Tensor, h: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def step(self, input_t: Tensor, h: Tensor | None = None, *, delta_t: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Run one time step, with gradients, at a cost that does not depend on how many went before.
 
         Args:
             input_t: (batch, input_size) or unbatched (input_size,).
             h: The state of all layers, (num_layers, batch, hidden_size), without batch where the input has none;
-                zeros if None.
+                the learned one, or else zeros, if None.
+            delta_t: (batch,), or () where the input has no batch: the time since the step before; see ``forward``.
 
         Returns:
             The state of the last layer, (batch, hidden_size), and the new state of all layers, which is float32
@@ -172,34 +195,68 @@ class MinRNN(nn.Module):
         if h is not None and h.dim() != dims + 1:
             raise RuntimeError(f"For {dims}-D input_t, h should be {dims + 1}-D but got {h.dim()}-D tensor")
         if dims == 1:
-            output_t, h = self.step(input_t.unsqueeze(0), None if h is None else h.unsqueeze(1))
+            h, delta_t = None if h is None else h.unsqueeze(1), None if delta_t is None else delta_t.unsqueeze(0)
+            output_t, h = self.step(input_t.unsqueeze(0), h, delta_t=delta_t)
             return output_t.squeeze(0), h.squeeze(1)
+        self._check_delta_t(delta_t, input_t.shape[:-1])
         x, h_0 = self._checked(input_t, h)
         final: list[Tensor] = []
         for layer, before in enumerate(h_0.to(state_dtype(x.dtype)).unbind()):
             logits = self._project(x, layer)
-            final.append(self._cell([logit.to(before.dtype) for logit in logits], before))
+            final.append(self._cell([logit.to(before.dtype) for logit in logits], before, delta_t))
             x = self._between(layer, final[-1].to(logits[0].dtype))
         return x, torch.stack(final)
 
-    def _scan(self, logits: Sequence[Tensor], h_0: Tensor, reset: Tensor | None, reverse: bool) -> Tensor:
-        """The recurrence over (batch, length, hidden_size)."""
+    def initial_state(self, batch_size: int) -> Tensor:
+        """What stands for h_0 where none is given: (num_layers · directions, batch, hidden_size)."""
+        if self.initial is None:
+            layers = self.num_layers * len(self._directions)
+            return self.weight_ih_l0.new_zeros(layers, batch_size, self.hidden_size)
+        return self._candidate(self.initial).unsqueeze(1).expand(-1, batch_size, -1)
+
+    def _scan(
+        self,
+        logits: Sequence[Tensor],
+        h_0: Tensor,
+        reset: Tensor | None,
+        reverse: bool,
+        delta_t: Tensor | None,
+        origin: Tensor | None,
+    ) -> Tensor:
+        """The recurrence over (batch, length, hidden_size); after a reset from ``origin``, (hidden_size,), or zero."""
         raise NotImplementedError
 
-    def _cell(self, logits: Sequence[Tensor], h: Tensor) -> Tensor:
+    def _cell(self, logits: Sequence[Tensor], h: Tensor, delta_t: Tensor | None) -> Tensor:
         """The same for one step, (batch, hidden_size)."""
         raise NotImplementedError
 
     def _candidate(self, v: Tensor) -> Tensor:
         return positive(v) if self.activation == "positive" else v
 
+    def _check_delta_t(self, delta_t: Tensor | None, shape: torch.Size) -> None:
+        if delta_t is None:
+            return
+        name = type(self).__name__
+        if self.signed:
+            raise ValueError(f"{name}: delta_t needs signed=False: a negative decay has no power of a fraction")
+        if delta_t.shape != shape:
+            raise ValueError(f"{name}: Expected delta_t of shape {tuple(shape)}, got {tuple(delta_t.shape)}")
+
     def _run(
-        self, x: Tensor, h_0: Tensor | None, reset: Tensor | None = None, padding: Tensor | None = None
+        self,
+        x: Tensor,
+        h_0: Tensor | None,
+        reset: Tensor | None = None,
+        delta_t: Tensor | None = None,
+        padding: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Every layer and direction over (batch, length, features)."""
         x, h_0 = self._checked(x, h_0)
         # Running backward, the state is dropped after a sequence's first step: before the step to the left of it.
         resets = (reset, None if reset is None else F.pad(reset, (0, 1))[:, 1:])
+        # Likewise the time to the step on the right; nothing came before the last, one step away as far as we know.
+        elapsed = (delta_t, None if delta_t is None else F.pad(delta_t, (0, 1), value=1)[:, 1:])
+        origins = self.initial_state(1) if self.learn_initial_state and reset is not None else None
         final: list[Tensor] = []
         for layer in range(self.num_layers):
             outputs = []
@@ -207,7 +264,8 @@ class MinRNN(nn.Module):
                 logits, before = self._project(x, layer, direction), h_0[len(final)]
                 if padding is not None:
                     logits = [logit.masked_fill(padding, idle) for logit, idle in zip(logits, self._idle, strict=True)]
-                h = self._scan(logits, before, resets[reverse], bool(reverse))
+                origin = None if origins is None else origins[len(final), 0]
+                h = self._scan(logits, before, resets[reverse], bool(reverse), elapsed[reverse], origin)
                 final.append(h[:, 0 if reverse else -1] if h.shape[1] else before.to(h.dtype))
                 outputs.append(h)
             x = self._between(layer, torch.cat(outputs, -1) if self.bidirectional else outputs[0])
@@ -247,7 +305,7 @@ class MinRNN(nn.Module):
                 f"input.size(-1) must be equal to input_size. Expected {self.input_size}, got {x.shape[-1]}"
             )
         expected = (self.num_layers * len(self._directions), x.shape[0], self.hidden_size)
-        h_0 = x.new_zeros(expected) if h_0 is None else h_0
+        h_0 = self.initial_state(x.shape[0]).to(x.dtype) if h_0 is None else h_0
         if h_0.shape != expected:
             raise RuntimeError(f"Expected hidden size {expected}, got {list(h_0.shape)}")
         return x, h_0
@@ -268,7 +326,8 @@ class MinRNN(nn.Module):
         """The sizes, and each option that is not the default."""
         defaults: dict[str, object]
         defaults = {"num_layers": 1, "bias": True, "batch_first": False, "dropout": 0.0, "bidirectional": False}
-        defaults |= {"activation": "positive", "normalize": True, "forget_bias": 0.0}
+        defaults |= {"activation": "positive", "signed": False, "learn_initial_state": False}
+        defaults |= {"normalize": True, "forget_bias": 0.0}
         options = ((name, getattr(self, name, default), default) for name, default in defaults.items())
         changed = [f"{name}={value}" for name, value, default in options if value != default]
         return ", ".join([f"{self.input_size}, {self.hidden_size}", *changed])

@@ -9,6 +9,8 @@ uint16 stands for the bits of bfloat16. The forget gate f is None for minGRU, wh
 LLVM checks once for all steps that the arrays do not overlap, and gives up on every walk against the time.
 """
 
+import warnings
+
 import numpy as np
 from llvmlite import ir
 from numba import njit, types
@@ -28,9 +30,24 @@ TO_INTEGER = np.float32(12582912.0)  # 1.5 · 2²³: adding it rounds a float32 
 SMALLEST = np.float32(-87.0)  # exp(-87) is the last that is not denormal
 ZERO, HALF, ONE = np.float32(0), np.float32(0.5), np.float32(1)  # exact, and float64 beside a float64
 
+
+def _can_be_kept() -> bool:
+    """Whether there is a folder for the compiled kernels: beside this file, or the user's cache."""
+    try:
+        njit(cache=True)(lambda: None)
+    except RuntimeError as error:
+        warnings.warn(
+            f"compiled kernels cannot be kept ({error}), so that every process spends seconds on compiling them: "
+            "set NUMBA_CACHE_DIR to a folder that can be written",
+            stacklevel=2,
+        )
+        return False
+    return True
+
+
 # No fast-math but fused multiply-add, and not even that in what a loop is made of: it would undo the compensation of
 # rounding. Those functions are inlined because LLVM vectorises no loop with a call in it.
-kernel = njit(nogil=True, cache=True, fastmath={"contract"}, error_model="numpy")
+kernel = njit(nogil=True, cache=_can_be_kept(), fastmath={"contract"}, error_model="numpy")
 element = njit(forceinline=True, error_model="numpy")
 
 

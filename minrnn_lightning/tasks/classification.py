@@ -1,13 +1,15 @@
 """One label for a whole sequence, or for a pair of sequences: the Long Range Arena."""
 
 from collections.abc import Sequence
-from copy import deepcopy
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
+from minrnn_lightning.nn.backbone import Backbone
 from minrnn_lightning.tasks.scored import ScoredTask
+
+OPTIONS = ("expansion", "kernel_size", "mlp_ratio", "dropout", "mixer_args")  # of a Backbone
 
 
 class ClassificationTask(ScoredTask):
@@ -43,12 +45,17 @@ class ClassificationTask(ScoredTask):
         super().__init__(input_size, output_size, **options)
         self.pooling = pooling
         self.pairs = pairs
-        self.backward_backbone = deepcopy(self.backbone) if bidirectional else None
+        self.backward_backbone = self._another_backbone() if bidirectional else None
         features = self.hparams["dim"] * (2 if bidirectional else 1)
         if pairs:
             self.head = nn.Sequential(nn.Linear(4 * features, features), nn.GELU(), nn.Linear(features, output_size))
         else:
             self.head = nn.Linear(features, output_size)
+
+    def _another_backbone(self) -> Backbone:
+        """A stack of the same kind and size as the first."""
+        options = {name: self.hparams[name] for name in OPTIONS}
+        return Backbone(self.hparams["dim"], self.hparams["depth"], self.hparams["mixer"], **options)
 
     def forward(self, inputs: Tensor, lengths: Tensor) -> Tensor:  # type: ignore[override]  # one answer, no state
         """Logits (batch, output_size) of sequences or pairs."""

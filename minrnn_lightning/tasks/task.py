@@ -15,6 +15,7 @@ from minrnn_lightning.checkpoint import load_matching
 from minrnn_lightning.nn.backbone import Backbone
 from minrnn_lightning.nn.dropout import Dropout
 from minrnn_lightning.nn.mixers.mixer import State
+from minrnn_lightning.tasks.size import flops, matching_dim, parse_count
 
 
 class Task(LightningModule, ABC):
@@ -33,13 +34,16 @@ class Task(LightningModule, ABC):
         mlp_ratio: Hidden units of each MLP per channel; 0 leaves it out.
         dropout: Probability of dropping an element, in training.
         lr: Highest learning rate, reached after the warm-up.
-        weight_decay: Of AdamW, on matrices only (not on biases and norms).
+        weight_decay: Of AdamW, on matrices only (not on biases, norms and what is marked ``_no_weight_decay``).
         warmup: Steps over which the learning rate rises from 0; then it falls along a cosine to 0.
         init_from: Checkpoint to take every weight from whose name and shape fit, before training starts.
         compile: Compile the backbone with ``torch.compile``.
+        mixer_args: Further arguments of the mixers, by name: ``{"attention": {"window": 128}}``.
+        match_parameters: Number of parameters, such as 6300000 or 6.3M, to reach by another width than ``dim``, so that
+            different mixers compare at equal size.
 
     Raises:
-        ValueError: A size is out of range, or the mixer is unknown.
+        ValueError: A size is out of range, the mixer unknown, or the number of parameters out of reach.
     """
 
     def __init__(
@@ -58,6 +62,8 @@ class Task(LightningModule, ABC):
         warmup: int = 100,
         init_from: str | None = None,
         compile: bool = False,  # noqa: A002
+        mixer_args: dict[str, dict[str, Any]] | None = None,
+        match_parameters: int | str | None = None,
     ) -> None:
         super().__init__()
         _check(input_size=input_size, output_size=output_size, dim=dim)
@@ -68,7 +74,23 @@ class Task(LightningModule, ABC):
                 "lr must be above 0, weight_decay and warmup at least 0, "
                 f"got lr {lr}, weight_decay {weight_decay}, warmup {warmup}"
             )
+        options: dict[str, Any] = {
+            "mixer_args": mixer_args,
+            "expansion": expansion,
+            "kernel_size": kernel_size,
+            "mlp_ratio": mlp_ratio,
+            "dropout": dropout,
+        }
+        if match_parameters is not None:
+
+            def parameters(dim: int) -> int:
+                with torch.device("meta"):
+                    backbone = Backbone(dim, depth, mixer, **options)
+                return sum(p.numel() for p in backbone.parameters()) + (input_size + output_size) * dim
+
+            dim = matching_dim(parameters, parse_count(match_parameters))
         self.save_hyperparameters(ignore=["init_from"])  # a loaded checkpoint must not look for another one
+        self.hparams.update(dim=dim, match_parameters=None)  # nor for the width again
         self.input_size = input_size
         self.output_size = output_size
         self.lr = lr
@@ -78,15 +100,7 @@ class Task(LightningModule, ABC):
         self.compile_backbone = compile
         self.encoder: nn.Module = nn.Embedding(input_size, dim)
         self.dropout = Dropout(dropout)
-        self.backbone = Backbone(
-            dim,
-            depth,
-            mixer,
-            expansion=expansion,
-            kernel_size=kernel_size,
-            mlp_ratio=mlp_ratio,
-            dropout=dropout,
-        )
+        self.backbone = Backbone(dim, depth, mixer, **options)
         self.head: nn.Module = nn.Linear(dim, output_size, bias=False)
         self._seed: int | None = None
 
@@ -122,8 +136,8 @@ class Task(LightningModule, ABC):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """AdamW with decay on matrices only; warm-up, then a cosine to 0, per step."""
-        matrices = [parameter for parameter in self.parameters() if parameter.ndim >= 2]
-        rest = [parameter for parameter in self.parameters() if parameter.ndim < 2]
+        matrices = [parameter for parameter in self.parameters() if _decays(parameter)]
+        rest = [parameter for parameter in self.parameters() if not _decays(parameter)]
         groups = [{"params": matrices, "weight_decay": self.weight_decay}, {"params": rest, "weight_decay": 0.0}]
         optimizer = torch.optim.AdamW(groups, lr=self.lr, betas=(0.9, 0.99))
         total = self.trainer.estimated_stepping_batches
@@ -143,7 +157,11 @@ class Task(LightningModule, ABC):
             rank_zero_info(f"{self.init_from}: left {len(left)} as initialised ({', '.join(left) or 'none'})")
 
     def on_fit_start(self) -> None:
-        """Note the seed from which the random numbers of every batch are derived."""
+        """Say how large the model is, and note the seed from which the random numbers of every batch are derived."""
+        length = getattr(getattr(self.trainer, "datamodule", None), "length", 256)
+        size, work = sum(p.numel() for p in self.parameters()), flops(self.backbone, self.head, length) / 1e6
+        dim = self.backbone.norm.normalized_shape[0]
+        rank_zero_info(f"{dim} wide, {size:,} parameters, {work:.1f} MFLOP a token forward at length {length:,}")
         if self._seed is None:
             self._seed = torch.initial_seed()
 
@@ -172,6 +190,11 @@ def warmup_cosine(step: int, warmup: int, total: float) -> float:
         return 1.0
     progress = min(1.0, (step - warmup) / max(1, total - warmup))
     return 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def _decays(parameter: nn.Parameter) -> bool:
+    """Whether weight decay is for this one: a matrix, and not one that its mixer marked as something else."""
+    return parameter.ndim >= 2 and not getattr(parameter, "_no_weight_decay", False)
 
 
 def _check(**sizes: int) -> None:

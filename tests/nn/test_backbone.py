@@ -35,6 +35,14 @@ def test_a_pattern_repeats_to_the_depth():
     assert kinds == ["MinGRUMixer", "MinGRUMixer", "MinLSTMMixer", "MinGRUMixer", "MinGRUMixer"]
 
 
+def test_mixers_get_their_own_arguments():
+    args = {"attention": {"window": 3, "expansion": 1.0}, "minlstm": {"normalize": False}, "gru": {}}
+    one, two, three = Backbone(8, 3, ["attention", "minlstm", "mingru"], expansion=2, mixer_args=args).blocks
+    assert (one.mixer.window, one.mixer.out.in_features, two.mixer.out.in_features) == (3, 8, 16)
+    assert not two.mixer.rnn.normalize
+    assert three.mixer.rnn.activation == "positive"
+
+
 @pytest.mark.parametrize("kernel_size", [1, 2, 4])
 def test_conv_equals_conv1d(kernel_size):
     conv = CausalConv(6, kernel_size).double()
@@ -79,6 +87,12 @@ def test_dropout_follows_the_seed():
         ({"mlp_ratio": -1.0}, "must be at least 0"),
         ({"dropout": 1.0}, "dropout must be at least 0 and below 1, got 1.0"),
         ({"mixer": "mamba9"}, "mixer 'mamba9' is unknown; it can be .*mingru, minlstm"),
+        ({"mixer_args": {"mamba9": {}}}, "mixer 'mamba9' is unknown"),
+        (
+            {"mixer_args": {"attention": {"windw": 3}}},
+            "mixer_args: attention has no windw; it has expansion, heads, kv_heads",
+        ),
+        ({"mixer_args": {"attention": {"window": 0}}, "mixer": "attention"}, "window must be at least 1"),
         ({"mixer": []}, "mixer must name 1 to 2 kinds for depth 2, got 0"),
         ({"mixer": ["mingru"] * 3}, "mixer must name 1 to 2 kinds for depth 2, got 3"),
     ],

@@ -143,7 +143,7 @@ def test_bad_calls_that_gru_does_not_know(cell):
     for bad in (reset.T, reset[:, 0], reset.float()):
         with pytest.raises(ValueError, match=r"Expected reset to be bool of shape \(4, 2\), got torch"):
             rnn(X, reset=bad)
-    with pytest.raises(ValueError, match="reset needs padded input"):
+    with pytest.raises(ValueError, match="reset and delta_t need padded input"):
         rnn(pack_sequence([X[:, 0]]), reset=reset)
     with pytest.raises(TypeError, match="no cell state"):
         rnn(X, (H, H))

@@ -13,7 +13,7 @@ from triton.compiler import ASTSource
 
 from minrnn_lightning import ops
 
-PTXAS = Path(triton.__file__).parent / "backends/nvidia/bin/ptxas"
+CUOBJDUMP = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
 ELEMENTS = {"float32": "*fp32", "bfloat16": "*bf16", "float16": "*fp16", "float64": "*fp64"}
 SEQUENCES = {"grad", "k", "v", "f", "h", "d_k", "d_v", "d_f"}
 STATES = {"initial", "before", "ends", "d_initial"}
@@ -63,16 +63,13 @@ def build(function, dtype, kind, forget, maps_only, tile, options, target, align
     return triton.compile(ASTSource(function, signature, constants, attributes), target, options)
 
 
-def usage(compiled):
-    """Registers of a thread and bytes that it spills, as the assembler reports them, and bytes of shared memory."""
-    ptx = compiled.asm["ptx"]
-    architecture = re.search(r"\.target (\w+)", ptx)[1]
-    done = subprocess.run(
-        [PTXAS, "-v", f"--gpu-name={architecture}", "-", "-o", "/dev/null"], input=ptx, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
-    stores, loads = map(int, re.search(r"(\d+) bytes spill stores, (\d+) bytes spill loads", done.stderr).groups())
-    return int(re.search(r"Used (\d+) registers", done.stderr)[1]), stores + loads, compiled.metadata.shared
+def usage(compiled, tmp_path):
+    """Registers of a thread, bytes of its stack, where spilled ones go, and bytes of shared memory."""
+    cubin = tmp_path / "kernel.cubin"
+    cubin.write_bytes(compiled.asm["cubin"])
+    report = subprocess.run([CUOBJDUMP, "-res-usage", cubin], capture_output=True, text=True, check=True).stdout
+    registers, stack = map(int, re.search(r"REG:(\d+) STACK:(\d+)", report).groups())
+    return registers, stack, compiled.metadata.shared
 
 
 def tiles(kernels, kernel, dtype):
@@ -86,13 +83,15 @@ def tiles(kernels, kernel, dtype):
 @pytest.mark.parametrize("capability", [80, 90])
 @pytest.mark.parametrize("name", ["forward", "backward"])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float64"])
-def test_no_tile_spills(kernels, name, dtype, capability):
+def test_no_tile_spills(kernels, name, dtype, capability, tmp_path):
     kernel, target = getattr(kernels, name), GPUTarget("cuda", capability, 32)
     spilling = []
     print(f"\n{name}, {dtype}, sm_{capability}\n  steps channels warps stages  kind            registers spills shared")
     for tile, options in tiles(kernels, kernel, dtype):
         for kind, forget, maps_only in CASES:
-            registers, spills, shared = usage(build(kernel.fn, dtype, kind, forget, maps_only, tile, options, target))
+            registers, spills, shared = usage(
+                build(kernel.fn, dtype, kind, forget, maps_only, tile, options, target), tmp_path
+            )
             case = kind + ", f" * forget + ", maps" * maps_only
             (steps, channels, stages), warps = tile.values(), options["num_warps"]
             print(f"  {steps:5} {channels:8} {warps:5} {stages:6}  {case:17} {registers:7} {spills:6} {shared:6}")
@@ -102,20 +101,19 @@ def test_no_tile_spills(kernels, name, dtype, capability):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_the_carry_compiles(kernels, dtype):
+def test_the_carry_compiles(kernels, dtype, tmp_path):
     tile = {"BLOCK_L": 16, "BLOCK_D": 32}
     compiled = build(kernels.carry, dtype, "linear", False, False, tile, {"num_warps": 4}, GPUTarget("cuda", 80, 32))
-    assert usage(compiled)[1] == 0
+    assert usage(compiled, tmp_path)[1] == 0
 
 
 @pytest.mark.parametrize("name", ["forward", "backward"])
-def test_compiles_without_alignment(kernels, name):
+def test_compiles_without_alignment(kernels, name, tmp_path):
     kernel = getattr(kernels, name)
     tile, options = tiles(kernels, kernel, "float16")[0]
     target = GPUTarget("cuda", 80, 32)
-    registers, spills, _ = usage(
-        build(kernel.fn, "float16", "identity", True, False, tile, options, target, aligned=False)
-    )
+    compiled = build(kernel.fn, "float16", "identity", True, False, tile, options, target, aligned=False)
+    registers, spills, _ = usage(compiled, tmp_path)
     assert (registers > 0, spills) == (True, 0)
 
 

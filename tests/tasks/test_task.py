@@ -84,6 +84,14 @@ def test_only_matrices_decay(tmp_path):
     assert set(decay.values()) == {0.3, 0.0}
 
 
+def test_time_constants_and_frequencies_do_not_decay(tmp_path):
+    task = language_task(mixer=["mamba", "s4d"], weight_decay=0.3)
+    trainer(tmp_path, max_steps=1).fit(task, loader())
+    decay = {id(p): group["weight_decay"] for group in task.optimizers().param_groups for p in group["params"]}
+    spared = {name.rpartition(".")[2] for name, p in task.named_parameters() if p.ndim >= 2 and decay[id(p)] == 0}
+    assert spared == {"A_log", "log_A_real", "A_imag"}
+
+
 @pytest.mark.parametrize("limit", [{"max_steps": 8}, {"max_epochs": 2, "max_steps": -1}])
 def test_learning_rate_rises_and_falls_per_step(tmp_path, limit):
     rates = []

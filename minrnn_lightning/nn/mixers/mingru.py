@@ -14,13 +14,36 @@ class MinGRUMixer(RecurrentMixer):
         dim: Width of input and output.
         expansion: Hidden units per channel of the input.
         activation: Of the candidate: ``positive`` (the paper's g) or ``identity``.
+        signed: Let the state's factor be negative too, as parity needs; see ``MinGRU``.
+        learn_initial_state: Learn the state before the first step; see ``MinGRU``.
+        bidirectional: Read in both directions, for encoders; there is no state and no step then.
         timescale: The longest time constant, in steps, of the gates' initialisation; 1 leaves their biases alone.
     """
 
     def __init__(
-        self, dim: int, expansion: float = 1.0, *, activation: Activation = "positive", timescale: float = 64.0
+        self,
+        dim: int,
+        expansion: float = 1.0,
+        *,
+        activation: Activation = "positive",
+        signed: bool = False,
+        learn_initial_state: bool = False,
+        bidirectional: bool = False,
+        timescale: float = 64.0,
     ) -> None:
-        super().__init__(MinGRU(dim, hidden_size(dim, expansion), batch_first=True, activation=activation))
+        hidden = hidden_size(dim, expansion)
+        super().__init__(
+            MinGRU(
+                dim,
+                hidden,
+                batch_first=True,
+                bidirectional=bidirectional,
+                activation=activation,
+                signed=signed,
+                learn_initial_state=learn_initial_state,
+            )
+        )
         with torch.no_grad():
-            gate, _ = self.rnn.bias_ih_l0.chunk(2)
-            gate -= log_timescales(self.rnn.hidden_size, timescale)
+            for _, bias in self.rnn.all_weights:
+                gate, _ = bias.chunk(2)
+                gate -= log_timescales(hidden, timescale)

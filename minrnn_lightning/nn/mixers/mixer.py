@@ -2,12 +2,15 @@
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from minrnn_lightning.nn.rnn_base import MinRNN
+
+is_exporting: Callable[[], bool] = getattr(torch.compiler, "is_exporting", bool)  # since torch 2.7; before, never
 
 State = Any  # a tree (tuples, lists) of tensors whose first dimension is the batch
 
@@ -43,16 +46,21 @@ class RecurrentMixer(Mixer):
     The state is the hidden state, (batch, hidden_size).
 
     Args:
-        rnn: One layer in one direction, batch first.
+        rnn: One layer, batch first; in both directions for an encoder, which has no state.
     """
 
     def __init__(self, rnn: MinRNN) -> None:
         super().__init__()
         self.rnn = rnn
-        self.out = nn.Linear(rnn.hidden_size, rnn.input_size)
+        self.out = nn.Linear(rnn.hidden_size * (1 + rnn.bidirectional), rnn.input_size)
 
-    def forward(self, x: Tensor, state: Tensor | None = None, reset: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, x: Tensor, state: Tensor | None = None, reset: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None]:
         """Mix (batch, length, dim) along the length; see ``Mixer``."""
+        if self.rnn.bidirectional:
+            self._refuse(state is not None)
+            return self.out(self.rnn(x, reset=reset)[0]), None
         h, state = self.rnn(x, None if state is None else state.unsqueeze(0), reset=reset)
         return self.out(h), state.squeeze(0)
 
@@ -62,8 +70,13 @@ class RecurrentMixer(Mixer):
         return self.out(h), state.squeeze(0)
 
     def initial_state(self, batch_size: int) -> Tensor:
-        """Zeros, (batch, hidden_size)."""
-        return self.out.weight.new_zeros(batch_size, self.rnn.hidden_size)
+        """That of the layer, (batch, hidden_size)."""
+        self._refuse(self.rnn.bidirectional)
+        return self.rnn.initial_state(batch_size).squeeze(0)
+
+    def _refuse(self, asked: bool) -> None:
+        if asked:
+            raise ValueError("a bidirectional mixer needs the whole sequence: it has no state and no step")
 
 
 def hidden_size(dim: int, expansion: float) -> int:
