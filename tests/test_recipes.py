@@ -26,7 +26,7 @@ LITTLE_DATA = {  # where the length alone does not make it little
     "imdb": ["--data.data_dir={files}"],
     "induction_heads": ["--data.eval_lengths=[8]"],
     "listops": ["--data.shortest=5", "--data.length=40", "--data.sizes=[4, 2, 2]", "--data.data_dir={files}"],
-    "cifar10": ["--data.dataset=digits", "--data.data_dir={files}", "--model.mlp_ratio=0"],
+    "cifar10": ["--data.dataset=digits", "--data.data_dir={files}", "--model.dim=64"],
     "mqar": ["--data.pairs=2"],
     "pathfinder": ["--data.data_dir={files}"],
     "retrieval": ["--data.data_dir={files}"],
