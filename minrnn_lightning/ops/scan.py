@@ -16,6 +16,7 @@ import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib import import_module
 from types import ModuleType
 from typing import Any, Literal
 
@@ -153,25 +154,13 @@ def _checked_scan(
 
 
 @functools.cache
-def _cpu() -> ModuleType:
-    """The Numba kernels, or the portable one where Numba does not load."""
+def _compiled(name: str, compiler: str) -> ModuleType:
+    """The kernels of that name, or the portable ones where what compiles them does not load."""
     try:
-        from minrnn_lightning.ops import cpu
+        return import_module(f"minrnn_lightning.ops.{name}")
     except ImportError as error:
-        warnings.warn(f"Numba does not load ({error}): the slower torch kernel runs instead", stacklevel=2)
+        warnings.warn(f"{compiler} does not load ({error}): the slower torch kernel runs instead", stacklevel=2)
         return portable
-    return cpu
-
-
-@functools.cache
-def _cuda() -> ModuleType:
-    """The Triton kernels, or the portable one where Triton does not load."""
-    try:
-        from minrnn_lightning.ops import cuda
-    except ImportError as error:
-        warnings.warn(f"Triton does not load ({error}): the slower torch kernel runs instead", stacklevel=2)
-        return portable
-    return cuda
 
 
 def _triton(device: torch.device) -> ModuleType:
@@ -196,8 +185,8 @@ def _kernels(device: torch.device) -> ModuleType:
     """The module whose ``forward`` and ``backward`` run on this device."""
     if _chosen == "triton":
         return _triton(device)
-    kernels = {"cpu": _cpu, "cuda": _cuda}.get(device.type)
-    return portable if _chosen == "torch" or kernels is None else kernels()
+    compiler = {"cpu": "Numba", "cuda": "Triton"}.get(device.type)
+    return portable if _chosen == "torch" or compiler is None else _compiled(device.type, compiler)
 
 
 # Not torch.library.custom_op: its first call imports torch._dynamo, which takes longer than all the rest.
