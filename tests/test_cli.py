@@ -346,7 +346,7 @@ def test_nothing_to_train(minrnn):
         (["--model.kernel_size=-1"], ["kernel_size", "-1"]),
         (["--model.dropout=1.5"], ["dropout", "1.5"]),
         (["--model.lr=-1"], ["lr", "-1"]),
-        (["--model.mixer=gru"], ["mixer", "gru", "mingru"]),
+        (["--model.mixer=s5"], ["mixer", "s5", "mingru"]),
         (["--data.batch_size=0"], ["batch_size", "0"]),
         (["--data.length=-16"], ["length", "-16"]),
         (["--data.length=100000"], ["too short"]),

@@ -150,14 +150,12 @@ def tuned(*tiles):
 
 
 def fitting(configs, arguments, STATE, **options):
-    """The tiles whose numbers fit the registers: in float64 four a thread, of which every list has one."""
-    four = [
-        config for config in configs if config.kwargs["BLOCK_L"] * config.kwargs["BLOCK_D"] <= 128 * config.num_warps
-    ]
-    return four if tl.float64 == STATE else configs
+    """The tiles whose numbers fit the registers: in float64 two a thread, of which every list has one."""
+    few = [config for config in configs if config.kwargs["BLOCK_L"] * config.kwargs["BLOCK_D"] <= 64 * config.num_warps]
+    return few if tl.float64 == STATE else configs
 
 
-@tuned((32, 32, 8, 1), (32, 32, 4, 1), (32, 64, 4, 1), (64, 32, 4, 2))
+@tuned((32, 32, 8, 1), (32, 32, 4, 1), (32, 64, 4, 1), (64, 32, 4, 2), (16, 32, 8, 1))
 @triton.jit(do_not_specialize=["length", "chunks", "chunk_length"])
 def forward(
     k,
@@ -240,7 +238,7 @@ def carry(
         state = last(states, BLOCK_L)
 
 
-@tuned((32, 32, 8, 1), (32, 32, 4, 1), (16, 64, 4, 1), (32, 32, 4, 2))
+@tuned((32, 32, 8, 1), (32, 32, 4, 1), (16, 64, 4, 1), (32, 32, 4, 2), (16, 32, 8, 1))
 @triton.jit(do_not_specialize=["length", "chunks", "chunk_length"])
 def backward(
     grad,
