@@ -139,6 +139,7 @@ class Task(LightningModule, ABC):
         matrices = [parameter for parameter in self.parameters() if _decays(parameter)]
         rest = [parameter for parameter in self.parameters() if not _decays(parameter)]
         groups = [{"params": matrices, "weight_decay": self.weight_decay}, {"params": rest, "weight_decay": 0.0}]
+        # Not fused: Lightning does not clip the gradients of a fused optimizer in mixed precision.
         optimizer = torch.optim.AdamW(groups, lr=self.lr, betas=(0.9, 0.99))
         total = self.trainer.estimated_stepping_batches
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: warmup_cosine(step, self.warmup, total))
