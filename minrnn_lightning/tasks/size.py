@@ -3,12 +3,15 @@
 import re
 from collections.abc import Callable
 
+import torch
 from torch import nn
 from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from minrnn_lightning.nn.backbone import Backbone
+
+Shape = tuple[int, ...]
 
 UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9}
 WITHIN = 0.05  # of the number asked for, relative
@@ -77,8 +80,14 @@ def flops(backbone: Backbone, head: nn.Module, length: int) -> float:
     # Without values, and with kernels whose products the counter sees.
     weights = {name: tensor.to("meta") for name, tensor in [*backbone.named_parameters(), *backbone.named_buffers()]}
     x = next(backbone.parameters()).new_empty(1, length, backbone.norm.normalized_shape[0], device="meta")
-    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+    layers = {torch.ops.minrnn.rnn: _rnn_flops}
+    with FlopCounterMode(display=False, custom_mapping=layers) as counter, sdpa_kernel(SDPBackend.MATH):
         functional_call(backbone, weights, (x,))
     products = sum(2 * p.numel() for p in head.parameters() if p.ndim == 2)
     total: int = counter.get_total_flops()
     return total / length + products
+
+
+def _rnn_flops(mode: str, x: Shape, state: list[Shape], weights: list[Shape], **_: object) -> int:
+    """Operations of ``nn.GRU`` or ``nn.LSTM``: every row of its two matrices meets every step."""
+    return 2 * x[0] * x[1] * sum(rows * columns for rows, columns in weights[:2])

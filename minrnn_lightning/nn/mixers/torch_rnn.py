@@ -53,7 +53,7 @@ class TorchRNNMixer(Mixer):
         return [*self.rnn.all_weights[0]]
 
     def _run(self, x: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor, tuple[Tensor, ...]]:
-        if is_exporting():  # for any length; without gradients
+        if is_exporting() or x.is_meta:  # for any length, not written out step by step; without gradients
             h, *after = opaque(self.rnn.mode, x, list(state), self._weights)
             return h, tuple(after)
         return _layer(self.rnn.mode, self._weights, state, x, train=self.training)
