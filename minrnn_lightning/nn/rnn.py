@@ -16,6 +16,8 @@ SHUT, OPEN = -1e4, 1e4  # logits whose sigmoid is 0 and 1 in every type, finite 
 class GatedRNN(MinRNN):
     """h_t = a_t · h_{t-1} + i_t · c(v_t); the layers say which logits the gates are made of."""
 
+    normalize = True  # whether a and i add up to 1; minLSTM has a choice
+
     def _balanced(self, logits: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor | None]:
         """k, v and f of ``gated_scan``, whose gates a and i add up to 1."""
         raise NotImplementedError
@@ -39,8 +41,7 @@ class GatedRNN(MinRNN):
         delta_t: Tensor | None,
         origin: Tensor | None,
     ) -> Tensor:
-        balanced = not self.signed and getattr(self, "normalize", True)
-        if balanced and delta_t is None and origin is None:
+        if self.normalize and not self.signed and delta_t is None and origin is None:
             k, v, f = self._balanced(logits)
             return gated_scan(k, v, h_0, forget=f, activation=self.activation, reset=reset, reverse=reverse)
         wide = state_dtype(logits[0].dtype)  # in 16 bits, a decay above 0.998 would be 1
