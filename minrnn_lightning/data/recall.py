@@ -47,7 +47,7 @@ def associative_recall(random: np.random.Generator, batch_size: int, length: int
 
 
 class RecallData(GeneratedData):
-    """What the recall tasks share: one training length, several held-out lengths.
+    """What selective copying and the recall tasks share: one training length, several held-out lengths.
 
     Args:
         batch_size: Examples in a batch, per process in training, of all processes together in evaluation.

@@ -7,7 +7,7 @@ from functools import partial
 import numpy as np
 
 from minrnn_lightning.data.answers import Answers, Rule, ask_at_end, distinct
-from minrnn_lightning.data.generated import GeneratedData
+from minrnn_lightning.data.recall import RecallData
 
 
 def selective_copying(
@@ -26,7 +26,7 @@ def selective_copying(
     return ask_at_end(body, data, query, length)
 
 
-class SelectiveCopyingDataModule(GeneratedData):
+class SelectiveCopyingDataModule(RecallData):
     """Selective copying in the encoding of the minRNN paper's published code (BorealisAI/minRNNs).
 
     A batch is ``Answers``: inputs and targets int64 (batch_size, length + data_tokens), the last ``data_tokens``
@@ -53,6 +53,8 @@ class SelectiveCopyingDataModule(GeneratedData):
     https://arxiv.org/abs/1511.06464.
     """
 
+    smallest_vocabulary = 3
+
     def __init__(
         self,
         batch_size: int = 64,
@@ -67,22 +69,12 @@ class SelectiveCopyingDataModule(GeneratedData):
     ) -> None:
         if data_tokens < 1:
             raise ValueError(f"data_tokens must be 1 or more, got {data_tokens}.")
-        if vocab_size < 3:
+        if vocab_size < self.smallest_vocabulary:
             raise ValueError(f"vocab_size must be 3 or more: the query, the noise and a data symbol; got {vocab_size}.")
         self.data_tokens = data_tokens
-        self.vocab_size = vocab_size
-        held_out = [n for n in ([length] if eval_lengths is None else eval_lengths) for _ in range(eval_batches)]
-        super().__init__(batch_size, length, held_out, steps_per_epoch, num_workers, curriculum=curriculum)
-
-    @property
-    def input_size(self) -> int:
-        """The vocabulary."""
-        return self.vocab_size
-
-    @property
-    def output_size(self) -> int:
-        """The vocabulary; noise and query are never right."""
-        return self.vocab_size
+        super().__init__(
+            batch_size, length, vocab_size, eval_lengths, eval_batches, steps_per_epoch, num_workers, curriculum
+        )
 
     @property
     def chance(self) -> float:
