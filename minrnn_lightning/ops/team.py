@@ -32,7 +32,8 @@ def _start_anew() -> None:
     _pools.clear()
 
 
-os.register_at_fork(after_in_child=_start_anew)
+if hasattr(os, "register_at_fork"):  # not on Windows, which has no fork
+    os.register_at_fork(after_in_child=_start_anew)
 
 
 def run(address: int, call: "ctypes.Array[Any]", threads: int) -> None:
