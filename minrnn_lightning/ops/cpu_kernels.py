@@ -217,6 +217,17 @@ def store_gates(dk, p, df, r, slope, k, i, f, n):
 
 
 @intrinsic
+def prefer_wide_vectors(context):
+    """Vectors of 512 bits where the processor has them; for many that do, LLVM takes 256 unless a function asks."""
+
+    def generate(context, builder, signature, arguments):
+        set.add(builder.function.attributes, '"prefer-vector-width"="512"')  # llvmlite's own add lacks this one
+        return context.get_dummy_value()
+
+    return types.void(), generate
+
+
+@intrinsic
 def take(context, call):
     """The number of the next unit of work, which no other thread is given."""
 
@@ -240,6 +251,7 @@ def part(call, unit):
 @kernel
 def forward(call, k, v, f, h, starts, reset, order):
     """Write every state to ``h``, from the states ``starts`` before each chunk."""
+    prefer_wide_vectors()
     kind, units = call[KIND], call[UNITS]
     state = np.empty(BLOCK, starts.dtype)
     rest = np.empty(BLOCK, starts.dtype)  # what rounding has cut off the state: long memories stay exact
@@ -285,6 +297,7 @@ def ends(call, k, v, f, product, end, reset, order):
     If the call says back, the steps go backward and v is the gradient of every state: then it is how the chunk maps the
     gradient that reaches its last state from behind it to that which leaves the chunk.
     """
+    prefer_wide_vectors()
     kind, units, back = call[KIND], call[UNITS], call[BACK] != 0
     kept = np.empty((4, BLOCK), end.dtype)
     state, rest, decay, lost = kept[0], kept[1], kept[2], kept[3]  # and what rounding has cut off state and decay
@@ -329,6 +342,7 @@ def backward(call, g, k, v, f, h, dk, dv, df, initial, flows, reset, order):
     ``flows`` holds the gradient that reaches the last state of each chunk from behind it, and is given that which
     leaves the chunk.
     """
+    prefer_wide_vectors()
     kind, units = call[KIND], call[UNITS]
     # Parts of one array: LLVM vectorises no loop over many arrays of which it does not know that they do not overlap.
     kept = np.empty(4 * BLOCK, flows.dtype)
@@ -442,6 +456,7 @@ def forward_entry(dtype, wide, gates):
     """``forward`` as a C function of a call with the operands k, v, f, h, starts."""
 
     def entry(address):
+        prefer_wide_vectors()  # what is inlined here is compiled as this function asks
         call = carray(address, (OPERANDS + 15,), np.int64)
         k, v, f = sequence(call, 0, dtype), sequence(call, 1, dtype), optional(call, 2, dtype, gates)
         starts = states(call, 4, call[CHUNKS], wide)
@@ -454,6 +469,7 @@ def ends_entry(dtype, wide, gates):
     """``ends`` as a C function of a call with the operands k, v, f, product, end."""
 
     def entry(address):
+        prefer_wide_vectors()  # what is inlined here is compiled as this function asks
         call = carray(address, (OPERANDS + 15,), np.int64)
         k, v, f = sequence(call, 0, dtype), sequence(call, 1, dtype), optional(call, 2, dtype, gates)
         product, end = states(call, 3, call[CHUNKS], wide), states(call, 4, call[CHUNKS], wide)
@@ -466,6 +482,7 @@ def backward_entry(dtype, wide, gates):
     """``backward`` as a C function of a call with the operands g, k, v, f, h, ∂k, ∂v, ∂f, initial, flows."""
 
     def entry(address):
+        prefer_wide_vectors()  # what is inlined here is compiled as this function asks
         call = carray(address, (OPERANDS + 30,), np.int64)
         g, k, v, f = (
             sequence(call, 0, dtype),
