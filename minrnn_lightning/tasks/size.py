@@ -71,7 +71,7 @@ def matching_dim(parameters: Callable[[int], int], target: int) -> int:
     return dim
 
 
-def flops(backbone: Backbone, head: nn.Module, length: int) -> float:
+def flops(backbone: Backbone, length: int) -> float:
     """Operations of a forward pass per token, two for each multiplication with its addition.
 
     Those of matrix products, convolutions and attention, at that length (attention over all pairs of steps); scans,
@@ -83,9 +83,13 @@ def flops(backbone: Backbone, head: nn.Module, length: int) -> float:
     layers = {torch.ops.minrnn.rnn: _rnn_flops}
     with FlopCounterMode(display=False, custom_mapping=layers) as counter, sdpa_kernel(SDPBackend.MATH):
         functional_call(backbone, weights, (x,))
-    products = sum(2 * p.numel() for p in head.parameters() if p.ndim == 2)
     total: int = counter.get_total_flops()
-    return total / length + products
+    return total / length
+
+
+def products(head: nn.Module) -> int:
+    """Operations of the matrix products of linear layers, for one row of their input."""
+    return sum(2 * p.numel() for p in head.parameters() if p.ndim == 2)
 
 
 def _rnn_flops(mode: str, x: Shape, state: list[Shape], weights: list[Shape], **_: object) -> int:
