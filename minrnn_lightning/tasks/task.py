@@ -104,14 +104,19 @@ class Task(LightningModule, ABC):
             task = type(self)(**{**self.hparams, "dim": dim, "match_parameters": None})
         return sum(p.numel() for p in task.parameters())
 
-    def forward(self, inputs: Tensor, state: State = None, reset: Tensor | None = None) -> tuple[Tensor, State]:
-        """Logits for every step of (batch, length) tokens: (batch, length, output_size), and the state after them."""
-        hidden, state = self.backbone(self.dropout(self.encoder(inputs)), state, reset)
+    def forward(
+        self, inputs: Tensor, state: State = None, reset: Tensor | None = None, *, delta_t: Tensor | None = None
+    ) -> tuple[Tensor, State]:
+        """Logits for every step of (batch, length) tokens: (batch, length, output_size), and the state after them.
+
+        State, reset and delta_t are those of ``Backbone.forward``.
+        """
+        hidden, state = self.backbone(self.dropout(self.encoder(inputs)), state, reset, delta_t=delta_t)
         return self.head(hidden), state
 
-    def step(self, token: Tensor, state: State) -> tuple[Tensor, State]:
+    def step(self, token: Tensor, state: State, *, delta_t: Tensor | None = None) -> tuple[Tensor, State]:
         """One step of ``forward`` at constant cost: (batch,) tokens to (batch, output_size) logits and the state."""
-        hidden, state = self.backbone.step(self.dropout(self.encoder(token)), state)
+        hidden, state = self.backbone.step(self.dropout(self.encoder(token)), state, delta_t=delta_t)
         return self.head(hidden), state
 
     def initial_state(self, batch_size: int) -> State:
