@@ -1,5 +1,6 @@
 """How large a model is: its width for a number of parameters, and the operations that a token takes."""
 
+import os
 import re
 from collections.abc import Callable
 
@@ -39,8 +40,15 @@ def matching_dim(parameters: Callable[[int], int], target: int) -> int:
         target: The number to reach, to 5 %.
 
     Raises:
-        ValueError: No width comes near enough.
+        ValueError: No width comes near enough, or float32 weights of that number would not fit into memory.
     """
+    if hasattr(os, "sysconf"):  # not on Windows
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        if 4 * target > memory:
+            raise ValueError(
+                f"match_parameters {target:,} cannot be met: its weights take {4 * target / 1e9:,.0f} GB, and this "
+                f"machine has {memory / 1e9:,.0f} GB of memory"
+            )
 
     def first(dims: range) -> int:
         """The first width that gives a model."""

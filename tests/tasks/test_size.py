@@ -69,6 +69,11 @@ def test_parse_count_refuses(text):
         parse_count(text)
 
 
+def test_more_weights_than_memory():
+    with pytest.raises(ValueError, match=r"match_parameters 10,000,000,000,000 cannot be met: its weights take"):
+        LanguageTask(65, 65, match_parameters="10000G")
+
+
 def test_heads_that_never_divide_are_named():
     with pytest.raises(ValueError, match="heads must divide the width"):
         LanguageTask(65, 65, "attention", mixer_args={"attention": {"heads": 1009}}, match_parameters="800k")
