@@ -105,12 +105,3 @@ def test_dropout_follows_the_seed():
 def test_refuses(options, words):
     with pytest.raises(ValueError, match=words):
         Backbone(**{"dim": 8, "depth": 2, **options})
-
-
-@pytest.mark.parametrize("shape", [(2, 0, 8), (0, 3, 8)])
-def test_nothing_in_nothing_out(shape):
-    model = Backbone(8, 2)
-    y, state = model(torch.randn(shape))
-    assert y.shape == shape
-    again, _ = model(torch.randn(shape[0], 3, 8), state)
-    assert again.shape == (shape[0], 3, 8)
