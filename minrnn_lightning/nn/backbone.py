@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from inspect import signature
+from types import UnionType
 from typing import Any, cast
 
 from torch import Tensor, nn
@@ -35,28 +36,39 @@ class Block(nn.Module):
             self.mlp_norm = nn.LayerNorm(dim)
             self.mlp = nn.Sequential(nn.Linear(dim, hidden), nn.GELU(), nn.Linear(hidden, dim))
 
-    def forward(self, x: Tensor, state: State = None, reset: Tensor | None = None) -> tuple[Tensor, State]:
+    def forward(
+        self, x: Tensor, state: State = None, reset: Tensor | None = None, *, delta_t: Tensor | None = None
+    ) -> tuple[Tensor, State]:
         """(batch, length, dim) to the same, and the state after the last step."""
         before, state = (None, None) if state is None else state
         y = self.mixer_norm(x)
         if self.conv is not None:
             y, before = self.conv(y, before, reset)
-        y, state = self.mixer(y, state, reset)
+        y, state = self.mixer(y, state, reset, **self._time(delta_t))
         return self._add_mlp(self._add(x, y)), (before, state)
 
-    def step(self, x_t: Tensor, state: State) -> tuple[Tensor, State]:
+    def step(self, x_t: Tensor, state: State, *, delta_t: Tensor | None = None) -> tuple[Tensor, State]:
         """One step of ``forward``: (batch, dim) and the state to the same."""
         before, state = state
         y = self.mixer_norm(x_t)
         if self.conv is not None:
             y, before = self.conv.step(y, before)
-        y, state = self.mixer.step(y, state)
+        y, state = self.mixer.step(y, state, **self._time(delta_t))
         return self._add_mlp(self._add(x_t, y)), (before, state)
 
     def initial_state(self, batch_size: int) -> State:
         """The state before the first step: the convolution's (None without one) and the mixer's."""
         before = None if self.conv is None else self.conv.initial_state(batch_size)
         return before, self.mixer.initial_state(batch_size)
+
+    def _time(self, delta_t: Tensor | None) -> dict[str, Tensor]:
+        """The keyword of a mixer that is ``timed``; none where no times are given."""
+        if delta_t is None:
+            return {}
+        if not self.mixer.timed:
+            timed = ", ".join(name for name, mixer in MIXERS.items() if getattr(mixer, "timed", False))
+            raise ValueError(f"{type(self.mixer).__name__} takes no delta_t; the mixers that do are {timed}")
+        return {"delta_t": delta_t}
 
     def _add_mlp(self, x: Tensor) -> Tensor:
         return x if self.mlp is None else self._add(x, self.mlp(self.mlp_norm(x)))
@@ -96,7 +108,7 @@ class Backbone(nn.Module):
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
-        pattern = [mixer] if isinstance(mixer, str) else list(mixer)
+        pattern = [mixer] if isinstance(mixer, str) else list(mixer or [])
         _check(dim=dim, depth=depth, expansion=expansion)
         if kernel_size < 0 or mlp_ratio < 0:
             raise ValueError(f"kernel_size and mlp_ratio must be at least 0, got {kernel_size} and {mlp_ratio}")
@@ -109,44 +121,62 @@ class Backbone(nn.Module):
             if name not in MIXERS:
                 raise ValueError(f"mixer {name!r} is unknown; it can be {', '.join(sorted(MIXERS))}")
         for name, given in mixer_args.items():
-            known = list(signature(MIXERS[name]).parameters)[1:]  # without dim
-            if unknown := set(given).difference(known):
-                raise ValueError(f"mixer_args: {name} has no {', '.join(sorted(unknown))}; it has {', '.join(known)}")
+            _check_args(name, given)
         names = (pattern[i % len(pattern)] for i in range(depth))
         mixers = (MIXERS[name](dim, **{"expansion": expansion, **mixer_args.get(name, {})}) for name in names)
         blocks = (Block(dim, mixer, kernel_size=kernel_size, mlp_ratio=mlp_ratio, dropout=dropout) for mixer in mixers)
         self.blocks = cast("Sequence[Block]", nn.ModuleList(blocks))
         self.norm = nn.LayerNorm(dim)
 
-    def forward(self, x: Tensor, state: State = None, reset: Tensor | None = None) -> tuple[Tensor, State]:
+    def forward(
+        self, x: Tensor, state: State = None, reset: Tensor | None = None, *, delta_t: Tensor | None = None
+    ) -> tuple[Tensor, State]:
         """Run the stack over whole sequences, in parallel over the length.
 
         Args:
             x: (batch, length, dim).
             state: What an earlier call or ``initial_state`` returned; that of ``initial_state`` if None.
             reset: Bool (batch, length), True at the first step of a new sequence: nothing before it is seen.
+            delta_t: (batch, length), at least 0: the time since the step before, for samples at irregular times. The
+                states are forgotten as in so many steps, by ``mingru`` and ``minlstm``; convolutions count steps as
+                ever, ``kernel_size=0`` leaves them out.
 
         Returns:
             (batch, length, dim), and the state after the last step.
+
+        Raises:
+            ValueError: There is a ``delta_t``, and a mixer that takes none.
         """
         states = [None] * len(self.blocks) if state is None else state
         after = []
         for block, before in zip(self.blocks, states, strict=True):
-            x, new = block(x, before, reset)
+            x, new = block(x, before, reset, delta_t=delta_t)
             after.append(new)
         return self.norm(x), after
 
-    def step(self, x_t: Tensor, state: State) -> tuple[Tensor, State]:
-        """Run the stack over one step, at constant cost: (batch, dim) and a state to the same."""
+    def step(self, x_t: Tensor, state: State, *, delta_t: Tensor | None = None) -> tuple[Tensor, State]:
+        """Run the stack over one step, at constant cost: (batch, dim), a state and (batch,) times to the same."""
         after = []
         for block, before in zip(self.blocks, state, strict=True):
-            x_t, new = block.step(x_t, before)
+            x_t, new = block.step(x_t, before, delta_t=delta_t)
             after.append(new)
         return self.norm(x_t), after
 
     def initial_state(self, batch_size: int) -> State:
         """The state before the first step: that of each block."""
         return [block.initial_state(batch_size) for block in self.blocks]
+
+
+def _check_args(name: str, given: Mapping[str, Any]) -> None:
+    """Refuse arguments that a mixer does not have, and values of another type than it says."""
+    known = dict(list(signature(MIXERS[name], eval_str=True).parameters.items())[1:])  # without dim
+    if unknown := set(given).difference(known):
+        raise ValueError(f"mixer_args: {name} has no {', '.join(sorted(unknown))}; it has {', '.join(known)}")
+    for key, value in given.items():
+        kind = known[key].annotation
+        if isinstance(kind, type | UnionType) and not isinstance(value, int | float if kind is float else kind):
+            kind = str(kind).replace("None", "null") if isinstance(kind, UnionType) else kind.__name__
+            raise ValueError(f"mixer_args: {key} of {name} must be {kind}, got {value!r}")
 
 
 def _check(**sizes: float) -> None:

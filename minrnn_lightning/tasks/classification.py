@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from minrnn_lightning.nn.backbone import Backbone
 from minrnn_lightning.tasks.scored import ScoredTask
+from minrnn_lightning.tasks.size import flops, products
 
 OPTIONS = ("expansion", "kernel_size", "mlp_ratio", "dropout", "mixer_args")  # of a Backbone
 
@@ -88,6 +89,11 @@ class ClassificationTask(ScoredTask):
         """Logits and labels, one for each example."""
         inputs, labels, lengths = batch
         return self(inputs, lengths), labels, torch.arange(len(labels), device=labels.device)
+
+    def flops(self, length: int) -> float:
+        """Those of both stacks; the head answers once, for a sequence or a pair."""
+        stacks = 1 if self.backward_backbone is None else 2
+        return stacks * flops(self.backbone, length) + products(self.head) / (length * (1 + self.pairs))
 
     def configure_model(self) -> None:
         """Compile the second stack too where that is asked for."""

@@ -1,5 +1,6 @@
 """How large a model is: its width for a number of parameters, and the operations that a token takes."""
 
+import os
 import re
 from collections.abc import Callable
 
@@ -39,8 +40,15 @@ def matching_dim(parameters: Callable[[int], int], target: int) -> int:
         target: The number to reach, to 5 %.
 
     Raises:
-        ValueError: No width comes near enough.
+        ValueError: No width comes near enough, or float32 weights of that number would not fit into memory.
     """
+    if hasattr(os, "sysconf"):  # not on Windows
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        if 4 * target > memory:
+            raise ValueError(
+                f"match_parameters {target:,} cannot be met: its weights take {4 * target / 1e9:,.0f} GB, and this "
+                f"machine has {memory / 1e9:,.0f} GB of memory"
+            )
 
     def first(dims: range) -> int:
         """The first width that gives a model."""
@@ -71,7 +79,7 @@ def matching_dim(parameters: Callable[[int], int], target: int) -> int:
     return dim
 
 
-def flops(backbone: Backbone, head: nn.Module, length: int) -> float:
+def flops(backbone: Backbone, length: int) -> float:
     """Operations of a forward pass per token, two for each multiplication with its addition.
 
     Those of matrix products, convolutions and attention, at that length (attention over all pairs of steps); scans,
@@ -83,9 +91,13 @@ def flops(backbone: Backbone, head: nn.Module, length: int) -> float:
     layers = {torch.ops.minrnn.rnn: _rnn_flops}
     with FlopCounterMode(display=False, custom_mapping=layers) as counter, sdpa_kernel(SDPBackend.MATH):
         functional_call(backbone, weights, (x,))
-    products = sum(2 * p.numel() for p in head.parameters() if p.ndim == 2)
     total: int = counter.get_total_flops()
-    return total / length + products
+    return total / length
+
+
+def products(head: nn.Module) -> int:
+    """Operations of the matrix products of linear layers, for one row of their input."""
+    return sum(2 * p.numel() for p in head.parameters() if p.ndim == 2)
 
 
 def _rnn_flops(mode: str, x: Shape, state: list[Shape], weights: list[Shape], **_: object) -> int:

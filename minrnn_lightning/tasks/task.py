@@ -15,7 +15,7 @@ from minrnn_lightning.checkpoint import load_matching
 from minrnn_lightning.nn.backbone import Backbone
 from minrnn_lightning.nn.dropout import Dropout
 from minrnn_lightning.nn.mixers.mixer import State
-from minrnn_lightning.tasks.size import flops, matching_dim, parse_count
+from minrnn_lightning.tasks.size import flops, matching_dim, parse_count, products
 
 
 class Task(LightningModule, ABC):
@@ -81,15 +81,9 @@ class Task(LightningModule, ABC):
             "mlp_ratio": mlp_ratio,
             "dropout": dropout,
         }
-        if match_parameters is not None:
-
-            def parameters(dim: int) -> int:
-                with torch.device("meta"):
-                    backbone = Backbone(dim, depth, mixer, **options)
-                return sum(p.numel() for p in backbone.parameters()) + (input_size + output_size) * dim
-
-            dim = matching_dim(parameters, parse_count(match_parameters))
         self.save_hyperparameters(ignore=["init_from"])  # a loaded checkpoint must not look for another one
+        if match_parameters is not None:
+            dim = matching_dim(self._parameters_at, parse_count(match_parameters))
         self.hparams.update(dim=dim, match_parameters=None)  # nor for the width again
         self.input_size = input_size
         self.output_size = output_size
@@ -104,19 +98,34 @@ class Task(LightningModule, ABC):
         self.head: nn.Module = nn.Linear(dim, output_size, bias=False)
         self._seed: int | None = None
 
-    def forward(self, inputs: Tensor, state: State = None, reset: Tensor | None = None) -> tuple[Tensor, State]:
-        """Logits for every step of (batch, length) tokens: (batch, length, output_size), and the state after them."""
-        hidden, state = self.backbone(self.dropout(self.encoder(inputs)), state, reset)
+    def _parameters_at(self, dim: int) -> int:
+        """The number of parameters of a task like this one of another width, whatever its subclass is made of."""
+        with torch.device("meta"):
+            task = type(self)(**{**self.hparams, "dim": dim, "match_parameters": None})
+        return sum(p.numel() for p in task.parameters())
+
+    def forward(
+        self, inputs: Tensor, state: State = None, reset: Tensor | None = None, *, delta_t: Tensor | None = None
+    ) -> tuple[Tensor, State]:
+        """Logits for every step of (batch, length) tokens: (batch, length, output_size), and the state after them.
+
+        State, reset and delta_t are those of ``Backbone.forward``.
+        """
+        hidden, state = self.backbone(self.dropout(self.encoder(inputs)), state, reset, delta_t=delta_t)
         return self.head(hidden), state
 
-    def step(self, token: Tensor, state: State) -> tuple[Tensor, State]:
+    def step(self, token: Tensor, state: State, *, delta_t: Tensor | None = None) -> tuple[Tensor, State]:
         """One step of ``forward`` at constant cost: (batch,) tokens to (batch, output_size) logits and the state."""
-        hidden, state = self.backbone.step(self.dropout(self.encoder(token)), state)
+        hidden, state = self.backbone.step(self.dropout(self.encoder(token)), state, delta_t=delta_t)
         return self.head(hidden), state
 
     def initial_state(self, batch_size: int) -> State:
         """The state before the first step."""
         return self.backbone.initial_state(batch_size)
+
+    def flops(self, length: int) -> float:
+        """Operations of a forward pass per token at that length; see ``size.flops`` for what is counted."""
+        return flops(self.backbone, length) + products(self.head)
 
     @abstractmethod
     def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
@@ -160,7 +169,7 @@ class Task(LightningModule, ABC):
     def on_fit_start(self) -> None:
         """Say how large the model is, and note the seed from which the random numbers of every batch are derived."""
         length = getattr(getattr(self.trainer, "datamodule", None), "length", 256)
-        size, work = sum(p.numel() for p in self.parameters()), flops(self.backbone, self.head, length) / 1e6
+        size, work = sum(p.numel() for p in self.parameters()), self.flops(length) / 1e6
         dim = self.backbone.norm.normalized_shape[0]
         rank_zero_info(f"{dim} wide, {size:,} parameters, {work:.1f} MFLOP a token forward at length {length:,}")
         if self._seed is None:

@@ -108,6 +108,11 @@ def test_dropout_follows_the_seed():
             "mixer_args: attention has no windw; it has expansion, heads, kv_heads",
         ),
         ({"mixer_args": {"attention": {"window": 0}}, "mixer": "attention"}, "window must be at least 1"),
+        ({"mixer_args": {"attention": {"window": 2.5}}}, r"window of attention must be int \| null, got 2.5"),
+        ({"mixer_args": {"mingru": {"timescale": "long"}}}, "timescale of mingru must be float, got 'long'"),
+        ({"mixer_args": {"mingru": {"timescale": -1}}}, "timescale must be at least 1 step, got -1"),
+        ({"mixer_args": {"attention": {"base": 0.0}}, "mixer": "attention"}, "base must be above 0, got 0.0"),
+        ({"mixer": None}, "mixer must name 1 to 2 kinds for depth 2, got 0"),
         ({"mixer": []}, "mixer must name 1 to 2 kinds for depth 2, got 0"),
         ({"mixer": ["mingru"] * 3}, "mixer must name 1 to 2 kinds for depth 2, got 3"),
     ],
@@ -115,12 +120,3 @@ def test_dropout_follows_the_seed():
 def test_refuses(options, words):
     with pytest.raises(ValueError, match=words):
         Backbone(**{"dim": 8, "depth": 2, **options})
-
-
-@pytest.mark.parametrize("shape", [(2, 0, 8), (0, 3, 8)])
-def test_nothing_in_nothing_out(shape):
-    model = Backbone(8, 2)
-    y, state = model(torch.randn(shape))
-    assert y.shape == shape
-    again, _ = model(torch.randn(shape[0], 3, 8), state)
-    assert again.shape == (shape[0], 3, 8)

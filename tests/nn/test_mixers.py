@@ -107,6 +107,15 @@ class TestMixer:
                 pieces.append(piece)
             assert_same(model, (torch.cat(pieces, 1), last), (y[row : row + 1], row_of(after, row)))
 
+    @pytest.mark.parametrize(("batch", "length"), [(BATCH, 0), (0, LENGTH), (BATCH, 1)])
+    def test_little_or_nothing_to_mix(self, model, x, batch, length):
+        x, rest = x[:batch, :length].clone().requires_grad_(), x[:batch, length : length + 3]
+        reset = torch.ones(batch, length, dtype=torch.bool)
+        for y, state in (model(x), model(x, model(rest)[1], reset) if length else model(x, None, reset)):
+            assert y.shape == x.shape
+            y.sum().backward()
+            torch.testing.assert_close(torch.cat([y, model(rest, state)[0]], 1), model(torch.cat([x, rest], 1))[0])
+
     def test_no_gradient_crosses_a_reset(self, model, x):
         x.requires_grad_()
         reset = torch.zeros(BATCH, LENGTH, dtype=torch.bool)

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from minrnn_lightning import LanguageTask
 from minrnn_lightning.nn import Backbone, MinGRU, MinLSTM
 from minrnn_lightning.nn.mixers import MinGRUMixer
 
@@ -118,6 +119,32 @@ def test_gradients_of_no_time_are_finite():
     delta_t = torch.zeros(9, 2, requires_grad=True)
     rnn(torch.randn(9, 2, 5), delta_t=delta_t)[0].sum().backward()
     assert all(p.grad.isfinite().all() for p in (delta_t, *rnn.parameters()))
+
+
+def test_times_reach_the_mixers_of_a_stack():
+    model = LanguageTask(11, 11, ["mingru", "minlstm"], dim=8, depth=2).double()
+    tokens, delta_t = torch.randint(11, (3, 12)), torch.rand(3, 12, dtype=torch.float64) * 5
+    reset = torch.rand(3, 12) < 0.2
+    y, _ = model(tokens, reset=reset, delta_t=delta_t)
+    left, state = model(tokens[:, :7], reset=reset[:, :7], delta_t=delta_t[:, :7])
+    right, _ = model(tokens[:, 7:], state, reset[:, 7:], delta_t=delta_t[:, 7:])
+    torch.testing.assert_close(torch.cat([left, right], 1), y)
+    y, _ = model(tokens, delta_t=delta_t)
+    state = model.initial_state(3)
+    for t in range(12):
+        y_t, state = model.step(tokens[:, t], state, delta_t=delta_t[:, t])
+        torch.testing.assert_close(y_t, y[:, t])
+    torch.testing.assert_close(model(tokens, delta_t=torch.ones(3, 12))[0], model(tokens)[0])
+    model(tokens, delta_t=delta_t.requires_grad_())[0].square().sum().backward()
+    assert delta_t.grad[:, 1:].abs().min() > 0
+
+
+def test_a_mixer_that_cannot_tell_the_time_says_so():
+    model, times = Backbone(8, 2, ["mingru", "attention"]), torch.ones(2, 9)
+    with pytest.raises(ValueError, match="AttentionMixer takes no delta_t; the mixers that do are mingru, minlstm"):
+        model(torch.randn(2, 9, 8), delta_t=times)
+    with pytest.raises(ValueError, match="AttentionMixer takes no delta_t"):
+        model.step(torch.randn(2, 8), model.initial_state(2), delta_t=times[:, 0])
 
 
 def test_a_bidirectional_backbone_is_an_encoder():

@@ -59,6 +59,8 @@ class AttentionMixer(Mixer):
             raise ValueError(f"kv_heads must divide the {heads} heads, got kv_heads={kv_heads}")
         if window is not None and window < 1:
             raise ValueError(f"window must be at least 1 step, or none for all, got {window}")
+        if base <= 0:
+            raise ValueError(f"base must be above 0, got {base}")
         if not 0 <= dropout < 1:
             raise ValueError(f"dropout must be at least 0 and below 1, got {dropout}")
         self.heads, self.kv_heads, self.head_dim = heads, kv_heads, width // heads

@@ -16,7 +16,13 @@ State = Any  # a tree (tuples, lists) of tensors whose first dimension is the ba
 
 
 class Mixer(nn.Module, ABC):
-    """Maps (batch, length, dim) to the same shape, causally, in parallel over the length or step by step."""
+    """Maps (batch, length, dim) to the same shape, causally, in parallel over the length or step by step.
+
+    A mixer that can forget by the time that has passed says so by ``timed``; its ``forward`` and ``step`` then have the
+    keyword ``delta_t``.
+    """
+
+    timed = False
 
     @abstractmethod
     def forward(self, x: Tensor, state: State = None, reset: Tensor | None = None) -> tuple[Tensor, State]:
@@ -43,11 +49,13 @@ class Mixer(nn.Module, ABC):
 class RecurrentMixer(Mixer):
     """A recurrent layer, usually wider than the stack, then a linear map back to its width.
 
-    The state is the hidden state, (batch, hidden_size).
+    The state is the hidden state, (batch, hidden_size). ``delta_t`` is that of the layer; see ``MinRNN.forward``.
 
     Args:
         rnn: One layer, batch first; in both directions for an encoder, which has no state.
     """
+
+    timed = True
 
     def __init__(self, rnn: MinRNN) -> None:
         super().__init__()
@@ -55,18 +63,18 @@ class RecurrentMixer(Mixer):
         self.out = nn.Linear(rnn.hidden_size * (1 + rnn.bidirectional), rnn.input_size)
 
     def forward(
-        self, x: Tensor, state: Tensor | None = None, reset: Tensor | None = None
+        self, x: Tensor, state: Tensor | None = None, reset: Tensor | None = None, *, delta_t: Tensor | None = None
     ) -> tuple[Tensor, Tensor | None]:
         """Mix (batch, length, dim) along the length; see ``Mixer``."""
         if self.rnn.bidirectional:
             self._refuse(state is not None)
-            return self.out(self.rnn(x, reset=reset)[0]), None
-        h, state = self.rnn(x, None if state is None else state.unsqueeze(0), reset=reset)
+            return self.out(self.rnn(x, reset=reset, delta_t=delta_t)[0]), None
+        h, state = self.rnn(x, None if state is None else state.unsqueeze(0), reset=reset, delta_t=delta_t)
         return self.out(h), state.squeeze(0)
 
-    def step(self, x_t: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+    def step(self, x_t: Tensor, state: Tensor, *, delta_t: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """One step of ``forward``: (batch, dim) and the state to the same."""
-        h, state = self.rnn.step(x_t, state.unsqueeze(0))
+        h, state = self.rnn.step(x_t, state.unsqueeze(0), delta_t=delta_t)
         return self.out(h), state.squeeze(0)
 
     def initial_state(self, batch_size: int) -> Tensor:
@@ -98,5 +106,10 @@ def log_timescales(size: int, longest: float) -> Tensor:
 
     A unit whose forget gate starts at bias log τ remembers for about τ steps: chrono initialisation (Tallec & Ollivier
     2018, https://arxiv.org/abs/1804.11188), with the time constants spread over the octaves.
+
+    Raises:
+        ValueError: ``longest`` is below 1.
     """
+    if longest < 1:
+        raise ValueError(f"timescale must be at least 1 step, got {longest}")
     return torch.linspace(0, math.log(longest), size)
