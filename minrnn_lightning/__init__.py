@@ -24,7 +24,7 @@ if TYPE_CHECKING:
         TextDataModule,
     )
     from minrnn_lightning.nn import Backbone, MinGRU, MinLSTM
-    from minrnn_lightning.tasks import ClassificationTask, LanguageTask, TaggingTask, Task
+    from minrnn_lightning.tasks import ClassificationTask, LanguageTask, PolicyTask, TaggingTask, Task
 
 __all__ = [
     "AssociativeRecallDataModule",
@@ -41,6 +41,7 @@ __all__ = [
     "MinGRU",
     "MinLSTM",
     "PathfinderDataModule",
+    "PolicyTask",
     "RetrievalDataModule",
     "SelectiveCopyingDataModule",
     "SequentialImageDataModule",

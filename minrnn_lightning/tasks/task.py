@@ -46,6 +46,8 @@ class Task(LightningModule, ABC):
         ValueError: A size is out of range, the mixer unknown, or the number of parameters out of reach.
     """
 
+    tokens_per_step = 1  # of the backbone, for each step of the data
+
     def __init__(
         self,
         input_size: int,
@@ -81,28 +83,36 @@ class Task(LightningModule, ABC):
             "mlp_ratio": mlp_ratio,
             "dropout": dropout,
         }
+        self.input_size = input_size
+        self.output_size = output_size
         if match_parameters is not None:
 
             def parameters(dim: int) -> int:
                 with torch.device("meta"):
-                    backbone = Backbone(dim, depth, mixer, **options)
-                return sum(p.numel() for p in backbone.parameters()) + (input_size + output_size) * dim
+                    parts = self.make_encoder(dim), Backbone(dim, depth, mixer, **options), self.make_head(dim)
+                return sum(p.numel() for part in parts for p in part.parameters())
 
             dim = matching_dim(parameters, parse_count(match_parameters))
         self.save_hyperparameters(ignore=["init_from"])  # a loaded checkpoint must not look for another one
         self.hparams.update(dim=dim, match_parameters=None)  # nor for the width again
-        self.input_size = input_size
-        self.output_size = output_size
         self.lr = lr
         self.weight_decay = weight_decay
         self.warmup = warmup
         self.init_from = init_from
         self.compile_backbone = compile
-        self.encoder: nn.Module = nn.Embedding(input_size, dim)
+        self.encoder: nn.Module = self.make_encoder(dim)
         self.dropout = Dropout(dropout)
         self.backbone = Backbone(dim, depth, mixer, **options)
-        self.head: nn.Module = nn.Linear(dim, output_size, bias=False)
+        self.head: nn.Module = self.make_head(dim)
         self._seed: int | None = None
+
+    def make_encoder(self, dim: int) -> nn.Module:
+        """What turns the inputs into tokens of that width; one embedding for each of ``input_size``."""
+        return nn.Embedding(self.input_size, dim)
+
+    def make_head(self, dim: int) -> nn.Module:
+        """What turns features of that width into ``output_size`` outputs."""
+        return nn.Linear(dim, self.output_size, bias=False)
 
     def forward(self, inputs: Tensor, state: State = None, reset: Tensor | None = None) -> tuple[Tensor, State]:
         """Logits for every step of (batch, length) tokens: (batch, length, output_size), and the state after them."""
@@ -159,7 +169,7 @@ class Task(LightningModule, ABC):
 
     def on_fit_start(self) -> None:
         """Say how large the model is, and note the seed from which the random numbers of every batch are derived."""
-        length = getattr(getattr(self.trainer, "datamodule", None), "length", 256)
+        length = getattr(getattr(self.trainer, "datamodule", None), "length", 256) * self.tokens_per_step
         size, work = sum(p.numel() for p in self.parameters()), flops(self.backbone, self.head, length) / 1e6
         dim = self.backbone.norm.normalized_shape[0]
         rank_zero_info(f"{dim} wide, {size:,} parameters, {work:.1f} MFLOP a token forward at length {length:,}")
