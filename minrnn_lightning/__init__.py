@@ -22,6 +22,8 @@ if TYPE_CHECKING:
         SequentialImageDataModule,
         ShakespeareDataModule,
         TextDataModule,
+        Trajectories,
+        TrajectoryDataModule,
     )
     from minrnn_lightning.nn import Backbone, MinGRU, MinLSTM
     from minrnn_lightning.tasks import ClassificationTask, LanguageTask, PolicyTask, TaggingTask, Task
@@ -50,6 +52,8 @@ __all__ = [
     "Task",
     "TextDataModule",
     "TextSamples",
+    "Trajectories",
+    "TrajectoryDataModule",
 ]
 
 __version__ = "0.1.0"
