@@ -21,6 +21,7 @@ USAGE = """usage: minrnn <command> [options]
   test       the same on the test data
   predict    the predictions of a task
   generate   continue a text: minrnn generate --checkpoint last.ckpt --prompt "ROMEO:"
+  rollout    let a policy act in its environment: minrnn rollout --checkpoint last.ckpt --target_return 3600
   compare    train a recipe with several mixers and seeds: minrnn compare --config shakespeare_small
              --mixers mingru,gru,mingru+attention --seeds 0,1,2 --output FOLDER
   recipes    list the recipes that come with the package
@@ -73,6 +74,10 @@ def _run(words: list[str]) -> None:
             MinRNNCLI(words)
         case ["generate", *rest]:
             _call(generate, "generate", rest)
+        case ["rollout", *rest]:
+            from minrnn_lightning.rollout_command import rollout_command
+
+            _call(rollout_command, "rollout", rest)
         case ["compare", *rest]:
             from minrnn_lightning.compare import compare
 
@@ -91,8 +96,8 @@ def _run(words: list[str]) -> None:
             _fail("minrnn benchmark is followed by layer, scan, generate, accuracy or train", 2)
         case [word, *_]:
             _fail(
-                f"{word!r} is not a command; the first word is one of fit, validate, test, predict, generate, compare, "
-                "recipes, benchmark",
+                f"{word!r} is not a command; the first word is one of fit, validate, test, predict, generate, rollout, "
+                "compare, recipes, benchmark",
                 2,
             )
 

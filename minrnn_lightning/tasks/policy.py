@@ -178,7 +178,7 @@ class PolicyTask(Task):
 
     def normalized(self, observations: Tensor) -> Tensor:
         """Observations with the mean 0 and the deviation 1 of the training data."""
-        return (observations - self.observation_mean) / (self.observation_std + 1e-6)
+        return (observations - self.observation_mean) / self.observation_std
 
     def loss(self, outputs: Tensor, actions: Tensor) -> Tensor:
         """Mean squared error of (n, output_size) actions, or nats per action of logits and (n,) choices."""
@@ -236,7 +236,8 @@ class PolicyTask(Task):
         self.environment = checkpoint.get("environment", {})
 
     def _outputs(self, batch: Any) -> Tensor:
-        outputs: Tensor = self(batch.observations, batch.actions, batch.returns_to_go, batch.timesteps, batch.reset)
+        reset = batch.reset if batch.reset[:, 1:].any() else None  # the first step of a row starts from nothing anyhow
+        outputs: Tensor = self(batch.observations, batch.actions, batch.returns_to_go, batch.timesteps, reset)
         return outputs
 
     def _log_mean(self, part: str) -> None:

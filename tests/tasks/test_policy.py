@@ -74,7 +74,7 @@ def by_hand(task, rows, layout, discrete, returns):
         time = encoder.embed_timestep.weight[min(t, SMALL["max_timestep"] - 1)]
         scaled = (rows.returns_to_go[:, t] / task.return_scale).unsqueeze(1)
         wanted = F.linear(scaled, encoder.embed_return.weight, encoder.embed_return.bias) if returns else 0
-        observation = (rows.observations[:, t] - task.observation_mean) / (task.observation_std + 1e-6)
+        observation = (rows.observations[:, t] - task.observation_mean) / task.observation_std
         seen = F.linear(observation, encoder.embed_observation.weight, encoder.embed_observation.bias)
         action = rows.actions[:, t]
         if discrete:
