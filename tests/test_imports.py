@@ -75,9 +75,10 @@ def test_light_commands_do_not_import_torch(words):
     assert not loaded & {"torch", "lightning", "numpy"}
 
 
-def test_help_of_generate_does_not_import_torch():
-    code = "from minrnn_lightning.cli import main\ntry:\n    main(['generate', '--help'])\nexcept SystemExit:\n    pass"
-    assert not loaded_after(code) & {"torch", "lightning"}
+@pytest.mark.parametrize("word", ["generate", "collect"])
+def test_help_does_not_import_torch(word):
+    code = f"from minrnn_lightning.cli import main\ntry:\n    main(['{word}', '--help'])\nexcept SystemExit:\n    pass"
+    assert not loaded_after(code) & {"torch", "lightning", "gymnasium", "minari"}
 
 
 @pytest.mark.parametrize("module", ["ops", "nn"])
