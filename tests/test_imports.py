@@ -88,6 +88,13 @@ def test_layers_work_without_lightning(module):
     assert not any(name.startswith(("lightning.", "torchmetrics", "datasets")) for name in loaded)
 
 
+def test_data_and_collect_need_no_extra():
+    code = "import minrnn_lightning.collect, minrnn_lightning.data\nminrnn_lightning.data.TrajectoryDataModule"
+    loaded = loaded_after(code)
+    assert "minrnn_lightning.data.minari" in loaded
+    assert not loaded & {"gymnasium", "minari", "mujoco", "h5py"}
+
+
 def test_public_names():
     for name in minrnn_lightning.__all__:
         assert getattr(minrnn_lightning, name).__name__ == name

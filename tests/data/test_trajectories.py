@@ -1,6 +1,5 @@
 """Recorded episodes as batches: sources, sizes, statistics, held-out part, streams, and a sentence for bad input."""
 
-import builtins
 import sys
 
 import h5py
@@ -10,7 +9,6 @@ import torch
 from rl_files import make_steps, write_d4rl
 
 from minrnn_lightning.data import TrajectoryDataModule
-from minrnn_lightning.data.data import cache_dir
 
 LENGTHS = [7, 30, 12, 25, 3, 18, 21, 40, 9, 15]
 
@@ -248,16 +246,3 @@ def test_without_h5py(file, monkeypatch):
     monkeypatch.setitem(sys.modules, "h5py", None)
     with pytest.raises(ValueError, match=r'needs the package h5py: pip install "minrnn-lightning\[rl\]"'):
         ready(file)
-
-
-def test_the_package_needs_no_extra(monkeypatch, tmp_path):
-    real = builtins.__import__
-
-    def refuse(name, *rest):
-        assert name.partition(".")[0] not in ("h5py", "minari", "gymnasium", "mujoco"), name
-        return real(name, *rest)
-
-    write_folder(tmp_path / "set", [4, 4])
-    monkeypatch.setattr(builtins, "__import__", refuse)
-    assert cache_dir()
-    assert len(ready(tmp_path / "set").episode_returns) == 2
