@@ -24,6 +24,7 @@ USAGE = """usage: minrnn <command> [options]
   rollout    let a policy act in its environment: minrnn rollout --checkpoint last.ckpt --target_return 3600
   compare    train a recipe with several mixers and seeds: minrnn compare --config shakespeare_small
              --mixers mingru,gru,mingru+attention --seeds 0,1,2 --output FOLDER
+  collect    train a small teacher in an environment and save its episodes: minrnn collect --env Hopper-v5
   recipes    list the recipes that come with the package
   benchmark  measure beside baselines, with --output FOLDER as JSON, CSV and plots too: minrnn benchmark layer
              layer     time and memory of a layer against the length
@@ -83,6 +84,10 @@ def _run(words: list[str]) -> None:
 
             find_recipes(rest)  # refuses one that is not there; the runs look for it again
             compare(rest)
+        case ["collect", *rest]:
+            from minrnn_lightning.collect import collect
+
+            _call(collect, "collect", rest)
         case ["recipes", *rest]:
             _call(recipes, "recipes", rest)
         case ["benchmark", "train", *rest]:
@@ -97,7 +102,7 @@ def _run(words: list[str]) -> None:
         case [word, *_]:
             _fail(
                 f"{word!r} is not a command; the first word is one of fit, validate, test, predict, generate, rollout, "
-                "compare, recipes, benchmark",
+                "compare, collect, recipes, benchmark",
                 2,
             )
 

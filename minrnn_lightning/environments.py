@@ -7,12 +7,12 @@ import os
 import sys
 from contextlib import suppress
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
+if TYPE_CHECKING:
+    import numpy as np
 
-from minrnn_lightning.data.episodes import rl_module
-from minrnn_lightning.tasks import PolicyTask
+    from minrnn_lightning.tasks import PolicyTask
 
 Environment = Any  # gymnasium.Env, which need not be installed
 
@@ -23,6 +23,8 @@ def make(env_id: str, **options: Any) -> Environment:
     Raises:
         ValueError: Gymnasium or what the environment needs is missing, or there is none of that name.
     """
+    from minrnn_lightning.data.episodes import rl_module
+
     gymnasium = rl_module("gymnasium")
     _prepare_mujoco()
     try:
@@ -51,7 +53,8 @@ def _warn(message: str) -> None:
 
 def check_spaces(task: PolicyTask, env: Environment, env_id: str) -> None:
     """Refuse an environment of other sizes than the policy's."""
-    spaces = rl_module("gymnasium.spaces")
+    from gymnasium import spaces
+
     seen, done = env.observation_space, env.action_space
     discrete = isinstance(done, spaces.Discrete)
     if not (isinstance(seen, spaces.Box) and len(seen.shape) == 1 and (discrete or isinstance(done, spaces.Box))):
@@ -73,7 +76,7 @@ def take(env: Environment, action: np.ndarray) -> tuple[np.ndarray, float, bool]
     """Take an action: the next observation, the reward, and whether that was the last step."""
     space = env.action_space
     if action.ndim:
-        observation, reward, terminated, truncated, _ = env.step(np.clip(action, space.low, space.high))
+        observation, reward, terminated, truncated, _ = env.step(action.clip(space.low, space.high))
     else:
         observation, reward, terminated, truncated, _ = env.step(int(action) + int(space.start))
     return observation, float(reward), terminated or truncated

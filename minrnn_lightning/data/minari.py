@@ -7,28 +7,30 @@ import re
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from minrnn_lightning.data.d4rl import SIZES
+from minrnn_lightning.data.data import writable
 from minrnn_lightning.data.episodes import Episodes, Source, join, make_episodes, rl_module
 
 STORAGE = "MINARI_DATASETS_PATH"  # the environment variable that Minari reads
-ID = re.compile(r"([-\w]+/)*[-\w]+-v\d+")
+ID = re.compile(r"([-\w][-\w/]*[-\w]/)?[-\w]+-v\d+")  # as Minari has it: a namespace of two characters or more
 METADATA = Path("data", "metadata.json")
 
 
-def storages(data_dir: Path) -> list[Path]:
-    """Where data sets are looked for: ``$MINARI_DATASETS_PATH``, ``minari`` in the folder of the data, Minari's own.
-
-    Args:
-        data_dir: Folder of the data sets.
-    """
+def new_storage(data_dir: Path) -> Path:
+    """Where new data sets go: ``$MINARI_DATASETS_PATH``, else ``minari`` in the folder of the data sets."""
     named = os.environ.get(STORAGE)
+    return Path(named).expanduser() if named else writable(data_dir) / "minari"
+
+
+def storages(data_dir: Path) -> list[Path]:
+    """Where data sets are looked for: where new ones go, ``minari`` in the folder of the data sets, Minari's own."""
     own = Path.home() / ".minari" / "datasets"
-    return [*([Path(named).expanduser()] if named else []), data_dir / "minari", own]
+    return list(dict.fromkeys([new_storage(data_dir), data_dir / "minari", own]))
 
 
 class MinariSet(Source):
@@ -141,6 +143,7 @@ class MinariSet(Source):
 @contextmanager
 def new_sets(storage: Path) -> Iterator[None]:
     """Let Minari write into a temporary storage, whose data sets move to ``storage`` when all has gone well."""
+    storage = storage.absolute()  # Minari joins a relative one to itself
     storage.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(prefix=".new-", dir=storage))
     before = os.environ.get(STORAGE)
@@ -158,3 +161,5 @@ def new_sets(storage: Path) -> Iterator[None]:
         else:
             os.environ[STORAGE] = before
         shutil.rmtree(partial, ignore_errors=True)
+        with suppress(OSError):
+            storage.rmdir()  # possible only if nothing is in it
