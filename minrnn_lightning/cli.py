@@ -30,6 +30,7 @@ USAGE = """usage: minrnn <command> [options]
              layer     time and memory of a layer against the length
              scan      the scans alone, beside copying the bytes that they move
              generate  time of a step and size of the state against the length of the context
+             policy    steps of an environment with policies that act in it
              accuracy  the error of the scans against the length
              train     a recipe's training step: minrnn benchmark train --config shakespeare
 
@@ -94,11 +95,11 @@ def _run(words: list[str]) -> None:
             from minrnn_lightning.benchmark.train import train
 
             train(find_recipes(rest))
-        case ["benchmark", ("layer" | "scan" | "generate" | "accuracy") as kind, *rest]:
+        case ["benchmark", ("layer" | "scan" | "generate" | "policy" | "accuracy") as kind, *rest]:
             function = getattr(import_module(f"minrnn_lightning.benchmark.{kind}"), kind)
             _call(function, f"benchmark {kind}", rest)
         case ["benchmark", *_]:
-            _fail("minrnn benchmark is followed by layer, scan, generate, accuracy or train", 2)
+            _fail("minrnn benchmark is followed by layer, scan, generate, policy, accuracy or train", 2)
         case [word, *_]:
             _fail(
                 f"{word!r} is not a command; the first word is one of fit, validate, test, predict, generate, rollout, "

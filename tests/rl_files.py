@@ -1,9 +1,15 @@
-"""Made-up episodes, and files of them in D4RL's layout, for the tests that read them."""
+"""Made-up episodes, and files of them in D4RL's layout and Minari's, for the tests that read them."""
 
+import warnings
 from pathlib import Path
 
+import gymnasium
 import h5py
+import minari
 import numpy as np
+from minari.data_collector.episode_buffer import EpisodeBuffer
+
+from minrnn_lightning.data.minari import new_sets
 
 
 def make_steps(lengths, seed=0, observation_size=11, action_size=3, discrete=False) -> dict[str, np.ndarray]:
@@ -38,3 +44,25 @@ def write_d4rl(file: Path, lengths, partial=0, seed=0, **changes) -> dict[str, n
         group.create_dataset("infos/qpos", data=np.zeros((steps, 6)), compression="gzip")
         group.create_dataset("metadata/algorithm", data=np.bytes_("SAC"))
     return arrays
+
+
+def write_minari(storage: Path, name: str, env_id: str, lengths) -> None:
+    """A data set of Minari, whose episodes are random actions in an environment."""
+    with new_sets(storage), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        env, buffers = gymnasium.make(env_id), []
+        env.action_space.seed(0)
+        for number, steps in enumerate(lengths):
+            seen, done = [env.reset(seed=number)[0]], [env.action_space.sample() for _ in range(steps)]
+            taken = [env.step(action) for action in done]
+            buffers.append(
+                EpisodeBuffer(
+                    id=number,
+                    observations=np.stack(seen + [observation for observation, *_ in taken]),
+                    actions=np.stack(done),
+                    rewards=[float(reward) for _, reward, *_ in taken],
+                    terminations=[False] * steps,
+                    truncations=[False] * (steps - 1) + [True],
+                )
+            )
+        minari.create_dataset_from_buffers(name, buffers, env)
