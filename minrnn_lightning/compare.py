@@ -19,8 +19,9 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from minrnn_lightning.benchmark.report import machine, write_whole
+from minrnn_lightning.benchmark.report import machine
 from minrnn_lightning.checkpoint import CheckpointError, read_checkpoint
+from minrnn_lightning.files import write_whole
 from minrnn_lightning.generate import generate, load_language_task
 from minrnn_lightning.nn import MIXERS
 

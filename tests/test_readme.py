@@ -64,6 +64,14 @@ def test_compare_command_runs(minrnn, tmp_path, monkeypatch):
     assert "mingru+attention" in (tmp_path / "results/compare.md").read_text()
 
 
+def test_collect_command_runs(minrnn, tmp_path, monkeypatch):
+    (command,) = (c for c in COMMANDS if c.startswith("minrnn collect"))
+    monkeypatch.chdir(tmp_path)
+    code, _, errors = minrnn(*shlex.split(command)[1:], "--episodes=2", "--iterations=2")
+    assert code == 0, errors
+    assert (tmp_path / "episodes/selfmade/hopper/medium-expert-v0/data/metadata.json").is_file()
+
+
 def test_the_two_set_up_commands_are_there():
     commands = re.findall(r"^python -m pip install .* && .*$", README, re.MULTILINE)
     assert [command.split(" && ")[1] for command in commands] == [

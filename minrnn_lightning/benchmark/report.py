@@ -18,6 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 from minrnn_lightning import __version__
+from minrnn_lightning.files import write_whole
 
 Row = dict[str, Any]
 Figures = dict[tuple[str, int], float | None]  # of a name at a length
@@ -29,6 +30,7 @@ COLUMNS = {  # of rows that hold them, with their heads in tables and plots
     "us_per_token": "µs per token",
     "peak_mb": "peak memory, MB",
     "tokens_per_s": "tokens/s",
+    "env_steps_per_s": "environment steps/s",
     "state_kb": "state, kB",
     "parameters_m": "parameters, M",
     "float32": "float32 error",
@@ -153,16 +155,6 @@ class Report:
     def _write(self, ending: str, content: bytes) -> None:
         assert self.folder is not None
         write_whole(self.folder / f"{self.benchmark}.{ending}", content)
-
-
-def write_whole(file: Path, content: bytes) -> None:
-    """Write a whole file or none."""
-    part = file.with_name(file.name + ".part")
-    try:
-        part.write_bytes(content)
-        part.replace(file)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def machine(device: torch.device) -> dict[str, object]:
