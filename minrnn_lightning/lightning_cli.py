@@ -143,7 +143,9 @@ class MinRNNCLI(LightningCLI):
         config = self.config_init[self.subcommand].trainer
         if config.logger in (None, True):
             tensorboard = TensorBoardLogger(config.default_root_dir, name="")
-            csv = CSVLogger(config.default_root_dir, name="", version=tensorboard.version)
+            csv = CSVLogger(  # flushed at once: a checkpoint must not be ahead of what was logged
+                config.default_root_dir, name="", version=tensorboard.version, flush_logs_every_n_steps=1
+            )
             kwargs["logger"] = [tensorboard, csv]
         if config.enable_checkpointing is not False:
             kwargs["callbacks"] = [*(config.callbacks or []), LastCheckpoint()]

@@ -2,6 +2,10 @@
 
 import csv
 import json
+import signal
+import subprocess
+import sys
+import time
 
 import pytest
 
@@ -37,7 +41,7 @@ def test_table_of_mixers_and_seeds(minrnn, tmp_path, where):
         *("mingru-0.json", "mingru+attention-0.json", "compare.json", "compare.csv", "compare.md", "compare.png")
     }
 
-    code, out, errors = minrnn(*words, "--seeds=0,1")  # the first ones are not run again
+    code, out, errors = minrnn(*words, "--seeds=0,1", "--devices=cpu,cpu")  # the first ones are not run again
     assert code == 0, errors
     assert "mingru, seed 0: finished before" in out
     assert one.read_bytes() == before
@@ -50,13 +54,19 @@ def test_table_of_mixers_and_seeds(minrnn, tmp_path, where):
     assert table.count("\n") == 4
     assert " ± " in table
 
-    code, _, errors = minrnn(*words, "--seeds=0", "--model.lr=1")
-    assert code == 1
-    assert "was made with the options" in errors
+    for other in ("--model.lr=1", "--metric=val/perplexity"):
+        code, _, errors = minrnn(*words, "--seeds=0", other)
+        assert code == 1
+        assert "was made with the metric val/loss and the options" in errors
     one.write_text("{}")
     code, _, errors = minrnn(*words, "--seeds=0")
     assert code == 1
     assert "mingru-0.json is not a result of `minrnn compare`: remove it or give another --output" in errors
+    for file in results.iterdir():
+        file.unlink()
+    code, _, errors = minrnn(*words, "--seeds=0", "--model.lr=1")  # would go on from a checkpoint of the old options
+    assert code == 1
+    assert "mingru-0 holds a run with other options: remove it or give other --runs" in errors
 
 
 @pytest.mark.slow
@@ -72,11 +82,29 @@ def test_an_interrupted_run_goes_on(minrnn, tmp_path, where):
     assert cell["minutes"] is None
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_a_run_ends_with_the_comparison_and_leaves_a_checkpoint(tmp_path, where, number):
+    words = ["compare", *SMALL, "--mixers=mingru", "--trainer.max_steps=100000", *where]
+    run = tmp_path / "runs/mingru-0"
+    with subprocess.Popen([sys.executable, "-m", "minrnn_lightning", *words]) as comparison:
+        while not list(run.glob("version_0/checkpoints/last.ckpt")):
+            assert comparison.poll() is None
+            time.sleep(0.1)
+        comparison.send_signal(number)
+    assert comparison.returncode == (130 if number == signal.SIGINT else -number)
+    deadline = time.monotonic() + 300
+    while "Saved" not in (run / "log").read_text():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
         (["--mixers=mingru,mamba9"], "mixer 'mamba9' is unknown; it can be attention"),
         (["--mixers=mingru", "--seeds=0,x"], "seeds must be whole numbers separated by commas, got '0,x'"),
+        (["--mixers=mingru", "--devices=cpu,99"], "device '99' is unknown; it can be cpu"),
         (["--seeds=0"], "the following arguments are required: --mixers"),
     ],
 )

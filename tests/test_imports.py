@@ -19,7 +19,7 @@ LAYERS = {
     "tool": {"ops", "nn", "checkpoint", "tasks", "data", "memory", "tool"},
     "lightning_cli": {"checkpoint", "tasks", "data", "tool"},
     "benchmark": {"ops", "nn", "tasks", "tool", "lightning_cli", "__init__"},
-    "compare": {"nn", "checkpoint", "tool", "benchmark"},
+    "compare": {"nn", "tool", "benchmark"},
     "memory": set(),
     "cli": {"memory", "data", "tool", "lightning_cli", "benchmark", "compare", "__init__"},
     "__main__": {"cli"},

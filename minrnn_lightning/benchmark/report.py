@@ -1,7 +1,5 @@
 """What a benchmark leaves behind: a table at once; JSON, CSV and a plot in a folder; the ratio to an earlier run."""
 
-import csv
-import io
 import json
 import math
 import platform
@@ -18,7 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from minrnn_lightning import __version__
-from minrnn_lightning.files import write_whole
+from minrnn_lightning.files import write_csv, write_json, write_plot
 
 Row = dict[str, Any]
 Figures = dict[tuple[str, int], float | None]  # of a name at a length
@@ -117,24 +115,10 @@ class Report:
         """Write JSON and CSV, and a plot where matplotlib is installed."""
         if self.folder is None:
             return
-        record = {"benchmark": self.benchmark, "about": self.about, "rows": self.rows}
-        self._write("json", (json.dumps(record, indent=2, allow_nan=False) + "\n").encode())
-        text = io.StringIO()
-        names = list(dict.fromkeys(name for row in self.rows for name in row))
-        writer = csv.DictWriter(text, names, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(self.rows)
-        self._write("csv", text.getvalue().encode())
-        try:
-            from matplotlib.figure import Figure
-        except ImportError:
-            print('No plot without matplotlib: pip install "minrnn-lightning[benchmark]"', file=sys.stderr)
-            return
-        figure = Figure(figsize=(5 * len(self.plotted) + 3.5, 4.5), layout="constrained")
-        self.draw(figure)
-        image = io.BytesIO()
-        figure.savefig(image, format="png", dpi=100)
-        self._write("png", image.getvalue())
+        file = self.folder / self.benchmark
+        write_json(file.with_suffix(".json"), {"benchmark": self.benchmark, "about": self.about, "rows": self.rows})
+        write_csv(file.with_suffix(".csv"), self.rows)
+        write_plot(file.with_suffix(".png"), (5 * len(self.plotted) + 3.5, 4.5), self.draw)
 
     def draw(self, figure: Any) -> None:
         """Draw a panel for each plotted column, against the length, as in figure 1 of the paper."""
@@ -151,10 +135,6 @@ class Report:
 
     def _setting(self) -> str:
         return ", ".join(f"{key} {value}" for key, value in self.about.items() if key not in ("python", "platform"))
-
-    def _write(self, ending: str, content: bytes) -> None:
-        assert self.folder is not None
-        write_whole(self.folder / f"{self.benchmark}.{ending}", content)
 
 
 def machine(device: torch.device) -> dict[str, object]:
