@@ -33,7 +33,7 @@ def make(env_id: str, **options: Any) -> Environment:
         raise ValueError(f'{env_id} needs a package: pip install "minrnn-lightning[rl]" ({error}).') from error
     except (gymnasium.error.Error, ImportError) as error:
         raise ValueError(
-            f"there is no environment {env_id!r}, give one of Gymnasium like Hopper-v5: {error}"
+            f"Gymnasium cannot make the environment {env_id!r} ({error}): give one like Hopper-v5"
         ) from error
 
 
