@@ -22,9 +22,11 @@ if TYPE_CHECKING:
         SequentialImageDataModule,
         ShakespeareDataModule,
         TextDataModule,
+        Trajectories,
+        TrajectoryDataModule,
     )
     from minrnn_lightning.nn import Backbone, MinGRU, MinLSTM
-    from minrnn_lightning.tasks import ClassificationTask, LanguageTask, TaggingTask, Task
+    from minrnn_lightning.tasks import ClassificationTask, LanguageTask, PolicyTask, TaggingTask, Task
 
 __all__ = [
     "AssociativeRecallDataModule",
@@ -41,6 +43,7 @@ __all__ = [
     "MinGRU",
     "MinLSTM",
     "PathfinderDataModule",
+    "PolicyTask",
     "RetrievalDataModule",
     "SelectiveCopyingDataModule",
     "SequentialImageDataModule",
@@ -49,6 +52,8 @@ __all__ = [
     "Task",
     "TextDataModule",
     "TextSamples",
+    "Trajectories",
+    "TrajectoryDataModule",
 ]
 
 __version__ = "0.1.0"

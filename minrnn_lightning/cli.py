@@ -21,13 +21,16 @@ USAGE = """usage: minrnn <command> [options]
   test       the same on the test data
   predict    the predictions of a task
   generate   continue a text: minrnn generate --checkpoint last.ckpt --prompt "ROMEO:"
+  rollout    let a policy act in its environment: minrnn rollout --checkpoint last.ckpt --target_return 3600
   compare    train a recipe with several mixers and seeds: minrnn compare --config shakespeare_small
              --mixers mingru,gru,mingru+attention --seeds 0,1,2 --output FOLDER
+  collect    train a small teacher in an environment and save its episodes: minrnn collect --env Hopper-v5
   recipes    list the recipes that come with the package
   benchmark  measure beside baselines, with --output FOLDER as JSON, CSV and plots too: minrnn benchmark layer
              layer     time and memory of a layer against the length
              scan      the scans alone, beside copying the bytes that they move
              generate  time of a step and size of the state against the length of the context
+             policy    steps of an environment with policies that act in it
              accuracy  the error of the scans against the length
              train     a recipe's training step: minrnn benchmark train --config shakespeare
 
@@ -73,26 +76,34 @@ def _run(words: list[str]) -> None:
             MinRNNCLI(words)
         case ["generate", *rest]:
             _call(generate, "generate", rest)
+        case ["rollout", *rest]:
+            from minrnn_lightning.rollout_command import rollout_command
+
+            _call(rollout_command, "rollout", rest)
         case ["compare", *rest]:
             from minrnn_lightning.compare import compare
 
             find_recipes(rest)  # refuses one that is not there; the runs look for it again
             compare(rest)
+        case ["collect", *rest]:
+            from minrnn_lightning.collect import collect
+
+            _call(collect, "collect", rest)
         case ["recipes", *rest]:
             _call(recipes, "recipes", rest)
         case ["benchmark", "train", *rest]:
             from minrnn_lightning.benchmark.train import train
 
             train(find_recipes(rest))
-        case ["benchmark", ("layer" | "scan" | "generate" | "accuracy") as kind, *rest]:
+        case ["benchmark", ("layer" | "scan" | "generate" | "policy" | "accuracy") as kind, *rest]:
             function = getattr(import_module(f"minrnn_lightning.benchmark.{kind}"), kind)
             _call(function, f"benchmark {kind}", rest)
         case ["benchmark", *_]:
-            _fail("minrnn benchmark is followed by layer, scan, generate, accuracy or train", 2)
+            _fail("minrnn benchmark is followed by layer, scan, generate, policy, accuracy or train", 2)
         case [word, *_]:
             _fail(
-                f"{word!r} is not a command; the first word is one of fit, validate, test, predict, generate, compare, "
-                "recipes, benchmark",
+                f"{word!r} is not a command; the first word is one of fit, validate, test, predict, generate, rollout, "
+                "compare, collect, recipes, benchmark",
                 2,
             )
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import sys
 import time
 from collections.abc import Iterable, Iterator
@@ -13,10 +12,10 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from minrnn_lightning import tasks
-from minrnn_lightning.checkpoint import CheckpointError, check_fits, read_checkpoint, tokenizer_of
+from minrnn_lightning.checkpoint import tokenizer_of
 from minrnn_lightning.memory import peak_memory
 from minrnn_lightning.tasks import LanguageTask, Task
+from minrnn_lightning.tasks.load import load_task
 
 Item = TypeVar("Item")
 
@@ -120,20 +119,8 @@ def load_language_task(path: str | Path) -> tuple[LanguageTask, Tokenizer]:
     Raises:
         CheckpointError: the file cannot be read, or holds something else than a language model of text.
     """
-    checkpoint = read_checkpoint(path)
-    kind = getattr(tasks, str(checkpoint.get("task")), LanguageTask)
-    if not issubclass(kind, LanguageTask):
-        raise CheckpointError(f"{path} holds a {kind.__name__}; only a LanguageTask can generate text")
-    tokenizer = tokenizer_of(checkpoint, path)
-    known = inspect.signature(LanguageTask).parameters  # a subclass may have more
-    values = {name: value for name, value in checkpoint.get("hyper_parameters", {}).items() if name in known}
-    try:
-        task = LanguageTask(**values)
-    except TypeError as error:
-        raise CheckpointError(f"{path} is not a checkpoint of a LanguageTask: {error}") from error
-    check_fits(task, checkpoint, path)
-    task.load_state_dict(checkpoint["state_dict"])
-    return task.eval(), tokenizer
+    task, checkpoint = load_task(path, LanguageTask, "generate text")
+    return task, tokenizer_of(checkpoint, path)
 
 
 def stream_text(tokenizer: Tokenizer, tokens: Iterable[int]) -> Iterator[str]:

@@ -48,7 +48,7 @@ def cifar_records(images: int, seed: int) -> np.ndarray:
     return records
 
 
-def write_cifar(file: Path, images: int = 10_000) -> dict[str, np.ndarray]:
+def write_cifar(file: Path, images: int = 10_000, classes: int = 10) -> dict[str, np.ndarray]:
     """An archive in the binary format, and what is in it."""
     file.parent.mkdir(parents=True, exist_ok=True)
     names = [*(f"data_batch_{number}" for number in range(1, 6)), "test_batch"]
@@ -57,7 +57,7 @@ def write_cifar(file: Path, images: int = 10_000) -> dict[str, np.ndarray]:
     with tarfile.open(file, "w:gz", compresslevel=0) as archive:
         for number, name in enumerate(names):
             records[name] = base.copy()
-            records[name][:, 0] = (base[:, 0] + number) % 10
+            records[name][:, 0] = (base[:, 0] + number) % classes
             member = tarfile.TarInfo(f"cifar-10-batches-bin/{name}.bin")
             member.size = records[name].size
             archive.addfile(member, io.BytesIO(records[name].tobytes()))

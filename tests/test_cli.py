@@ -64,7 +64,9 @@ def test_version_and_help(minrnn):
     assert minrnn("--version") == (0, f"minrnn {__version__}\n", "")
     code, out, errors = minrnn("--help")
     assert (code, errors) == (0, "")
-    assert all(f"\n  {word} " in out for word in ("fit", "validate", "test", "predict", "generate", "recipes"))
+    assert all(
+        f"\n  {word} " in out for word in ("fit", "validate", "test", "predict", "generate", "collect", "recipes")
+    )
     assert minrnn() == (code, out, errors)
     run = subprocess.run(command("--version"), capture_output=True, text=True, check=True)
     assert run.stdout == f"minrnn {__version__}\n"

@@ -75,9 +75,10 @@ def test_light_commands_do_not_import_torch(words):
     assert not loaded & {"torch", "lightning", "numpy"}
 
 
-def test_help_of_generate_does_not_import_torch():
-    code = "from minrnn_lightning.cli import main\ntry:\n    main(['generate', '--help'])\nexcept SystemExit:\n    pass"
-    assert not loaded_after(code) & {"torch", "lightning"}
+@pytest.mark.parametrize("word", ["generate", "collect"])
+def test_help_does_not_import_torch(word):
+    code = f"from minrnn_lightning.cli import main\ntry:\n    main(['{word}', '--help'])\nexcept SystemExit:\n    pass"
+    assert not loaded_after(code) & {"torch", "lightning", "gymnasium", "minari"}
 
 
 @pytest.mark.parametrize("module", ["ops", "nn"])
@@ -85,6 +86,13 @@ def test_layers_work_without_lightning(module):
     loaded = loaded_after(f"sys.modules['lightning'] = None; import minrnn_lightning.{module}")
     assert "torch" in loaded
     assert not any(name.startswith(("lightning.", "torchmetrics", "datasets")) for name in loaded)
+
+
+def test_data_and_collect_need_no_extra():
+    code = "import minrnn_lightning.collect, minrnn_lightning.data\nminrnn_lightning.data.TrajectoryDataModule"
+    loaded = loaded_after(code)
+    assert "minrnn_lightning.data.minari" in loaded
+    assert not loaded & {"gymnasium", "minari", "mujoco", "h5py"}
 
 
 def test_public_names():

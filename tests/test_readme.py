@@ -32,7 +32,7 @@ def test_fit_command_parses(minrnn, command, tmp_path, monkeypatch, checkpoint, 
     (tmp_path / "my_texts" / "play.txt").write_text(text.read_text())
     code, out, errors = minrnn(*shlex.split(command)[1:], "--print_config")
     assert code == 0, errors
-    assert "my_texts" in out
+    assert ("my_texts" in out) == ("my_texts" in command)
 
 
 def test_generate_command_runs(minrnn, checkpoint, tmp_path, monkeypatch):
@@ -62,6 +62,20 @@ def test_compare_command_runs(minrnn, tmp_path, monkeypatch):
     code, _, errors = minrnn(*shlex.split(command)[1:], *short)
     assert code == 0, errors
     assert "mingru+attention" in (tmp_path / "results/compare.md").read_text()
+
+
+def test_collect_command_runs(minrnn, tmp_path, monkeypatch):
+    (command,) = (c for c in COMMANDS if c.startswith("minrnn collect"))
+    monkeypatch.chdir(tmp_path)
+    code, _, errors = minrnn(*shlex.split(command)[1:], "--episodes=2", "--iterations=2")
+    assert code == 0, errors
+    assert (tmp_path / "episodes/selfmade/hopper/medium-expert-v0/data/metadata.json").is_file()
+
+
+def test_rollout_command_parses(minrnn, tmp_path, monkeypatch):
+    (command,) = (c for c in COMMANDS if c.startswith("minrnn rollout"))
+    monkeypatch.chdir(tmp_path)
+    assert minrnn(*shlex.split(command)[1:])[2].startswith("minrnn: last.ckpt: there is no such file")
 
 
 def test_the_two_set_up_commands_are_there():

@@ -12,8 +12,10 @@ import pytest
 import torch
 import yaml
 from lra_files import write_imdb, write_pathfinder, write_retrieval
+from rl_files import write_d4rl, write_minari
 
 from minrnn_lightning.cli import recipes_folder
+from minrnn_lightning.data.d4rl import ENVIRONMENTS, NAMES, SIZES, file_name
 from minrnn_lightning.generate import load_language_task
 
 OVERLAYS = sorted(recipes_folder().glob("hardware/*.yaml"))
@@ -22,6 +24,7 @@ RECIPES = sorted({*recipes_folder().rglob("*.yaml")} - {*OVERLAYS, *SMALL})
 LITTLE = ["--data.batch_size=2", "--data.length=16", "--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false"]
 LITTLE_DATA = {  # where the length alone does not make it little
     "associative_recall": ["--data.eval_lengths=[8]"],
+    "d4rl": ["--data.data_dir={files}", "--model.dim=16", "--model.depth=1"],
     "formal_languages": ["--data.eval_lengths=[8, 16]", "--data.eval_batches=2"],
     "imdb": ["--data.data_dir={files}"],
     "induction_heads": ["--data.eval_lengths=[8]"],
@@ -30,6 +33,7 @@ LITTLE_DATA = {  # where the length alone does not make it little
     "mqar": ["--data.pairs=2"],
     "pathfinder": ["--data.data_dir={files}"],
     "retrieval": ["--data.data_dir={files}"],
+    "rl": ["--data.data_dir={files}"],
     "selective_copying": ["--data.eval_lengths=[16]", "--data.eval_batches=2"],
 }
 IMAGES = ("cifar10", "pathfinder")  # whose length is that of the images
@@ -48,17 +52,23 @@ def little(recipe: Path, files: Path) -> list[str]:
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory) -> Path:
-    """Data of the Long Range Arena in their official formats, a few examples of each."""
-    folder = tmp_path_factory.mktemp("lra")
+    """Data of the Long Range Arena and of D4RL in their official formats, a few examples of each; sets of Minari."""
+    folder = tmp_path_factory.mktemp("files")
     write_retrieval(folder / "lra_release/lra_release/tsv_data")
     write_pathfinder(folder / "lra_release/lra_release/pathfinder32/curv_contour_length_14", 60)
     write_imdb(folder / "aclImdb")
+    for name in NAMES:
+        seen, done = SIZES[name.partition("-")[0]]
+        write_d4rl(folder / "d4rl" / file_name(name), [30, 20, 40], observation_size=seen, action_size=done)
+    for env in ("hopper", "halfcheetah"):
+        write_minari(folder / "minari", f"selfmade/{env}/medium-expert-v0", ENVIRONMENTS[env], [30, 20, 40])
     return folder
 
 
 @pytest.fixture(autouse=True)
 def corpus(tmp_path, monkeypatch, text):
-    """Without the corpus, a text where the plays would be that stand in for it offline."""
+    """Without the corpus, a text where the plays would be that stand in for it offline; no data sets of the user."""
+    monkeypatch.delenv("MINARI_DATASETS_PATH", raising=False)
     if not Path(os.environ.get("MINRNN_DATA_DIR", ""), "tinyshakespeare/input.txt").is_file():
         plays = tmp_path / "data/shakespeare-plays/input.txt"
         plays.parent.mkdir(parents=True)
@@ -66,7 +76,7 @@ def corpus(tmp_path, monkeypatch, text):
         monkeypatch.setenv("MINRNN_DATA_DIR", str(tmp_path / "data"))
 
 
-@pytest.mark.filterwarnings("ignore:.*is empty and left out")
+@pytest.mark.filterwarnings("ignore:.*is empty and left out", "ignore:.*is not the file of D4RL")
 @pytest.mark.parametrize("recipe", RECIPES, ids=names(RECIPES))
 def test_recipe_runs(minrnn, recipe, tmp_path, files):
     words = [f"--config={recipe}", *little(recipe, files), f"--trainer.default_root_dir={tmp_path}/runs"]
@@ -77,7 +87,9 @@ def test_recipe_runs(minrnn, recipe, tmp_path, files):
         code, out, errors = minrnn(command, *words, checkpoint, "--trainer.fast_dev_run=true")
         assert code == 0, errors
         assert "loss" in out
-        assert ("baseline" in out) == ("accuracy" in out) == (not recipe.stem.startswith("shakespeare"))
+        acts = recipe.parent.name in ("d4rl", "rl")
+        assert ("return" in out) == acts
+        assert ("baseline" in out) == ("accuracy" in out) == (not recipe.stem.startswith("shakespeare") and not acts)
 
 
 @pytest.mark.parametrize("overlay", SMALL, ids=names(SMALL))

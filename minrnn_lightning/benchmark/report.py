@@ -28,6 +28,7 @@ COLUMNS = {  # of rows that hold them, with their heads in tables and plots
     "us_per_token": "µs per token",
     "peak_mb": "peak memory, MB",
     "tokens_per_s": "tokens/s",
+    "env_steps_per_s": "environment steps/s",
     "state_kb": "state, kB",
     "parameters_m": "parameters, M",
     "float32": "float32 error",

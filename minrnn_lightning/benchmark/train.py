@@ -21,8 +21,8 @@ STEPS = 7  # training steps of each kind that are timed
 def train(words: list[str]) -> None:
     """Time whole training steps of a recipe on the CPU beside its matrix products alone and the paper's scan.
 
-    A step is forward, loss, backward, clipping and AdamW on one batch of the recipe's data. The matrix products have
-    the shapes and the precision of the step's, forward and backward.
+    A step is forward, loss, backward, clipping and AdamW on one batch of the recipe's data, compiled with
+    ``--model.compile true``. The matrix products have the shapes and the precision of the step's, forward and backward.
 
     Args:
         words: the options of ``minrnn fit``, a recipe among them, and ``--output FOLDER`` and ``--compare FILE`` as
@@ -63,6 +63,7 @@ def train(words: list[str]) -> None:
 
     with Linears() as linears:
         step()
+    model.configure_model()  # compiles it, where that is asked for
     steps = {PRODUCTS: linears.products(), WHOLE: step, LOG_SPACE: log_space_step}
     batch_size, length = len(batch[0]), batch[0].shape[-1]
     rows = time_and_memory(steps, STEPS, device, length, batch_size)

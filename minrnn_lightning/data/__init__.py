@@ -12,6 +12,8 @@ from minrnn_lightning.data.retrieval import RetrievalDataModule
 from minrnn_lightning.data.selective_copying import SelectiveCopyingDataModule
 from minrnn_lightning.data.shakespeare import ShakespeareDataModule
 from minrnn_lightning.data.text import TextDataModule
+from minrnn_lightning.data.trajectories import TrajectoryDataModule
+from minrnn_lightning.data.trajectory_rows import Trajectories
 
 __all__ = [
     "AssociativeRecallDataModule",
@@ -27,4 +29,6 @@ __all__ = [
     "SequentialImageDataModule",
     "ShakespeareDataModule",
     "TextDataModule",
+    "Trajectories",
+    "TrajectoryDataModule",
 ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,11 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler
 def cache_dir() -> Path:
     """The user's cache folder for this package: ``$XDG_CACHE_HOME/minrnn_lightning``, else below ``~/.cache``."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "minrnn_lightning"
+
+
+def data_folder(data_dir: str | None = None) -> Path:
+    """The folder of the data sets: the one that is given, else ``$MINRNN_DATA_DIR``, else the user's cache folder."""
+    return Path(data_dir or os.environ.get("MINRNN_DATA_DIR") or cache_dir()).expanduser()
 
 
 def writable(folder: Path) -> Path:
@@ -58,7 +64,7 @@ class Data(LightningDataModule, ABC):
         self.batch_size = batch_size
         self.length = length
         self.num_workers = num_workers
-        self.data_dir = Path(data_dir or os.environ.get("MINRNN_DATA_DIR") or cache_dir()).expanduser()
+        self.data_dir = data_folder(data_dir)
 
     @property
     @abstractmethod
@@ -83,6 +89,15 @@ class Data(LightningDataModule, ABC):
         """Rank of this process and number of the processes that share the data."""
         shared = self.trainer and self.trainer.distributed_sampler_kwargs
         return (shared["rank"], shared["num_replicas"]) if shared else (0, 1)
+
+    def samples_per_second(self, seconds: float = 1.0) -> float:
+        """Training examples, rows of batches, that one process makes in a second, beginning with the stream."""
+        stream = self.train_dataloader().dataset
+        made, position, start = 0, 0, time.perf_counter()
+        while (elapsed := time.perf_counter() - start) < seconds:
+            made += len(stream[position][0])
+            position += 1
+        return made / elapsed
 
     def loader(self, dataset: Dataset[Any], stream: bool = False) -> DataLoader[Any]:
         """The loader of a data set whose items are whole batches, this process's share of them.

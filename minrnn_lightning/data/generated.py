@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import time
 from abc import abstractmethod
 from collections.abc import Sequence
 from functools import cached_property
@@ -181,15 +180,6 @@ class GeneratedData(Data):
             random = np.random.default_rng((BASELINE, length, 0, 0))
             accuracies.append(blind_accuracy(self.rule(random, 1024, length), self.rule(random, 1024, length)))
         return float(np.mean(accuracies))
-
-    def samples_per_second(self, seconds: float = 1.0) -> float:
-        """Training examples that one process makes in a second, beginning with the stream."""
-        stream = self.training_examples()
-        made, position, start = 0, 0, time.perf_counter()
-        while (elapsed := time.perf_counter() - start) < seconds:
-            made += len(stream[position].inputs)
-            position += 1
-        return made / elapsed
 
     def training_examples(self) -> TrainingExamples:
         """This process's share of the training stream."""

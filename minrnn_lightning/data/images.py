@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tarfile
+import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal
@@ -94,15 +95,14 @@ class SequentialImageDataModule(LabelledData):
             with tarfile.open(self.archive) as archive:
                 for member in archive:
                     # Contents are only read, so no link and no path in the archive can do harm.
-                    if member.name.endswith("_batch.bin") or "/data_batch_" in member.name:
-                        content = archive.extractfile(member)
-                        assert content is not None
+                    if member.name.endswith(".bin") and (content := archive.extractfile(member)):
                         records[Path(member.name).stem] = np.frombuffer(content.read(), np.uint8)
             train = np.concatenate([records[f"data_batch_{number}"] for number in range(1, 6)]).reshape(50_000, -1)
             test = records["test_batch"].reshape(10_000, -1)
-            if train.shape[1] != 1 + 3 * SIDE * SIDE or test.shape[1] != train.shape[1]:
+            sizes = {train.shape[1], test.shape[1]}
+            if sizes != {1 + 3 * SIDE * SIDE} or max(train[:, 0].max(), test[:, 0].max()) >= self.output_size:
                 raise ValueError
-        except (tarfile.TarError, OSError, EOFError, KeyError, ValueError):
+        except (tarfile.TarError, zlib.error, OSError, EOFError, KeyError, ValueError):
             raise ValueError(
                 f"{self.archive} is not the binary version of CIFAR-10; delete it, to have it fetched from {URL}."
             ) from None

@@ -45,7 +45,7 @@ class Block(nn.Module):
         if self.conv is not None:
             y, before = self.conv(y, before, reset)
         y, state = self.mixer(y, state, reset, **self._time(delta_t))
-        return self._add_mlp(x + self.dropout(y)), (before, state)
+        return self._add_mlp(self._add(x, y)), (before, state)
 
     def step(self, x_t: Tensor, state: State, *, delta_t: Tensor | None = None) -> tuple[Tensor, State]:
         """One step of ``forward``: (batch, dim) and the state to the same."""
@@ -54,7 +54,7 @@ class Block(nn.Module):
         if self.conv is not None:
             y, before = self.conv.step(y, before)
         y, state = self.mixer.step(y, state, **self._time(delta_t))
-        return self._add_mlp(x_t + self.dropout(y)), (before, state)
+        return self._add_mlp(self._add(x_t, y)), (before, state)
 
     def initial_state(self, batch_size: int) -> State:
         """The state before the first step: the convolution's (None without one) and the mixer's."""
@@ -71,7 +71,11 @@ class Block(nn.Module):
         return {"delta_t": delta_t}
 
     def _add_mlp(self, x: Tensor) -> Tensor:
-        return x if self.mlp is None else x + self.dropout(self.mlp(self.mlp_norm(x)))
+        return x if self.mlp is None else self._add(x, self.mlp(self.mlp_norm(x)))
+
+    def _add(self, x: Tensor, y: Tensor) -> Tensor:
+        y = self.dropout(y).to(x.dtype)  # a sum of two types takes twice as long as the cast and the sum
+        return x + y
 
 
 class Backbone(nn.Module):

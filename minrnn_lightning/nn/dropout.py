@@ -17,5 +17,5 @@ class Dropout(nn.Dropout):
             return super().forward(input)
         draws = torch.empty(-(-input.numel() // 8), dtype=torch.int64).random_(-(2**63), None)
         keep = draws.view(torch.uint8)[: input.numel()].view(input.shape) >= dropped
-        kept, zero = torch.tensor([256 / (256 - dropped), 0], dtype=input.dtype)
-        return input * torch.where(keep, kept, zero)  # one factor: one product forward and one backward
+        kept = keep.view(torch.int8).to(input.dtype)  # from bool it would take five times as long
+        return input * kept.mul_(256 / (256 - dropped))  # one factor: one product forward and one backward

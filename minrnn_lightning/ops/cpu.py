@@ -1,29 +1,24 @@
-"""The scan on CPUs: which blocks of channels to give to which thread, and the tensors as the kernels want them."""
+"""The scan on CPUs: which blocks of channels make a unit of work, and the tensors as the kernels want them."""
 
 import ctypes
-import os
+import functools
 import sys
-from concurrent.futures import ThreadPoolExecutor
-from functools import partial
+from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from minrnn_lightning.ops import cpu_kernels
+from minrnn_lightning.ops import cpu_kernels, team
 from minrnn_lightning.ops.portable import state_dtype
 
-Array = npt.NDArray[Any]
-Sequence = tuple[Array, tuple[int, int]]  # flat, and its strides from row to row and from step to step
-
 KINDS = {"linear": cpu_kernels.LINEAR, "positive": cpu_kernels.POSITIVE, "identity": cpu_kernels.IDENTITY}
+STORED = {torch.float32: "float32", torch.float64: "float64", torch.bfloat16: "uint16"}  # as the kernels see it
 LINE = 16  # blocks begin at cache lines, so that no two threads write one
 ALONE = 1 << 15  # fewer elements than this are not worth a second thread
 HUGE_PAGE, MADV_HUGEPAGE = 1 << 21, 14  # bytes; the advice of <sys/mman.h>
 _madvise = ctypes.CDLL(None).madvise if sys.platform == "linux" else None
-NO_RESET = np.zeros((0, 0), np.bool_)
 
 
 def forward(
@@ -32,15 +27,15 @@ def forward(
     """Every state of the scan, (batch, length, dim), in the type of ``k``."""
     h = _empty(k)
     if h.numel():
-        shares, scan = _Shares(k.shape, split_from=3), (_resets(reset), _order(k.shape[1], reverse), KINDS[kind])
-        inputs = [_flat(x) for x in (k, v, f)]
-        starts = shares.zeros(k)
-        starts[:, 0] = _state(initial, k)
-        if shares.chunks > 1:
-            product, end = shares.zeros(k), shares.zeros(k)
-            shares.run(cpu_kernels.ends, *inputs, False, product, end, *scan)
-            _carry(starts, product, end)
-        shares.run(cpu_kernels.forward, *inputs, _flat(h), starts, *scan)
+        scan = _Scan(k, f, reset, kind, reverse, split_from=3)
+        starts = scan.states()
+        if initial is not None:
+            starts[:, 0] = initial
+        if scan.chunks > 1:
+            product, end = scan.states(), scan.states()
+            scan.run(cpu_kernels.ends_entry, k, v, f, product, end)
+            _carry(starts.numpy(), product.numpy(), end.numpy())
+        scan.run(cpu_kernels.forward_entry, k, v, f, h, starts)
     return h.to(k.dtype)
 
 
@@ -59,20 +54,19 @@ def backward(
     d_k, d_v, d_f = _empty(k), _empty(k), _empty(k[:, :0] if f is None else f)
     d_initial = torch.zeros(k.shape[0], k.shape[2], dtype=state_dtype(k.dtype))
     if d_k.numel():
-        shares, scan = _Shares(k.shape, split_from=2), (_resets(reset), _order(k.shape[1], reverse), KINDS[kind])
-        flows = shares.zeros(k)
-        if shares.chunks > 1:
-            product, end = shares.zeros(k), shares.zeros(k)
-            shares.run(cpu_kernels.ends, _flat(k), _flat(grad), _flat(f), True, product, end, *scan)
-            _carry(flows[:, ::-1], product[:, ::-1], end[:, ::-1])
-        results = d_k, d_v, None if f is None else d_f
-        sequences = [_flat(x) for x in (grad, k, v, f, h, *results)]
-        shares.run(cpu_kernels.backward, *sequences, _state(initial, k), flows, *scan)
-        d_initial = torch.from_numpy(flows[:, 0].copy())
+        scan = _Scan(k, f, reset, kind, reverse, split_from=2)
+        flows = scan.states()
+        if scan.chunks > 1:
+            product, end = scan.states(), scan.states()
+            scan.run(cpu_kernels.ends_entry, k, grad, f, product, end, back=True)
+            _carry(*(x.numpy()[:, ::-1] for x in (flows, product, end)))
+        first = d_initial if initial is None else initial.detach().contiguous()
+        scan.run(cpu_kernels.backward_entry, grad, k, v, f, h, d_k, d_v, d_f, first, flows)
+        d_initial = flows[:, 0].contiguous()
     return d_k.to(k.dtype), d_v.to(k.dtype), d_f.to(k.dtype), d_initial
 
 
-def _carry(starts: Array, product: Array, end: Array) -> None:
+def _carry(starts: npt.NDArray[Any], product: npt.NDArray[Any], end: npt.NDArray[Any]) -> None:
     """The state before each chunk, given that before the first one, in the place of ``starts``."""
     for chunk in range(1, starts.shape[1]):
         starts[:, chunk] = product[:, chunk - 1] * starts[:, chunk - 1] + end[:, chunk - 1]
@@ -95,74 +89,51 @@ def _empty(like: Tensor) -> Tensor:
     return tensor
 
 
-def _flat(x: Tensor | None) -> Sequence | None:
-    """The memory under ``x``, from its first element on, and where in it the steps are."""
+def _operand(x: Tensor | None) -> Tensor | None:
+    """The tensor in a type that the kernels know, with its channels side by side."""
     if x is None:
         return None
-    x = x.detach().to(_stored(x.dtype))
-    if x.stride(2) != 1 and x.shape[2] > 1:
-        x = x.contiguous()
-    row, step = x.stride(0), x.stride(1)
-    flat = x.as_strided(((x.shape[0] - 1) * row + (x.shape[1] - 1) * step + x.shape[2],), (1,))
-    array = (flat.view(torch.uint16) if flat.dtype == torch.bfloat16 else flat).numpy()
-    return array, (row, step)
+    if x.dtype == torch.float16:
+        x = x.float()
+    return x if x.stride(-1) == 1 or x.shape[-1] == 1 else x.contiguous()
 
 
-def _order(length: int, reverse: bool) -> Array:
-    steps = np.arange(length)
-    return np.ascontiguousarray(steps[::-1]) if reverse else steps
+@functools.lru_cache(maxsize=8)
+def _order(length: int, reverse: bool) -> Tensor:
+    steps = torch.arange(length)
+    return steps.flip(0) if reverse else steps
 
 
-def _state(initial: Tensor | None, k: Tensor) -> Array:
-    if initial is None:
-        return np.zeros((k.shape[0], k.shape[2]), np.float64 if k.dtype == torch.float64 else np.float32)
-    array: Array = initial.detach().contiguous().numpy()
-    return array
-
-
-def _resets(reset: Tensor | None) -> Array:
-    if reset is None:
-        return NO_RESET
-    array: Array = reset.contiguous().numpy()
-    return array
-
-
-class _Shares:
-    """How a scan is shared between as many threads as PyTorch uses: rows, blocks of channels, chunks of the length.
+class _Scan:
+    """One scan, and how it is shared between as many threads as PyTorch uses: rows, blocks of channels, chunks.
 
     A length in chunks is walked twice, which pays from ``split_from`` idle threads a block on.
     """
 
-    def __init__(self, shape: torch.Size, split_from: int) -> None:
-        self.batch, length, self.dim = shape
-        threads = 1 if shape.numel() < ALONE else torch.get_num_threads()
-        per_row = -(-threads // self.batch)  # blocks that a row needs, so that every thread has one
-        self.block = min(cpu_kernels.BLOCK, -(-self.dim // per_row // LINE) * LINE)
-        units = self.batch * -(-self.dim // self.block)
+    def __init__(
+        self, k: Tensor, f: Tensor | None, reset: Tensor | None, kind: str, reverse: bool, split_from: int
+    ) -> None:
+        batch, length, dim = k.shape
+        threads = 1 if k.numel() < ALONE else torch.get_num_threads()
+        per_row = -(-threads // batch)  # blocks that a row needs, so that every thread has one
+        block = min(cpu_kernels.BLOCK, -(-dim // per_row // LINE) * LINE)
+        units = batch * -(-dim // block)
         self.chunks = min(threads // units, length) if threads >= split_from * units else 1
-        self.units = units * self.chunks
-        self.threads = min(threads, self.units)
+        self.threads = min(threads, units * self.chunks)
+        self.shape, self.wide, self.stored = (batch, self.chunks, dim), state_dtype(k.dtype), STORED[_stored(k.dtype)]
+        self.gates = None if f is None else True
+        self.reset, self.order = None if reset is None else reset.contiguous(), _order(length, reverse)
+        self.sizes = units * self.chunks, batch, length, dim, self.chunks, block, KINDS[kind]
 
-    def zeros(self, k: Tensor) -> Array:
-        """One number for every chunk and channel, (batch, chunks, dim), in the type of the state."""
-        return np.zeros((self.batch, self.chunks, self.dim), np.float64 if k.dtype == torch.float64 else np.float32)
+    def states(self) -> Tensor:
+        """A zero for every row, chunk and channel, in the type of the state."""
+        return torch.zeros(self.shape, dtype=self.wide)
 
-    def run(self, kernel: Any, *args: Any) -> None:
-        """Run the kernel on every unit."""
-        run = partial(kernel, *args, self.block)
-        cuts = [self.units * i // self.threads for i in range(self.threads + 1)]
-        others = [_pool(self.threads - 1).submit(run, *cuts[i : i + 2]) for i in range(1, self.threads)]
-        run(*cuts[:2])
-        for other in others:
-            other.result()
-
-
-_pools: dict[int, ThreadPoolExecutor] = {}
-os.register_at_fork(after_in_child=_pools.clear)  # a forked process has none of its parent's threads
-
-
-def _pool(threads: int) -> ThreadPoolExecutor:
-    """The helpers of the calling thread's own work, kept for the next call."""
-    if threads not in _pools:
-        _pools[threads] = ThreadPoolExecutor(threads, thread_name_prefix="minrnn")
-    return _pools[threads]
+    def run(self, entry: Callable[..., Any], *operands: Tensor | None, back: bool = False) -> None:
+        """Run a kernel over these operands, a sequence or the states of one each."""
+        tensors = [_operand(x) for x in operands]
+        places = [(0, 0, 0) if x is None else (x.data_ptr(), x.stride(0), x.stride(1)) for x in tensors]
+        reset = 0 if self.reset is None else self.reset.data_ptr()
+        call = [0, *self.sizes, back, reset, self.order.data_ptr(), *(number for place in places for number in place)]
+        kernel = cpu_kernels.compiled(entry, self.stored, self.gates)
+        team.run(kernel.address, (ctypes.c_int64 * len(call))(*call), self.threads)

@@ -1,4 +1,4 @@
-"""The scan's loops for CPUs, compiled by Numba: fused with gate and activation, vectorised, free of the GIL.
+"""The scan's loops for CPUs, compiled by Numba: fused with gate and activation, vectorised, without Python.
 
 A kernel walks the length once for a block of neighbouring channels whose state stays in the first-level cache, so that
 it reads and writes each sequence once. The exponential is written out because only then does LLVM vectorise the loops.
@@ -7,13 +7,18 @@ uint16 stands for the bits of bfloat16. The forget gate f is None for minGRU, wh
 
 ``order`` lists the steps in the order of the scan. It is an array, not a range, because with offsets that it foresees
 LLVM checks once for all steps that the arrays do not overlap, and gives up on every walk against the time.
+
+A call of a kernel is an array of integers: the number of the next unit of work, of which every thread takes one after
+the other until none is left, sizes and options at the places named below, and the operands, each an address and two
+strides.
 """
 
+import functools
 import warnings
 
 import numpy as np
 from llvmlite import ir
-from numba import njit, types
+from numba import carray, cfunc, njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic, overload
 from numba.np.arrayobj import make_array
@@ -21,6 +26,7 @@ from numba.np.arrayobj import make_array
 LINEAR, POSITIVE, IDENTITY = 0, 1, 2
 AHEAD = 4  # steps between asking for a row and reading it
 BLOCK = 256  # channels that a kernel carries at once, at most: state and rows fit the first-level cache
+UNITS, BATCH, LENGTH, DIM, CHUNKS, WIDTH, KIND, BACK, RESET, ORDER, OPERANDS = range(1, 12)  # places in a call
 
 # exp(r) on |r| ≤ ½·ln 2, by relative minimax fit of degree 6 (error 2e-9, far below float32's)
 P0, P1, P2, P3 = np.float32(1.0), np.float32(1.0), np.float32(0.49999991), np.float32(0.16666420)
@@ -47,8 +53,9 @@ def _can_be_kept() -> bool:
 
 # No fast-math but fused multiply-add, and not even that in what a loop is made of: it would undo the compensation of
 # rounding. Those functions are inlined because LLVM vectorises no loop with a call in it.
-kernel = njit(nogil=True, cache=_can_be_kept(), fastmath={"contract"}, error_model="numpy")
+kernel = njit(fastmath={"contract"}, error_model="numpy")
 element = njit(forceinline=True, error_model="numpy")
+KEPT = _can_be_kept()
 
 
 @element
@@ -146,8 +153,7 @@ def sigmoid(x):
 @element
 def positive(v):
     """The paper's g(v)."""
-    e = exp(-abs(v))
-    return v + HALF if v >= 0 else e / (ONE + e)
+    return v + HALF if v >= 0 else sigmoid(v)
 
 
 @element
@@ -159,16 +165,32 @@ def positive_slope(v, c):
 @element
 def gate(k, f, n):
     """The smaller of z and 1 − z, and whether that is 1 − z, where z = σ(k) or, with f, σ(k) / (σ(k) + σ(f[n]))."""
+    part, whole, opened = gate_parts(k, f, n)
+    return part / whole, opened
+
+
+@element
+def gate_and_positive(k, f, n, v):
+    """``gate`` and ``positive`` with one division for both: it takes as long as all the rest."""
+    part, whole, opened = gate_parts(k, f, n)
+    e = exp(-abs(v))
+    scale = ONE / (whole * (ONE + e))
+    return part * (ONE + e) * scale, opened, v + HALF if v >= 0 else e * whole * scale
+
+
+@element
+def gate_parts(k, f, n):
+    """Numerator and denominator of the smaller of z and 1 − z, and whether that is 1 − z; see ``gate``."""
     if f is None:
         e = exp(-abs(k))
-        return e / (ONE + e), k >= 0
+        return e, ONE + e, k >= 0
     x = load(f, n)  # z : 1 − z  =  (1 + e^−x) : (1 + e^−k), without overflow
     to_k, to_f = ONE + exp(-abs(x)), ONE + exp(-abs(k))
     away = (ZERO if x >= 0 else -x) - (ZERO if k >= 0 else -k)
     scale = exp(-abs(away))
     to_k, to_f = (to_k if away >= 0 else to_k * scale), (to_f * scale if away >= 0 else to_f)
     opened = to_k >= to_f
-    return (to_f if opened else to_k) / (to_k + to_f), opened
+    return to_f if opened else to_k, to_k + to_f, opened
 
 
 @element
@@ -194,9 +216,32 @@ def store_gates(dk, p, df, r, slope, k, i, f, n):
         store(df, r, -slope * sigmoid(-load(f, n)))
 
 
+@intrinsic
+def prefer_wide_vectors(context):
+    """Vectors of 512 bits where the processor has them; for many that do, LLVM takes 256 unless a function asks."""
+
+    def generate(context, builder, signature, arguments):
+        set.add(builder.function.attributes, '"prefer-vector-width"="512"')  # llvmlite's own add lacks this one
+        return context.get_dummy_value()
+
+    return types.void(), generate
+
+
+@intrinsic
+def take(context, call):
+    """The number of the next unit of work, which no other thread is given."""
+
+    def generate(context, builder, signature, arguments):
+        data = make_array(signature.args[0])(context, builder, arguments[0]).data
+        return builder.atomic_rmw("add", data, ir.Constant(data.type.pointee, 1), "monotonic")
+
+    return types.int64(call), generate
+
+
 @kernel
-def part(unit, dim, block, length, chunks):
+def part(call, unit):
     """A unit of work: row, first channel, number of channels, chunk of the length, and where that begins and ends."""
+    dim, block, length, chunks = call[DIM], call[WIDTH], call[LENGTH], call[CHUNKS]
     blocks = (dim + block - 1) // block
     row, rest = unit // (blocks * chunks), unit % (blocks * chunks)
     first, chunk = rest // chunks * block, rest % chunks
@@ -204,12 +249,15 @@ def part(unit, dim, block, length, chunks):
 
 
 @kernel
-def forward(k, v, f, h, starts, reset, order, kind, block, lo, hi):
-    """Write every state of the units ``lo`` … ``hi`` to ``h``, from the states ``starts`` before each chunk."""
-    state = np.empty(block, starts.dtype)
-    rest = np.empty(block, starts.dtype)  # what rounding has cut off the state: long memories stay exact
-    for unit in range(lo, hi):
-        row, first, width, chunk, begin, end = part(unit, starts.shape[2], block, order.size, starts.shape[1])
+def forward(call, k, v, f, h, starts, reset, order):
+    """Write every state to ``h``, from the states ``starts`` before each chunk."""
+    prefer_wide_vectors()
+    kind, units = call[KIND], call[UNITS]
+    state = np.empty(BLOCK, starts.dtype)
+    rest = np.empty(BLOCK, starts.dtype)  # what rounding has cut off the state: long memories stay exact
+    unit = take(call)
+    while unit < units:
+        row, first, width, chunk, begin, end = part(call, unit)
         state[:width] = starts[row, chunk, first : first + width]
         rest[:width] = 0
         for step in range(begin, end):
@@ -231,8 +279,7 @@ def forward(k, v, f, h, starts, reset, order, kind, block, lo, hi):
                     store(h, o + d, state[d])
             elif kind == POSITIVE:
                 for d in range(width):
-                    smaller, opened = gate(load(k, i + d), f, n + d)
-                    c = positive(load(v, j + d))
+                    smaller, opened, c = gate_and_positive(load(k, i + d), f, n + d, load(v, j + d))
                     state[d], rest[d] = interpolate(smaller, opened, c, state[d], rest[d])
                     store(h, o + d, state[d])
             else:
@@ -240,19 +287,23 @@ def forward(k, v, f, h, starts, reset, order, kind, block, lo, hi):
                     smaller, opened = gate(load(k, i + d), f, n + d)
                     state[d], rest[d] = interpolate(smaller, opened, load(v, j + d), state[d], rest[d])
                     store(h, o + d, state[d])
+        unit = take(call)
 
 
 @kernel
-def ends(k, v, f, back, product, end, reset, order, kind, block, lo, hi):
+def ends(call, k, v, f, product, end, reset, order):
     """Write how each chunk maps the state before it to that after it: times ``product``, plus ``end``.
 
-    With ``back`` the steps go backward and v is the gradient of every state: then it is how the chunk maps the gradient
-    that reaches its last state from behind it to that which leaves the chunk.
+    If the call says back, the steps go backward and v is the gradient of every state: then it is how the chunk maps the
+    gradient that reaches its last state from behind it to that which leaves the chunk.
     """
+    prefer_wide_vectors()
+    kind, units, back = call[KIND], call[UNITS], call[BACK] != 0
     kept = np.empty((4, BLOCK), end.dtype)
     state, rest, decay, lost = kept[0], kept[1], kept[2], kept[3]  # and what rounding has cut off state and decay
-    for unit in range(lo, hi):
-        row, first, width, chunk, begin, stop = part(unit, end.shape[2], block, order.size, end.shape[1])
+    unit = take(call)
+    while unit < units:
+        row, first, width, chunk, begin, stop = part(call, unit)
         kept[:] = 0
         decay[:width] = 1
         for step in range(begin, stop):
@@ -281,21 +332,25 @@ def ends(k, v, f, back, product, end, reset, order, kind, block, lo, hi):
                 kept[:] = 0
         product[row, chunk, first : first + width] = decay[:width]
         end[row, chunk, first : first + width] = state[:width]
+        unit = take(call)
 
 
 @kernel
-def backward(g, k, v, f, h, dk, dv, df, initial, flows, reset, order, kind, block, lo, hi):
-    """Write the gradients of the units ``lo`` … ``hi``, from the last step of each chunk to its first.
+def backward(call, g, k, v, f, h, dk, dv, df, initial, flows, reset, order):
+    """Write the gradients, from the last step of each chunk to its first.
 
     ``flows`` holds the gradient that reaches the last state of each chunk from behind it, and is given that which
     leaves the chunk.
     """
+    prefer_wide_vectors()
+    kind, units = call[KIND], call[UNITS]
     # Parts of one array: LLVM vectorises no loop over many arrays of which it does not know that they do not overlap.
     kept = np.empty(4 * BLOCK, flows.dtype)
     flow, before = kept[:BLOCK], kept[BLOCK : 2 * BLOCK]  # a_{t+1}·G_{t+1}, what reaches h_t from later steps; h_{t-1}
     through, to_gate = kept[2 * BLOCK : 3 * BLOCK], kept[3 * BLOCK :]  # G·z, G·z·(1 − z)
-    for unit in range(lo, hi):
-        row, first, width, chunk, begin, end = part(unit, flows.shape[2], block, order.size, flows.shape[1])
+    unit = take(call)
+    while unit < units:
+        row, first, width, chunk, begin, end = part(call, unit)
         flow[:width] = flows[row, chunk, first : first + width]
         for step in range(end - 1, begin - 1, -1):
             t = order[step]
@@ -314,7 +369,7 @@ def backward(g, k, v, f, h, dk, dv, df, initial, flows, reset, order, kind, bloc
             if cut:
                 before[:width] = 0
             elif step == 0:
-                before[:width] = initial[row, first : first + width]
+                before[:width] = initial[row, 0, first : first + width]
             else:
                 o = at(h, row, order[step - 1], first)
                 for d in range(width):
@@ -350,3 +405,106 @@ def backward(g, k, v, f, h, dk, dv, df, initial, flows, reset, order, kind, bloc
             if cut:
                 flow[:width] = 0
         flows[row, chunk, first : first + width] = flow[:width]
+        unit = take(call)
+
+
+@intrinsic
+def pointer(context, address):
+    """The address as a pointer."""
+
+    def generate(context, builder, signature, arguments):
+        return builder.inttoptr(arguments[0], cgutils.voidptr_t)
+
+    return types.voidptr(address), generate
+
+
+@element
+def sequence(call, number, dtype):
+    """An operand of the call as a sequence."""
+    i = OPERANDS + 3 * number
+    return carray(pointer(call[i]), (1,), dtype), (call[i + 1], call[i + 2])
+
+
+@element
+def optional(call, number, dtype, there):
+    """An operand that is None where ``there`` is."""
+    if there is None:
+        return None
+    return sequence(call, number, dtype)
+
+
+@element
+def states(call, number, chunks, dtype):
+    """An operand with a state for every row, chunk and channel."""
+    return carray(pointer(call[OPERANDS + 3 * number]), (call[BATCH], chunks, call[DIM]), dtype)
+
+
+@element
+def resets(call):
+    """The resets of every row; an empty array if there are none."""
+    there = min(1, call[RESET])
+    return carray(pointer(call[RESET]), (there * call[BATCH], there * call[LENGTH]), np.bool_)
+
+
+@element
+def steps(call):
+    """The steps in the order of the scan."""
+    return carray(pointer(call[ORDER]), (call[LENGTH],), np.int64)
+
+
+def forward_entry(dtype, wide, gates):
+    """``forward`` as a C function of a call with the operands k, v, f, h, starts."""
+
+    def entry(address):
+        prefer_wide_vectors()  # what is inlined here is compiled as this function asks
+        call = carray(address, (OPERANDS + 15,), np.int64)
+        k, v, f = sequence(call, 0, dtype), sequence(call, 1, dtype), optional(call, 2, dtype, gates)
+        starts = states(call, 4, call[CHUNKS], wide)
+        forward(call, k, v, f, sequence(call, 3, dtype), starts, resets(call), steps(call))
+
+    return entry
+
+
+def ends_entry(dtype, wide, gates):
+    """``ends`` as a C function of a call with the operands k, v, f, product, end."""
+
+    def entry(address):
+        prefer_wide_vectors()  # what is inlined here is compiled as this function asks
+        call = carray(address, (OPERANDS + 15,), np.int64)
+        k, v, f = sequence(call, 0, dtype), sequence(call, 1, dtype), optional(call, 2, dtype, gates)
+        product, end = states(call, 3, call[CHUNKS], wide), states(call, 4, call[CHUNKS], wide)
+        ends(call, k, v, f, product, end, resets(call), steps(call))
+
+    return entry
+
+
+def backward_entry(dtype, wide, gates):
+    """``backward`` as a C function of a call with the operands g, k, v, f, h, ∂k, ∂v, ∂f, initial, flows."""
+
+    def entry(address):
+        prefer_wide_vectors()  # what is inlined here is compiled as this function asks
+        call = carray(address, (OPERANDS + 30,), np.int64)
+        g, k, v, f = (
+            sequence(call, 0, dtype),
+            sequence(call, 1, dtype),
+            sequence(call, 2, dtype),
+            optional(call, 3, dtype, gates),
+        )
+        dk, dv, df = sequence(call, 5, dtype), sequence(call, 6, dtype), optional(call, 7, dtype, gates)
+        initial, flows = states(call, 8, 1, wide), states(call, 9, call[CHUNKS], wide)
+        backward(call, g, k, v, f, sequence(call, 4, dtype), dk, dv, df, initial, flows, resets(call), steps(call))
+
+    return entry
+
+
+@functools.cache
+def compiled(entry, stored, gates):
+    """A kernel's C function; it lives as long as the result, whose ``address`` it has.
+
+    Args:
+        entry: One of the three functions above.
+        stored: Type of the sequences: float32, float64, or uint16 for bfloat16.
+        gates: True if there is a forget gate, else None.
+    """
+    function = entry(getattr(np, stored), np.float64 if stored == "float64" else np.float32, gates)
+    return cfunc(types.void(types.voidptr), cache=KEPT, error_model="numpy")(function)

@@ -46,6 +46,8 @@ class Task(LightningModule, ABC):
         ValueError: A size is out of range, the mixer unknown, or the number of parameters out of reach.
     """
 
+    tokens_per_step = 1  # of the backbone, for each step of the data
+
     def __init__(
         self,
         input_size: int,
@@ -81,21 +83,21 @@ class Task(LightningModule, ABC):
             "mlp_ratio": mlp_ratio,
             "dropout": dropout,
         }
+        self.input_size = input_size
+        self.output_size = output_size
         self.save_hyperparameters(ignore=["init_from"])  # a loaded checkpoint must not look for another one
         if match_parameters is not None:
             dim = matching_dim(self._parameters_at, parse_count(match_parameters))
         self.hparams.update(dim=dim, match_parameters=None)  # nor for the width again
-        self.input_size = input_size
-        self.output_size = output_size
         self.lr = lr
         self.weight_decay = weight_decay
         self.warmup = warmup
         self.init_from = init_from
         self.compile_backbone = compile
-        self.encoder: nn.Module = nn.Embedding(input_size, dim)
+        self.encoder: nn.Module = self.make_encoder(dim)
         self.dropout = Dropout(dropout)
         self.backbone = Backbone(dim, depth, mixer, **options)
-        self.head: nn.Module = nn.Linear(dim, output_size, bias=False)
+        self.head: nn.Module = self.make_head(dim)
         self._seed: int | None = None
 
     def _parameters_at(self, dim: int) -> int:
@@ -103,6 +105,14 @@ class Task(LightningModule, ABC):
         with torch.device("meta"):
             task = type(self)(**{**self.hparams, "dim": dim, "match_parameters": None})
         return sum(p.numel() for p in task.parameters())
+
+    def make_encoder(self, dim: int) -> nn.Module:
+        """What turns the inputs into tokens of that width; one embedding for each of ``input_size``."""
+        return nn.Embedding(self.input_size, dim)
+
+    def make_head(self, dim: int) -> nn.Module:
+        """What turns features of that width into ``output_size`` outputs."""
+        return nn.Linear(dim, self.output_size, bias=False)
 
     def forward(
         self, inputs: Tensor, state: State = None, reset: Tensor | None = None, *, delta_t: Tensor | None = None
@@ -168,7 +178,7 @@ class Task(LightningModule, ABC):
 
     def on_fit_start(self) -> None:
         """Say how large the model is, and note the seed from which the random numbers of every batch are derived."""
-        length = getattr(getattr(self.trainer, "datamodule", None), "length", 256)
+        length = getattr(getattr(self.trainer, "datamodule", None), "length", 256) * self.tokens_per_step
         size, work = sum(p.numel() for p in self.parameters()), self.flops(length) / 1e6
         dim = self.backbone.norm.normalized_shape[0]
         rank_zero_info(f"{dim} wide, {size:,} parameters, {work:.1f} MFLOP a token forward at length {length:,}")

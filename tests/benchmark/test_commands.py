@@ -6,13 +6,14 @@ import sys
 
 import pytest
 
-from minrnn_lightning.benchmark import train
+from minrnn_lightning.benchmark import policy, train
 from minrnn_lightning.benchmark.layer import LAYERS
 
 SMALL = {
     "layer": ["--lengths=[5,8]", "--batch_size=2", "--dim=4", "--repeats=1"],
     "scan": ["--lengths=5,8", "--batch_size=2", "--dim=4", "--repeats=1"],
     "generate": ["--lengths=5,8", "--dim=8", "--depth=1", "--steps=2", "--repeats=1"],
+    "policy": ["--lengths=5,8", "--dim=8", "--depth=1", "--steps=2", "--repeats=1", "--mixer=mingru"],
     "accuracy": ["--lengths=5,8", "--dim=4"],
     "train": ["--config=shakespeare", "--model.dim=8", "--model.depth=1", "--data.batch_size=2", "--data.length=16"],
 }
@@ -26,6 +27,7 @@ NAMES = {
         "forward + backward: the paper's log-space scan",
     },
     "generate": {"mingru", "minlstm", "nn.GRU", "transformer with a cache of keys and values"},
+    "policy": {"mingru, compact", "mingru, decision_transformer", policy.TRANSFORMER, policy.ALONE},
     "accuracy": {"gated_scan", "the paper's log-space scan"},
     "train": {train.PRODUCTS, train.WHOLE, train.LOG_SPACE},
 }
@@ -34,6 +36,7 @@ FIGURES = {
     "layer": TIMES | {"peak_mb"},
     "scan": TIMES | {"peak_mb"},
     "generate": {"ms", "ms_min", "ms_max", "tokens_per_s", "state_kb", "parameters_m"},
+    "policy": {"ms", "ms_min", "ms_max", "env_steps_per_s"},
     "accuracy": {"float32", "bfloat16", "float16"},
     "train": TIMES | {"peak_mb"},
 }
@@ -155,7 +158,7 @@ def test_without_peers_and_matplotlib(minrnn, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("words", [[], ["everything"], ["--help"]])
 def test_says_what_there_is(minrnn, words):
-    check_refused(minrnn("benchmark", *words), "layer, scan, generate, accuracy or train", code=2)
+    check_refused(minrnn("benchmark", *words), "layer, scan, generate, policy, accuracy or train", code=2)
 
 
 @pytest.mark.parametrize("kind", SMALL)
@@ -178,6 +181,8 @@ def test_help(minrnn, kind):
         (["scan", "--lengths="], ["lengths", "''"]),
         (["layer", "--layers=mingru,s5"], ["'s5'", ",".join(LAYERS)]),
         (["generate", "--mixer=s5"], ["mixer", "'s5'", "mingru"]),
+        (["policy", "--env=Hoper-v5"], ["Gymnasium cannot make the environment 'Hoper-v5'"]),
+        (["policy", "--env=CartPole-v1"], ["CartPole-v1 has no vectors of real numbers", "Hopper-v5"]),
         (["layer", "--device=tpu"], ["device is 'tpu'", "cpu, or cuda"]),
         (["scan", "--device=cuda:99"], ["device is 'cuda:99'", "cpu, or cuda"]),
         (["accuracy", "--device=meta"], ["device is 'meta'", "cpu, or cuda"]),

@@ -111,16 +111,21 @@ def test_cifar_offline(tmp_path, monkeypatch):
         prepared(SequentialImageDataModule(data_dir=str(tmp_path)))
 
 
-@pytest.mark.parametrize("wrong", ["text", "short", "cut"])
+@pytest.mark.parametrize("wrong", ["text", "short", "cut", "damaged", "labels"])
 def test_wrong_archive(tmp_path, wrong):
     file = tmp_path / "cifar-10/cifar-10-binary.tar.gz"
     if wrong == "text":
         file.parent.mkdir()
         file.write_text("not an archive")
+    elif wrong == "labels":
+        write_cifar(file, classes=11)
     else:
         write_cifar(file, images=10)
+        content = file.read_bytes()
         if wrong == "cut":
-            file.write_bytes(file.read_bytes()[:5000])
+            file.write_bytes(content[:5000])
+        elif wrong == "damaged":
+            file.write_bytes(content[:90_000] + b"\xff" * 50_000 + content[140_000:])
     with pytest.raises(ValueError, match="is not the binary version of CIFAR-10; delete it, to have it fetched from"):
         prepared(SequentialImageDataModule(data_dir=str(tmp_path)))
     assert list((tmp_path / "sequences").iterdir()) == []

@@ -1,0 +1,155 @@
+"""Augmented random search (Mania et al. 2018): a linear policy for an environment, in minutes on a CPU."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+Floats = npt.NDArray[np.float64]
+
+
+class Settings(NamedTuple):
+    """How to search.
+
+    Attributes:
+        directions: Random directions tried in an iteration, each forwards and backwards.
+        top: The best of them, which are used.
+        step: Length of a step of the weights.
+        noise: Length of the random directions.
+        iterations: How many steps to make.
+    """
+
+    directions: int
+    top: int
+    step: float
+    noise: float
+    iterations: int
+
+
+class Policy(NamedTuple):
+    """A linear policy on normalised observations.
+
+    Attributes:
+        weights: (action_size, observation_size).
+        mean: Of the observations seen so far, (observation_size,).
+        std: Their standard deviation, (observation_size,).
+    """
+
+    weights: Floats
+    mean: Floats
+    std: Floats
+
+    def __call__(self, observation: Floats) -> Floats:
+        """The action: (action_size,)."""
+        action: Floats = self.weights @ ((observation - self.mean) / self.std)
+        return action
+
+
+class Episode(NamedTuple):
+    """What happened from a reset to the end.
+
+    Attributes:
+        observations: (steps + 1, observation_size); the last one is what was seen after the last step.
+        actions: (steps, action_size).
+        rewards: (steps,).
+        survival: The part of the return that was given for not falling.
+        terminated: Whether it ended in a terminal state.
+        truncated: Whether the limit of steps ended it.
+    """
+
+    observations: Floats
+    actions: npt.NDArray[Any]
+    rewards: Floats
+    survival: float
+    terminated: bool
+    truncated: bool
+
+
+class Trial(NamedTuple):
+    """A policy that was tried, and how it did; ``rollout(env, policy, seed)`` gives the same episode again.
+
+    Attributes:
+        policy: The policy.
+        seed: Of the episode.
+        score: Return of the episode.
+    """
+
+    policy: Policy
+    seed: int
+    score: float
+
+
+def rollout(env: Any, policy: Policy, seed: int, noise: float = 0.0) -> Episode:
+    """One episode.
+
+    Args:
+        env: A Gymnasium environment with vectors of real numbers as observations and actions.
+        policy: What acts.
+        seed: Of the environment and the noise.
+        noise: Standard deviation of the Gaussian noise on every action, which then is cut to what is allowed.
+    """
+    random = np.random.default_rng(seed)
+    low, high, dtype = env.action_space.low, env.action_space.high, env.action_space.dtype
+    observation, _ = env.reset(seed=seed)
+    observations, actions, rewards, survival = [observation], [], [], 0.0
+    terminated = truncated = False
+    while not (terminated or truncated):
+        action = policy(observation)
+        if noise:
+            action = action + noise * random.standard_normal(len(action))
+        actions.append(np.minimum(np.maximum(action, low), high).astype(dtype))
+        observation, reward, terminated, truncated, about = env.step(actions[-1])
+        observations.append(observation)
+        rewards.append(float(reward))
+        survival += about.get("reward_survive", 0.0)
+    return Episode(
+        np.array(observations, np.float64), np.array(actions), np.array(rewards), survival, terminated, truncated
+    )
+
+
+def search(env: Any, settings: Settings, seed: int) -> Iterator[tuple[Policy, list[Trial]]]:
+    """Search for a policy, as version V2-t of the paper does: normalised observations, the best directions only.
+
+    The reward for surviving (``reward_survive`` in what a step tells) does not count, or the search would end in
+    policies that stand still. Both ways along a direction are tried in the same episode.
+
+    Args:
+        env: A Gymnasium environment with vectors of real numbers as observations and actions.
+        settings: How to search.
+        seed: Of directions and episodes.
+
+    Yields:
+        After each iteration, the policy that it began with and its trials.
+
+    Source: https://arxiv.org/abs/1803.07055, algorithm 2.
+    """
+    random = np.random.default_rng(seed)
+    size = env.observation_space.shape[0]
+    policy = Policy(np.zeros((env.action_space.shape[0], size)), np.zeros(size), np.ones(size))
+    count, squares = 0, np.zeros(size)
+    for _ in range(settings.iterations):
+        directions = random.standard_normal((settings.directions, *policy.weights.shape))
+        trials: list[Trial] = []
+        scores, seen = np.empty((settings.directions, 2)), []
+        for row, direction in zip(scores, directions, strict=True):
+            episode_seed = int(random.integers(2**31))
+            for way, sign in enumerate((1, -1)):
+                tried = policy._replace(weights=policy.weights + sign * settings.noise * direction)
+                episode = rollout(env, tried, episode_seed)
+                trials.append(Trial(tried, episode_seed, float(episode.rewards.sum())))
+                row[way] = trials[-1].score - episode.survival
+                seen.append(episode.observations[:-1])
+        yield policy, trials
+        best = np.argsort(-scores.max(axis=1), kind="stable")[: settings.top]
+        gain = np.tensordot(scores[best, 0] - scores[best, 1], directions[best], axes=1)
+        weights = policy.weights + settings.step / (settings.top * (scores[best].std() + 1e-8)) * gain
+        # The moments of all observations so far, from those before and those of this iteration (Chan et al. 1979).
+        new = np.concatenate(seen)
+        shift, total = new.mean(axis=0) - policy.mean, count + len(new)
+        squares = squares + np.square(new - new.mean(axis=0)).sum(axis=0) + shift**2 * count * len(new) / total
+        mean, count = policy.mean + shift * len(new) / total, total
+        std = np.sqrt(squares / count)
+        policy = Policy(weights, mean, np.where(std < 1e-7, np.inf, std))
