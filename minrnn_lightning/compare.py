@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 import statistics
 import time
-from argparse import ArgumentParser, Namespace
+from argparse import ArgumentError, ArgumentParser, Namespace
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from rich.console import Console
@@ -74,8 +74,16 @@ def compare(words: list[str]) -> None:
     _report(_read_cells(folder, options, words), options, folder)
 
 
+class _Parser(ArgumentParser):
+    """One whose errors are exceptions, without the usage."""
+
+    def error(self, message: str) -> NoReturn:
+        """Refuse the words."""
+        raise ArgumentError(None, message)
+
+
 def _parse(words: list[str]) -> tuple[Namespace, list[str]]:
-    parser = ArgumentParser(
+    parser = _Parser(
         "minrnn compare",
         description="Train one recipe with several mixers and seeds, and put the results into one table and plot.",
         epilog="Every option of `minrnn fit` besides, a recipe among them: --config shakespeare_small.",

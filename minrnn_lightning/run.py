@@ -45,8 +45,9 @@ class Run:
         self.name = f"{mixer}-{seed}"
         self.folder = runs / self.name
         self.folder.mkdir(parents=True, exist_ok=True)
+        self.interrupted = _last_checkpoint(self.folder)
         record = self.folder / "options.json"
-        if record.is_file() and json.loads(record.read_bytes()) != words:
+        if self.interrupted and record.is_file() and json.loads(record.read_bytes()) != words:
             raise ValueError(f"{self.folder} holds a run with other options: remove it or give other --runs")
         write_json(record, words)
         command = [sys.executable, "-m", "minrnn_lightning", "fit", *words]
@@ -59,7 +60,6 @@ class Run:
             environment.setdefault("OMP_NUM_THREADS", str(max(1, torch.get_num_threads() // share)))
         elif device is not None:
             command += ["--trainer.accelerator=cuda", f"--trainer.devices=[{device}]"]
-        self.interrupted = _last_checkpoint(self.folder)
         command += [f"--ckpt_path={self.interrupted}"] if self.interrupted else []
         self.log = self.folder / "log"
         print(f"{mixer}, seed {seed}: {'goes on' if self.interrupted else 'starts'}; log in {self.log}", flush=True)
@@ -89,12 +89,13 @@ class Run:
         minutes = (time.perf_counter() - self.started) / 60
         if self.process.returncode:
             raise ValueError(f"the run of {self.mixer} with seed {self.seed} failed: {_last_line(self.log)}")
-        curve, checkpoint = _logged(self.folder, metric), _last_checkpoint(self.folder)
-        if not curve or checkpoint is None:
+        logged, checkpoint = _logged(self.folder), _last_checkpoint(self.folder)
+        if metric not in logged or checkpoint is None:
             raise ValueError(
-                f"the run of {self.mixer} with seed {self.seed} logged no {metric!r} or left no checkpoint in "
-                f"{self.folder}"
+                f"the run of {self.mixer} with seed {self.seed} in {self.folder} left no checkpoint or no {metric!r}; "
+                f"it logged {', '.join(sorted(logged)) or 'nothing'}"
             )
+        curve = sorted(logged[metric].items())
         trained = read_checkpoint(checkpoint)
         return {
             "mixer": self.mixer,
@@ -103,9 +104,9 @@ class Run:
             "last": curve[-1][1],
             "parameters": sum(tensor.numel() for tensor in trained["state_dict"].values()),
             "dim": trained["hyper_parameters"]["dim"],
-            "seconds_per_step": statistics.median(value for _, value in _logged(self.folder, "seconds_per_step")),
+            "seconds_per_step": statistics.median(logged["seconds_per_step"].values()),
             "tokens_per_s": _tokens_per_second(checkpoint, self.generating),
-            "peak_mb": max(value for _, value in _logged(self.folder, "peak_mb")),
+            "peak_mb": max(logged["peak_mb"].values()),
             "minutes": None if self.interrupted else minutes,
             "curve": curve,
             "options": self.words,
@@ -128,14 +129,17 @@ def _last_line(log: Path) -> str:
     return lines[-1].removeprefix("minrnn: ") if lines else f"{log} is empty"
 
 
-def _logged(folder: Path, name: str) -> list[tuple[int, float]]:
-    """Step and value of a metric over all parts of a run, where it is finite."""
-    points: dict[int, float] = {}
+def _logged(folder: Path) -> dict[str, dict[int, float]]:
+    """For each metric of the validations the steps and its values, where finite, over all parts of a run."""
+    points: dict[str, dict[int, float]] = {}
     for file in sorted(folder.glob("version_*/metrics.csv"), key=os.path.getmtime):
         with file.open(newline="") as lines:
-            rows = csv.DictReader(lines)
-            points |= {int(float(row["steps"])): float(row[name]) for row in rows if row.get(name) and row.get("steps")}
-    return sorted((step, value) for step, value in points.items() if math.isfinite(value))
+            for row in csv.DictReader(lines):
+                step = row.pop("steps", "")  # which StepCost logs at every validation
+                for name, value in row.items():
+                    if step and value and math.isfinite(float(value)):
+                        points.setdefault(name, {})[int(float(step))] = float(value)
+    return points
 
 
 def _tokens_per_second(checkpoint: Path, device: torch.device) -> float | None:
