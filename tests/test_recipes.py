@@ -6,6 +6,7 @@ import shlex
 import subprocess
 import sys
 import textwrap
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from rl_files import write_d4rl, write_minari
 
 from minrnn_lightning.cli import recipes_folder
 from minrnn_lightning.data.d4rl import ENVIRONMENTS, NAMES, SIZES, file_name
+from minrnn_lightning.environments import make
 from minrnn_lightning.generate import load_language_task
 
 OVERLAYS = sorted(recipes_folder().glob("hardware/*.yaml"))
@@ -74,6 +76,12 @@ def corpus(tmp_path, monkeypatch, text):
         plays.parent.mkdir(parents=True)
         plays.write_text(text.read_text())
         monkeypatch.setenv("MINRNN_DATA_DIR", str(tmp_path / "data"))
+
+
+@pytest.fixture(autouse=True)
+def short_episodes(monkeypatch):
+    """Episodes in an environment end after 20 steps; a policy that has learnt nothing keeps HalfCheetah up for 1,000."""
+    monkeypatch.setattr("minrnn_lightning.rollout.make", partial(make, max_episode_steps=20))
 
 
 @pytest.mark.filterwarnings("ignore:.*is empty and left out", "ignore:.*is not the file of D4RL")
