@@ -80,7 +80,7 @@ def corpus(tmp_path, monkeypatch, text):
 
 @pytest.fixture(autouse=True)
 def short_episodes(monkeypatch):
-    """Episodes in an environment end after 20 steps; a policy that has learnt nothing keeps HalfCheetah up for 1,000."""
+    """Episodes in an environment end after 20 steps; one of HalfCheetah would last 1,000, whatever the policy."""
     monkeypatch.setattr("minrnn_lightning.rollout.make", partial(make, max_episode_steps=20))
 
 
