@@ -29,6 +29,11 @@ NOISE = (
     r".*does not have many workers",  # the data is in memory
 )
 
+SHORTER = {  # than Lightning's help
+    "ckpt_path": "Checkpoint of a run to go on with or to evaluate; its file, or a word of Lightning such as last.",
+    "weights_only": "Whether a checkpoint may hold plain values only, as those of this package do.",
+}
+
 
 def native_precision(accelerator: str) -> str:
     """The precision that the hardware computes fastest without emulation.
@@ -49,11 +54,12 @@ def native_precision(accelerator: str) -> str:
 
 
 class ShortHelp(DefaultHelpFormatter):
-    """Help without the dozens of options of Lightning's Trainer."""
+    """Help without the dozens of options of Lightning's Trainer, and without the essays on two others."""
 
     def add_argument(self, action: Any) -> None:
         """Add an option unless it is one of the Trainer."""
         if "trainer" not in action.dest:
+            action.help = SHORTER.get(action.dest, action.help)
             super().add_argument(action)
 
     def add_usage(self, usage: Any, actions: Any, groups: Any, prefix: str | None = None) -> None:
