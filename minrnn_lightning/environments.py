@@ -29,11 +29,10 @@ def make(env_id: str, **options: Any) -> Environment:
     _prepare_mujoco()
     try:
         return gymnasium.make(env_id, **options)
-    except gymnasium.error.DependencyNotInstalled as error:
-        raise ValueError(f'{env_id} needs a package: pip install "minrnn-lightning[rl]" ({error}).') from error
     except (gymnasium.error.Error, ImportError) as error:
+        reason = str(error).replace("\n", " ").rstrip(".")
         raise ValueError(
-            f"Gymnasium cannot make the environment {env_id!r} ({error}): give one like Hopper-v5"
+            f"Gymnasium cannot make the environment {env_id!r} ({reason}): give one like Hopper-v5"
         ) from error
 
 

@@ -22,7 +22,7 @@ def language_task(**options):
 
 def loader(batches=6, batch_size=4, length=9):
     tokens = torch.randint(11, (batches * batch_size, length + 1), generator=torch.Generator().manual_seed(1))
-    return DataLoader(TensorDataset(tokens[:, :-1], tokens[:, 1:]), batch_size)
+    return DataLoader(TensorDataset(tokens[:, :-1], tokens[:, 1:]), batch_size=batch_size)
 
 
 def trainer(folder, **options):
