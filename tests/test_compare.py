@@ -4,6 +4,7 @@ import csv
 import json
 
 import pytest
+from rl_files import write_minari
 
 SMALL = [
     *("--config", "shakespeare_small", "--model.match_parameters=100k", "--model.depth=2", "--data.batch_size=2"),
@@ -92,3 +93,18 @@ def test_a_failed_run_says_why(minrnn, where):
     assert code == 1
     assert "the run of mingru with seed 0 failed" in errors
     assert "depth must be above 0, got -1" in errors
+
+
+@pytest.mark.slow
+def test_policies_by_their_return(minrnn, tmp_path, where, monkeypatch):
+    monkeypatch.delenv("MINARI_DATASETS_PATH", raising=False)
+    write_minari(tmp_path / "minari", "selfmade/hopper/medium-expert-v0", "Hopper-v5", [30, 20])
+    words = ["--config", "rl/hopper_selfmade", f"--data.data_dir={tmp_path}", "--data.length=16", "--data.batch_size=2"]
+    words += ["--trainer.max_steps=2", "--trainer.val_check_interval=2", "--model.match_parameters=20k"]
+    code, _, errors = minrnn("compare", *words, "--mixers=mingru,gru", "--metric=val/return", "--mode=max", *where)
+    assert code == 0, errors
+    for mixer in ("mingru", "gru"):
+        cell = json.loads((tmp_path / f"results/{mixer}-0.json").read_bytes())
+        assert [step for step, _ in cell["curve"]] == [2]
+        assert cell["best"] > 0
+        assert abs(cell["parameters"] - 20_000) < 1_100  # the statistics of the observations are no parameters
