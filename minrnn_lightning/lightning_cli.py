@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import logging
 import warnings
+from collections import ChainMap
+from inspect import Parameter, getmro, signature
 from pathlib import Path
-from typing import Any
+from pydoc import locate
+from typing import Any, cast
 
 import torch
-from jsonargparse import DefaultHelpFormatter
+from jsonargparse import DefaultHelpFormatter, Namespace
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
@@ -126,8 +129,11 @@ class MinRNNCLI(LightningCLI):
         """Leave the recipe and the command line in charge: Lightning would let the checkpoint's values win."""
 
     def before_instantiate_classes(self) -> None:
-        """Choose the precision where nobody did."""
-        trainer = self.config[self.subcommand].trainer
+        """Choose the precision where nobody did, and refuse what jsonargparse lets through."""
+        config = self.config[self.subcommand]
+        trainer = config.trainer
+        for part in ("model", "data"):
+            _refuse_null(part, config[part].class_path, config[part].init_args)
         if trainer.max_steps == 0 or trainer.max_epochs == 0:
             raise ValueError("trainer.max_steps and trainer.max_epochs must be at least 1, or -1 for no limit; got 0")
         if trainer.precision is None:
@@ -163,3 +169,15 @@ class MinRNNCLI(LightningCLI):
                 f"minrnn {subcommand} needs trained weights: add --ckpt_path with a checkpoint of this recipe"
             )
         super()._run_subcommand(subcommand)
+
+
+def _refuse_null(part: str, class_path: str, options: Namespace) -> None:
+    """Refuse null for an option whose default is a value."""
+    kinds = getmro(cast("type", locate(class_path)))  # a subclass passes on options of its base
+    parameters = ChainMap(*(dict(signature(kind).parameters) for kind in kinds))
+    for name, value in vars(options).items():
+        if value is None and parameters[name].default not in (None, Parameter.empty):
+            raise ValueError(
+                f"{part}.{name} is null, which is no value for it: leave it out for the default, "
+                f"{parameters[name].default}"
+            )

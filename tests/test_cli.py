@@ -348,6 +348,8 @@ def test_nothing_to_train(minrnn):
         (["--model.kernel_size=-1"], ["kernel_size", "-1"]),
         (["--model.dropout=1.5"], ["dropout", "1.5"]),
         (["--model.lr=-1"], ["lr", "-1"]),
+        (["--model.dim=null"], ["model.dim", "null"]),
+        (["--data.batch_size=null"], ["data.batch_size", "null"]),
         (["--model.mixer=s5"], ["mixer", "s5", "mingru"]),
         (["--data.batch_size=0"], ["batch_size", "0"]),
         (["--data.length=-16"], ["length", "-16"]),

@@ -126,6 +126,7 @@ class Backbone(nn.Module):
         mixers = (MIXERS[name](dim, **{"expansion": expansion, **mixer_args.get(name, {})}) for name in names)
         blocks = (Block(dim, mixer, kernel_size=kernel_size, mlp_ratio=mlp_ratio, dropout=dropout) for mixer in mixers)
         self.blocks = cast("Sequence[Block]", nn.ModuleList(blocks))
+        self.causal = all(block.mixer.causal for block in self.blocks)
         self.norm = nn.LayerNorm(dim)
 
     def forward(

@@ -47,6 +47,7 @@ class Task(LightningModule, ABC):
     """
 
     tokens_per_step = 1  # of the backbone, for each step of the data
+    causal = True  # a step must not see those after it, nor padding; a subclass may say otherwise
 
     def __init__(
         self,
@@ -97,6 +98,8 @@ class Task(LightningModule, ABC):
         self.encoder: nn.Module = self.make_encoder(dim)
         self.dropout = Dropout(dropout)
         self.backbone = Backbone(dim, depth, mixer, **options)
+        if self.causal and not self.backbone.causal:
+            raise ValueError(f"{type(self).__name__} cannot use a bidirectional mixer: a step would see those after it")
         self.head: nn.Module = self.make_head(dim)
         self._seed: int | None = None
 

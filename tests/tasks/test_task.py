@@ -189,6 +189,7 @@ def test_init_from_a_missing_checkpoint():
         ({"lr": 0.0}, "lr must be above 0"),
         ({"warmup": -1}, "warmup at least 0"),
         ({"mixer": "gpt"}, "mixer 'gpt' is unknown"),
+        ({"mixer_args": {"mingru": {"bidirectional": True}}}, "LanguageTask cannot use a bidirectional mixer"),
     ],
 )
 def test_refuses(options, words):

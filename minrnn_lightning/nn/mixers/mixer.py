@@ -19,10 +19,11 @@ class Mixer(nn.Module, ABC):
     """Maps (batch, length, dim) to the same shape, causally, in parallel over the length or step by step.
 
     A mixer that can forget by the time that has passed says so by ``timed``; its ``forward`` and ``step`` then have the
-    keyword ``delta_t``.
+    keyword ``delta_t``. One for encoders, which reads in both directions, says that it is not ``causal``.
     """
 
     timed = False
+    causal = True
 
     @abstractmethod
     def forward(self, x: Tensor, state: State = None, reset: Tensor | None = None) -> tuple[Tensor, State]:
@@ -60,6 +61,7 @@ class RecurrentMixer(Mixer):
     def __init__(self, rnn: MinRNN) -> None:
         super().__init__()
         self.rnn = rnn
+        self.causal = not rnn.bidirectional
         self.out = nn.Linear(rnn.hidden_size * (1 + rnn.bidirectional), rnn.input_size)
 
     def forward(
