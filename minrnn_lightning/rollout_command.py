@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import io
-import json
 import statistics
 from collections.abc import Sequence
 from importlib import metadata
@@ -17,7 +15,7 @@ from rich.table import Table
 
 from minrnn_lightning.data.d4rl import normalized_score
 from minrnn_lightning.data.episodes import rl_module
-from minrnn_lightning.files import write_whole
+from minrnn_lightning.files import write_json, write_plot, write_whole
 from minrnn_lightning.rollout import Episodes, Mode, load_policy, rollout
 
 PACKAGES = ("gymnasium", "mujoco", "torch", "minrnn-lightning")
@@ -80,7 +78,7 @@ def rollout_command(
     result |= summary(played, env_id, mode)
     show(result)
     if json_file:
-        write_whole(json_file, (json.dumps(result, indent=1) + "\n").encode())
+        write_json(json_file, result)
     if picture:
         draw_histogram(result, picture)
     if film:
@@ -176,18 +174,16 @@ def show(result: dict[str, Any]) -> None:
 
 def draw_histogram(result: dict[str, Any], file: Path) -> None:
     """Draw how often which return came, a colour for each target."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(6, 4), layout="constrained")
-    axes = figure.subplots()
     labels = ["" if row["target"] is None else f"target {row['target']:,g}" for row in result["targets"]]
-    axes.hist([row["returns"] for row in result["targets"]], bins=20, label=labels)
-    axes.set(xlabel=f"return in {result['env_id']}", ylabel="episodes")
-    if any(labels):
-        axes.legend()
-    image = io.BytesIO()
-    figure.savefig(image, format="png", dpi=100)
-    write_whole(file, image.getvalue())
+
+    def draw(figure: Any) -> None:
+        axes = figure.subplots()
+        axes.hist([row["returns"] for row in result["targets"]], bins=20, label=labels)
+        axes.set(xlabel=f"return in {result['env_id']}", ylabel="episodes")
+        if any(labels):
+            axes.legend()
+
+    write_plot(file, (6, 4), draw)
 
 
 def write_video(episodes: Episodes, file: Path) -> None:
