@@ -5,13 +5,14 @@ from __future__ import annotations
 import logging
 import warnings
 from collections import ChainMap
+from collections.abc import Mapping
 from inspect import Parameter, getmro, signature
 from pathlib import Path
 from pydoc import locate
 from typing import Any, cast
 
 import torch
-from jsonargparse import DefaultHelpFormatter, Namespace
+from jsonargparse import DefaultHelpFormatter
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
@@ -133,7 +134,7 @@ class MinRNNCLI(LightningCLI):
         config = self.config[self.subcommand]
         trainer = config.trainer
         for part in ("model", "data"):
-            _refuse_null(part, config[part].class_path, config[part].init_args)
+            _refuse_null(part, config[part].class_path, dict(config[part].get("init_args") or {}))
         if trainer.max_steps == 0 or trainer.max_epochs == 0:
             raise ValueError("trainer.max_steps and trainer.max_epochs must be at least 1, or -1 for no limit; got 0")
         if trainer.precision is None:
@@ -171,13 +172,15 @@ class MinRNNCLI(LightningCLI):
         super()._run_subcommand(subcommand)
 
 
-def _refuse_null(part: str, class_path: str, options: Namespace) -> None:
-    """Refuse null for an option whose default is a value."""
+def _refuse_null(part: str, class_path: str, options: Mapping[str, Any]) -> None:
+    """Refuse null for an option whose default is a value and whose type does not have it."""
     kinds = getmro(cast("type", locate(class_path)))  # a subclass passes on options of its base
     parameters = ChainMap(*(dict(signature(kind).parameters) for kind in kinds))
-    for name, value in vars(options).items():
-        if value is None and parameters[name].default not in (None, Parameter.empty):
+    for name, value in options.items():
+        parameter = parameters.get(name)  # none where a class hands it to something else than its base
+        if value is not None or parameter is None or parameter.default in (None, Parameter.empty):
+            continue
+        if not any(word in str(parameter.annotation) for word in ("None", "Optional", "Any")):
             raise ValueError(
-                f"{part}.{name} is null, which is no value for it: leave it out for the default, "
-                f"{parameters[name].default}"
+                f"{part}.{name} is null, which is no value for it: leave it out for the default, {parameter.default}"
             )
