@@ -111,6 +111,7 @@ def test_dropout_follows_the_seed():
         ({"mixer_args": {"attention": {"window": 2.5}}}, r"window of attention must be int \| null, got 2.5"),
         ({"mixer_args": {"mingru": {"timescale": "long"}}}, "timescale of mingru must be float, got 'long'"),
         ({"mixer_args": {"mingru": {"timescale": -1}}}, "timescale must be at least 1 step, got -1"),
+        ({"mixer_args": {"mingru": {"horizon": 0.5}}}, "horizon must be at least 1 step, got 0.5"),
         ({"mixer_args": {"attention": {"base": 0.0}}, "mixer": "attention"}, "base must be above 0, got 0.0"),
         ({"mixer": None}, "mixer must name 1 to 2 kinds for depth 2, got 0"),
         ({"mixer": []}, "mixer must name 1 to 2 kinds for depth 2, got 0"),

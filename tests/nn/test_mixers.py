@@ -1,6 +1,7 @@
 """The contract that every mixer keeps, alone and inside a backbone: being listed in MIXERS is enough to be tested."""
 
 import itertools
+import math
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ DIM, BATCH, LENGTH = 8, 3, 21
 OPTIONS = {  # of mixers, where other code runs than by default
     "signed mingru": {"signed": True, "activation": "identity"},
     "learned mingru": {"learn_initial_state": True},
+    "counting mingru": {"horizon": 1e6, "activation": "identity"},
     "signed minlstm": {"signed": True, "learn_initial_state": True},
     "unnormalised minlstm": {"normalize": False, "forget_bias": 1.0, "learn_initial_state": True},
     "windowed attention": {"window": 5, "heads": 4, "kv_heads": 2},
@@ -195,3 +197,12 @@ def test_gates_start_with_spread_time_constants(name):
     forgotten = ((state - after) / (state - candidate)).squeeze(0)
     assert 0.35 < forgotten[0] < 0.65  # about one step
     assert 0.005 < forgotten[-1] < 0.02  # about a hundred
+
+
+def test_adds_up_within_the_horizon():
+    mixer = MIXERS["mingru"](DIM, 2.0, activation="identity", timescale=1.0, horizon=1e9).double()
+    x = torch.randn(BATCH, LENGTH, DIM, dtype=torch.float64)
+    weight, bias = mixer.rnn.weight_ih_l0, mixer.rnn.bias_ih_l0
+    gate, candidate = (x @ weight.T + bias).chunk(2, -1)
+    total = ((gate + math.log(1e9)).exp() * candidate).cumsum(1)
+    torch.testing.assert_close(mixer(x)[0], mixer.out(total), rtol=1e-6, atol=1e-6)

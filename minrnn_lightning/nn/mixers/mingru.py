@@ -1,5 +1,7 @@
 """The minGRU mixer."""
 
+import math
+
 import torch
 
 from minrnn_lightning.nn.mixers.mixer import RecurrentMixer, hidden_size, log_timescales
@@ -18,6 +20,10 @@ class MinGRUMixer(RecurrentMixer):
         learn_initial_state: Learn the state before the first step; see ``MinGRU``.
         bidirectional: Read in both directions, for encoders; there is no state and no step then.
         timescale: The longest time constant, in steps, of the gates' initialisation; 1 leaves their biases alone.
+        horizon: Steps over which a unit adds up what it reads instead of averaging it: z_t starts at 1/horizon of what it
+            would be and the state is multiplied by horizon before the linear map, so that with k without this bias,
+            horizon · h_t ≈ Σ exp(k) c(v) for t far below horizon. Counting needs many times the longest sequence;
+            1 changes nothing.
     """
 
     def __init__(
@@ -30,7 +36,10 @@ class MinGRUMixer(RecurrentMixer):
         learn_initial_state: bool = False,
         bidirectional: bool = False,
         timescale: float = 64.0,
+        horizon: float = 1.0,
     ) -> None:
+        if horizon < 1:
+            raise ValueError(f"horizon must be at least 1 step, got {horizon}")
         hidden = hidden_size(dim, expansion)
         super().__init__(
             MinGRU(
@@ -41,9 +50,10 @@ class MinGRUMixer(RecurrentMixer):
                 activation=activation,
                 signed=signed,
                 learn_initial_state=learn_initial_state,
-            )
+            ),
+            gain=horizon,
         )
         with torch.no_grad():
             for _, bias in self.rnn.all_weights:
                 gate, _ = bias.chunk(2)
-                gate -= log_timescales(hidden, timescale)
+                gate -= log_timescales(hidden, timescale) + math.log(horizon)

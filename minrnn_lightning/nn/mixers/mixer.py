@@ -54,13 +54,15 @@ class RecurrentMixer(Mixer):
 
     Args:
         rnn: One layer, batch first; in both directions for an encoder, which has no state.
+        gain: What the layer's output is multiplied by before the linear map.
     """
 
     timed = True
 
-    def __init__(self, rnn: MinRNN) -> None:
+    def __init__(self, rnn: MinRNN, gain: float = 1.0) -> None:
         super().__init__()
         self.rnn = rnn
+        self.gain = gain
         self.causal = not rnn.bidirectional
         self.out = nn.Linear(rnn.hidden_size * (1 + rnn.bidirectional), rnn.input_size)
 
@@ -70,19 +72,23 @@ class RecurrentMixer(Mixer):
         """Mix (batch, length, dim) along the length; see ``Mixer``."""
         if self.rnn.bidirectional:
             self._refuse(state is not None)
-            return self.out(self.rnn(x, reset=reset, delta_t=delta_t)[0]), None
+            return self._map(self.rnn(x, reset=reset, delta_t=delta_t)[0]), None
         h, state = self.rnn(x, None if state is None else state.unsqueeze(0), reset=reset, delta_t=delta_t)
-        return self.out(h), state.squeeze(0)
+        return self._map(h), state.squeeze(0)
 
     def step(self, x_t: Tensor, state: Tensor, *, delta_t: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """One step of ``forward``: (batch, dim) and the state to the same."""
         h, state = self.rnn.step(x_t, state.unsqueeze(0), delta_t=delta_t)
-        return self.out(h), state.squeeze(0)
+        return self._map(h), state.squeeze(0)
 
     def initial_state(self, batch_size: int) -> Tensor:
         """That of the layer, (batch, hidden_size)."""
         self._refuse(self.rnn.bidirectional)
         return self.rnn.initial_state(batch_size).squeeze(0)
+
+    def _map(self, h: Tensor) -> Tensor:
+        mapped: Tensor = self.out(h if self.gain == 1 else self.gain * h)
+        return mapped
 
     def _refuse(self, asked: bool) -> None:
         if asked:
