@@ -20,10 +20,10 @@ class MinGRUMixer(RecurrentMixer):
         learn_initial_state: Learn the state before the first step; see ``MinGRU``.
         bidirectional: Read in both directions, for encoders; there is no state and no step then.
         timescale: The longest time constant, in steps, of the gates' initialisation; 1 leaves their biases alone.
-        horizon: Steps over which a unit adds up what it reads instead of averaging it: z_t starts at 1/horizon of what it
-            would be and the state is multiplied by horizon before the linear map, so that with k without this bias,
-            horizon · h_t ≈ Σ exp(k) c(v) for t far below horizon. Counting needs many times the longest sequence;
-            1 changes nothing.
+        horizon: Steps over which a unit adds up what it reads instead of averaging it: z_t starts at 1/horizon of
+            what it would be and the state is multiplied by horizon before the linear map, so that, with k less this
+            part of its bias, horizon · h_t ≈ Σ exp(k) c(v) for t far below horizon. Counting needs many times as many
+            steps as the longest sequence has; 1 changes nothing.
     """
 
     def __init__(
