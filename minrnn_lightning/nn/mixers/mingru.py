@@ -38,8 +38,8 @@ class MinGRUMixer(RecurrentMixer):
         timescale: float = 64.0,
         horizon: float = 1.0,
     ) -> None:
-        if horizon < 1:
-            raise ValueError(f"horizon must be at least 1 step, got {horizon}")
+        if not 1 <= horizon < math.inf:
+            raise ValueError(f"horizon must be at least 1 step and finite, got {horizon}")
         hidden = hidden_size(dim, expansion)
         super().__init__(
             MinGRU(

@@ -116,8 +116,8 @@ def log_timescales(size: int, longest: float) -> Tensor:
     2018, https://arxiv.org/abs/1804.11188), with the time constants spread over the octaves.
 
     Raises:
-        ValueError: ``longest`` is below 1.
+        ValueError: ``longest`` is below 1 or not finite.
     """
-    if longest < 1:
-        raise ValueError(f"timescale must be at least 1 step, got {longest}")
+    if not 1 <= longest < math.inf:
+        raise ValueError(f"timescale must be at least 1 step and finite, got {longest}")
     return torch.linspace(0, math.log(longest), size)
