@@ -8,6 +8,8 @@ from minrnn_lightning.nn.mixers.mixer import RecurrentMixer, hidden_size, log_ti
 from minrnn_lightning.nn.rnn import MinGRU
 from minrnn_lightning.ops import Activation
 
+HORIZON = 1e6  # steps, far above any sequence's; float32 still tells 1 - 1/HORIZON from 1
+
 
 class MinGRUMixer(RecurrentMixer):
     """minGRU of ``expansion`` times the width, and a linear map back (section 3.1 of the paper).
@@ -20,10 +22,10 @@ class MinGRUMixer(RecurrentMixer):
         learn_initial_state: Learn the state before the first step; see ``MinGRU``.
         bidirectional: Read in both directions, for encoders; there is no state and no step then.
         timescale: The longest time constant, in steps, of the gates' initialisation; 1 leaves their biases alone.
-        horizon: Steps over which a unit adds up what it reads instead of averaging it: z_t starts at 1/horizon of
-            what it would be and the state is multiplied by horizon before the linear map, so that, with k less this
-            part of its bias, horizon · h_t ≈ Σ exp(k) c(v) for t far below horizon. Counting needs many times as many
-            steps as the longest sequence has; 1 changes nothing.
+        counters: Share of the units, from 0 to 1, that start out adding up what they read instead of averaging it:
+            their z starts a million times smaller and their state counts a million times more in the linear map, so
+            that it stands for Σ exp(k) c(v), k less that part of its bias. Others can tell how much of something there
+            was, these how many; they go with ``identity`` where a count has to go down too.
     """
 
     def __init__(
@@ -36,11 +38,14 @@ class MinGRUMixer(RecurrentMixer):
         learn_initial_state: bool = False,
         bidirectional: bool = False,
         timescale: float = 64.0,
-        horizon: float = 1.0,
+        counters: float = 0.0,
     ) -> None:
-        if not 1 <= horizon < math.inf:
-            raise ValueError(f"horizon must be at least 1 step and finite, got {horizon}")
+        if not 0 <= counters <= 1:
+            raise ValueError(f"counters must be a share of the units from 0 to 1, got {counters}")
         hidden = hidden_size(dim, expansion)
+        counting = round(counters * hidden)
+        averaging = hidden - counting
+        gain = torch.cat([torch.ones(averaging), torch.full((counting,), HORIZON)]) if counting else None
         super().__init__(
             MinGRU(
                 dim,
@@ -51,9 +56,10 @@ class MinGRUMixer(RecurrentMixer):
                 signed=signed,
                 learn_initial_state=learn_initial_state,
             ),
-            gain=horizon,
+            gain,
         )
         with torch.no_grad():
             for _, bias in self.rnn.all_weights:
                 gate, _ = bias.chunk(2)
-                gate -= log_timescales(hidden, timescale) + math.log(horizon)
+                gate[:averaging] -= log_timescales(averaging, timescale)
+                gate[averaging:] -= math.log(HORIZON)

@@ -54,15 +54,16 @@ class RecurrentMixer(Mixer):
 
     Args:
         rnn: One layer, batch first; in both directions for an encoder, which has no state.
-        gain: What the layer's output is multiplied by before the linear map.
+        gain: What each unit's output is multiplied by before the linear map, (hidden_size,); one if None.
     """
 
     timed = True
 
-    def __init__(self, rnn: MinRNN, gain: float = 1.0) -> None:
+    def __init__(self, rnn: MinRNN, gain: Tensor | None = None) -> None:
         super().__init__()
         self.rnn = rnn
-        self.gain = gain
+        self.gain: Tensor | None
+        self.register_buffer("gain", gain if gain is None else gain.repeat(1 + rnn.bidirectional), persistent=False)
         self.causal = not rnn.bidirectional
         self.out = nn.Linear(rnn.hidden_size * (1 + rnn.bidirectional), rnn.input_size)
 
@@ -87,7 +88,7 @@ class RecurrentMixer(Mixer):
         return self.rnn.initial_state(batch_size).squeeze(0)
 
     def _map(self, h: Tensor) -> Tensor:
-        mapped: Tensor = self.out(h if self.gain == 1 else self.gain * h)
+        mapped: Tensor = self.out(h if self.gain is None else self.gain * h)
         return mapped
 
     def _refuse(self, asked: bool) -> None:
