@@ -206,3 +206,9 @@ def test_counters_add_up():
     h = mixer.rnn(x)[0].clone()
     h[..., 12:] = ((gate + math.log(1e6)).exp() * candidate).cumsum(1)[..., 12:]
     torch.testing.assert_close(mixer(x)[0], mixer.out(h), rtol=1e-3, atol=1e-3)
+
+
+def test_counters_refuse_float16():
+    mixer = MIXERS["mingru"](DIM, 2.0, counters=0.25).half()
+    with pytest.raises(ValueError, match="float16 cannot hold the small states of counters"):
+        mixer(torch.zeros(BATCH, LENGTH, DIM, dtype=torch.float16))

@@ -88,7 +88,11 @@ class RecurrentMixer(Mixer):
         return self.rnn.initial_state(batch_size).squeeze(0)
 
     def _map(self, h: Tensor) -> Tensor:
-        mapped: Tensor = self.out(h if self.gain is None else self.gain * h)
+        if self.gain is not None:
+            if h.dtype == torch.float16:
+                raise ValueError("float16 cannot hold the small states of counters; use bfloat16 or float32")
+            h = self.gain * h
+        mapped: Tensor = self.out(h)
         return mapped
 
     def _refuse(self, asked: bool) -> None:
