@@ -157,6 +157,9 @@ def _shorten(message: str) -> str:
     text = "; ".join(line.rstrip(".") for line in lines if not re.match(noise, line)).replace(":; ", ": ")
     text = re.sub(r"Problem with given class_path '(?:\w+\.)*(\w+)':", r"\1:", text)
     text = re.sub(r'Parser key "([^"]+)":', r"\1:", text)
+    accepted = r"\1: \2: \3; see `minrnn fit --\1.help=\2`"
+    text = re.sub(r"^([\w.]+): (\w+): (Option '[^']*' is not accepted).*", accepted, text)
+    text = re.sub(r"^unrecognized arguments: .*", r"\g<0>; see --help", text)
     text = re.sub(r"Expected a typing\.Literal\[(.*?)\]", r"expected one of \1", text)
     return re.sub(r"Expected a <class '(\w+)'>", r"expected \1", text)
 

@@ -308,9 +308,9 @@ def test_missing_recipe(minrnn):
 @pytest.mark.parametrize(
     ("words", "parts"),
     [
-        (["--model.lrr=3"], ["LanguageTask", "'lrr' is not accepted"]),
+        (["--model.lrr=3"], ["LanguageTask", "'lrr' is not accepted; see `minrnn fit --model.help=LanguageTask`"]),
         (["--trainer.max_step=3"], ["--trainer.max_step"]),
-        (["--colour=red"], ["--colour=red"]),
+        (["--colour=red"], ["--colour=red; see --help"]),
         (["--model=Nothing"], ["model", "Nothing"]),
         (["--trainer.max_steps=many"], ["trainer.max_steps: expected int", "many"]),
         (["--trainer.precision=17"], ["trainer.precision", "bf16-mixed", "17"]),
