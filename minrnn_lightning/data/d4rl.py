@@ -13,6 +13,7 @@ from minrnn_lightning.data.episodes import ARRAYS, Episodes, Source, join, make_
 
 URL = "http://rail.eecs.berkeley.edu/datasets/offline_rl/gym_mujoco_v2/"
 ENVIRONMENTS = {"hopper": "Hopper-v5", "halfcheetah": "HalfCheetah-v5", "walker2d": "Walker2d-v5"}
+ACTIONS = (-1.0, 1.0)  # the least and the greatest in all of these environments
 SIZES = {"hopper": (11, 3), "halfcheetah": (17, 6), "walker2d": (17, 6)}  # of observations and actions
 REFERENCES = {  # returns of a random policy and of D4RL's expert
     "hopper": (-20.272305, 3234.3),
@@ -66,6 +67,11 @@ class D4RLFile(Source):
         name = file.stem.replace("_", "-")
         self.env_id = ENVIRONMENTS[name.partition("-")[0]] if name in NAMES else None
 
+    @property
+    def action_bounds(self) -> tuple[float, float] | None:
+        """Those of D4RL's environments, if this is a file of one."""
+        return ACTIONS if self.env_id else None
+
     def read(self) -> Episodes:
         """The episodes, each ended by a terminal state or a timeout; the steps after the last end are dropped.
 
@@ -105,6 +111,11 @@ class D4RLSet(Source):
     def action_size(self) -> int:
         """Numbers in an action of the environment."""
         return SIZES[self.env][1]
+
+    @property
+    def action_bounds(self) -> tuple[float, float]:
+        """The least and the greatest action of the environment."""
+        return ACTIONS
 
     def files(self) -> list[Path]:
         """The file of the data set, the two that make it up, or none where they are missing."""

@@ -72,6 +72,14 @@ class Source(ABC):
     env_id: str | None = None
     """The Gymnasium environment that they were collected in, where that is known."""
 
+    @property
+    def action_bounds(self) -> tuple[npt.ArrayLike, npt.ArrayLike] | None:
+        """The least and the greatest action that the environment takes, (action_size,) or one number for all of them.
+
+        None where they are not known.
+        """
+        return None
+
     def prepare(self) -> None:  # noqa: B027
         """Fetch what is missing."""
 

@@ -12,6 +12,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy.typing as npt
+
 from minrnn_lightning.data.d4rl import SIZES
 from minrnn_lightning.data.data import writable
 from minrnn_lightning.data.episodes import Episodes, Source, join, make_episodes, rl_module
@@ -114,6 +116,12 @@ class MinariSet(Source):
     def action_size(self) -> int:
         """Numbers in an action, or how many actions there are."""
         return self._sizes()[1]
+
+    @property
+    def action_bounds(self) -> tuple[npt.ArrayLike, npt.ArrayLike] | None:
+        """Those of the data set's action space."""
+        space = self.minari.action_space
+        return None if hasattr(space, "n") else (space.low, space.high)
 
     def _sizes(self) -> tuple[int, int]:
         known = re.match(r"mujoco/(\w+)/", str(self.dataset))

@@ -10,6 +10,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 import torch
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
@@ -28,6 +29,7 @@ from minrnn_lightning.data.trajectory_rows import (
 )
 
 BLOCK = 1 << 16  # steps whose mean and deviation are computed at once, in float64
+ROUNDING = 1e-3  # how far recorded actions may lie outside their space, as a share of half of it: that of float16
 
 
 class TrajectoryDataModule(Data):
@@ -40,9 +42,11 @@ class TrajectoryDataModule(Data):
     is held out; validation, test and prediction go over it in order, every step once.
 
     After ``setup`` these are known: ``env_id``, the Gymnasium environment or None; ``discrete``, whether actions are
-    numbered; ``observation_mean`` and ``observation_std`` of the training steps, float32 (observation_size,), the
-    latter plus 1e-6; ``episode_returns`` of all episodes, undiscounted, float64 (episodes,), and the largest and mean
-    of them, ``max_return`` and ``mean_return``; ``episode_length``, the longest.
+    numbered; ``action_low`` and ``action_high``, float32 (action_size,), the bounds of the environment's actions where
+    the data set tells finite ones, else the least and the greatest recorded action, or −1 and 1 where that is wider;
+    None for numbered actions; ``observation_mean`` and ``observation_std`` of the training steps, float32
+    (observation_size,), the latter plus 1e-6; ``episode_returns`` of all episodes, undiscounted, float64 (episodes,),
+    and the largest and mean of them, ``max_return`` and ``mean_return``; ``episode_length``, the longest.
 
     Args:
         dataset: A data set of D4RL such as ``hopper-medium-v2``, whose file is looked for in ``data_dir`` and
@@ -69,6 +73,8 @@ class TrajectoryDataModule(Data):
 
     env_id: str | None
     discrete: bool
+    action_low: Tensor | None
+    action_high: Tensor | None
     observation_mean: Tensor
     observation_std: Tensor
     episode_returns: npt.NDArray[np.float64]
@@ -118,7 +124,7 @@ class TrajectoryDataModule(Data):
         """Read the episodes.
 
         Raises:
-            ValueError: If they have other sizes than the environment.
+            ValueError: If they have other sizes than the environment, or numbered actions that it has not.
         """
         episodes = self.source.episodes
         size = self.output_size if episodes.discrete else episodes.actions.shape[1]
@@ -127,8 +133,14 @@ class TrajectoryDataModule(Data):
                 f"{self.dataset} has observations and actions of {episodes.observations.shape[1]} and {size} numbers, "
                 f"its environment of {self.input_size} and {self.output_size}."
             )
+        if episodes.discrete and episodes.actions.max() >= size:
+            raise ValueError(
+                f"{self.dataset} has the action {episodes.actions.max()}, its environment {size} actions from 0 on; "
+                "make or fetch it again."
+            )
         self.env_id = self.source.env_id
         self.discrete = episodes.discrete
+        self.action_low, self.action_high = self.bounds
         self.episode_returns = episodes.returns
         self.max_return, self.mean_return = float(self.episode_returns.max()), float(self.episode_returns.mean())
         self.episode_length = int(episodes.lengths.max())
@@ -151,6 +163,12 @@ class TrajectoryDataModule(Data):
     def moments(self) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation plus 1e-6 of the observations of the training steps."""
         return moments(self.source.episodes, self.parts[0])
+
+    @cached_property
+    def bounds(self) -> tuple[Tensor, Tensor] | tuple[None, None]:
+        """The least and the greatest action: float32 (action_size,) each."""
+        episodes = self.source.episodes
+        return (None, None) if episodes.discrete else bounds(episodes, self.source.action_bounds, self.dataset)
 
     def train_dataloader(self) -> DataLoader[Any]:
         """The stream, from where it was left."""
@@ -209,6 +227,33 @@ def find_source(dataset: str, data_dir: Path) -> Source:
         f"{dataset} is neither a file nor a folder here, nor a data set of D4RL ({', '.join(NAMES)}), nor the id of "
         "one of Minari, such as mujoco/hopper/medium-v0."
     )
+
+
+def bounds(
+    episodes: Episodes, known: tuple[npt.ArrayLike, npt.ArrayLike] | None, dataset: str
+) -> tuple[Tensor, Tensor]:
+    """The least and the greatest action, float32 (action_size,) each, with a warning about any that lie outside.
+
+    Args:
+        episodes: With actions that are vectors.
+        known: What the environment takes, if that is known; where it is not finite, the recorded actions count.
+        dataset: Name of the data set, for the warning.
+    """
+    least, greatest = episodes.actions.min(axis=0), episodes.actions.max(axis=0)
+    low, high = (np.broadcast_to(np.asarray(end, np.float32), least.shape) for end in known or (-np.inf, np.inf))
+    with np.errstate(over="ignore", invalid="ignore"):
+        finite = np.isfinite(high - low) & (low < high)
+    low = np.where(finite, low, np.minimum(least, np.float32(-1)))
+    high = np.where(finite, high, np.maximum(greatest, np.float32(1)))
+    beyond = np.maximum(low - least, greatest - high)
+    if (beyond > ROUNDING * (high - low) / 2).any():
+        worst = int(np.argmax(beyond / (high - low)))
+        rank_zero_warn(
+            f"{dataset} has actions up to {beyond[worst]:.3g} outside its action space, in component {worst}, which "
+            f"goes from {low[worst]:.4g} to {high[worst]:.4g}; a policy cannot take them, so clip the recorded actions "
+            "if the environment did."
+        )
+    return torch.from_numpy(low), torch.from_numpy(high)
 
 
 def moments(episodes: Episodes, chosen: npt.NDArray[np.int64]) -> tuple[Tensor, Tensor]:

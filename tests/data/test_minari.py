@@ -4,6 +4,7 @@ import json
 import warnings
 
 import gymnasium
+import h5py
 import minari
 import numpy as np
 import pytest
@@ -73,6 +74,39 @@ def test_numbered_actions_and_environment():
     data = ready("cartpole/some-v0")
     assert (data.input_size, data.output_size, data.env_id, data.discrete) == (4, 2, "CartPole-v1", True)
     assert next(iter(data.train_dataloader())).actions.dtype == torch.int64
+
+
+def test_bounds_of_actions(recwarn):
+    space = Box(np.array([-0.4, 0, -np.inf, -np.inf]), np.array([0.4, 10, np.inf, 3]), dtype=np.float64)
+    write_set("our/bounded-v0", done=space)
+    data = ready("our/bounded-v0")
+    recorded = data.source.episodes.actions
+    least, greatest = recorded.min(0), recorded.max(0)
+    assert least[2] < -1 < greatest[2] - 1, "what is not finite is taken from what was recorded"
+    assert data.action_low.tolist() == pytest.approx([-0.4, 0, least[2], min(-1, least[3])])
+    assert data.action_high.tolist() == pytest.approx([0.4, 10, greatest[2], max(1, greatest[3])])
+    assert not [each for each in recwarn if "action" in str(each.message)]
+
+
+def test_recorded_actions_outside_the_space(storage):
+    write_set("our/set-v0")
+    with h5py.File(storage / "our/set-v0/data/main_data.hdf5", "a") as file:
+        file["episode_1/actions"][2] = [0.5, 1.0005]  # rounding
+        assert ready("our/set-v0").action_high.tolist() == [1, 1]
+        file["episode_1/actions"][2] = [0.5, 3.5]
+    with pytest.warns(
+        UserWarning, match=r"our/set-v0 has actions up to 2.5 outside its action space, in component 1, "
+    ):
+        data = ready("our/set-v0")
+    assert data.action_high.tolist() == [1, 1]
+
+
+def test_numbered_actions_outside_the_space(storage):
+    write_set("our/set-v0", done=Discrete(3))
+    with h5py.File(storage / "our/set-v0/data/main_data.hdf5", "a") as file:
+        file["episode_1/actions"][2] = 3
+    with pytest.raises(ValueError, match="our/set-v0 has the action 3, its environment 3 actions from 0 on"):
+        ready("our/set-v0")
 
 
 def test_where_it_is_looked_for(tmp_path, monkeypatch, cache):

@@ -55,6 +55,41 @@ def test_a_file_in_the_layout_of_d4rl(tmp_path):
     assert data.samples_per_second(0.05) > 100
 
 
+def with_actions(file, least, greatest):
+    """An episode of 20 steps; what each component of its actions reaches is given."""
+    arrays = make_steps([20], action_size=len(least))
+    arrays["actions"] *= 0.1
+    arrays["actions"][3], arrays["actions"][7] = least, greatest
+    np.savez(file, **arrays)
+
+
+def test_bounds_of_actions_that_nobody_tells(tmp_path, recwarn):
+    with_actions(tmp_path / "0.npz", [-0.5, -2, -1], [0.5, 0.5, 7])
+    data = ready(tmp_path)
+    assert data.action_low.tolist() == [-1, -2, -1]
+    assert data.action_high.tolist() == [1, 1, 7]
+    assert data.action_low.dtype == data.action_high.dtype == torch.float32
+    assert not recwarn
+    np.savez(tmp_path / "0.npz", **make_steps([20], discrete=True))
+    data = ready(tmp_path)
+    assert (data.action_low, data.action_high) == (None, None)
+
+
+def test_bounds_of_known_environments(tmp_path):
+    write_d4rl(tmp_path / "hopper_medium-v2.hdf5", [5, 6])
+    data = ready(tmp_path / "hopper_medium-v2.hdf5")
+    assert (data.action_low.tolist(), data.action_high.tolist()) == ([-1] * 3, [1] * 3)
+    actions = make_steps([5, 6])["actions"]
+    actions[4, 1] = -1.75
+    write_d4rl(tmp_path / "hopper_medium-v2.hdf5", [5, 6], actions=actions)
+    message = (
+        r"hopper_medium-v2.hdf5 has actions up to 0.75 outside its action space, in component 1, which goes from -1"
+    )
+    with pytest.warns(UserWarning, match=message):
+        data = ready(tmp_path / "hopper_medium-v2.hdf5")
+    assert (data.action_low.tolist(), data.action_high.tolist()) == ([-1] * 3, [1] * 3)
+
+
 @pytest.mark.parametrize("sampling", ["windows", "episodes"])
 @pytest.mark.parametrize(("fraction", "count"), [(0.0, 0), (0.05, 1), (0.31, 3), (0.99, 9)])
 def test_held_out_episodes(file, monkeypatch, sampling, fraction, count):
