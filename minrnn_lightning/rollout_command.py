@@ -15,6 +15,7 @@ from rich.table import Table
 
 from minrnn_lightning.data.d4rl import normalized_score
 from minrnn_lightning.data.episodes import rl_module
+from minrnn_lightning.environments import environment_of
 from minrnn_lightning.files import write_json, write_plot, write_whole
 from minrnn_lightning.rollout import Episodes, Mode, load_policy, rollout
 
@@ -40,7 +41,8 @@ def rollout_command(
         checkpoint: A .ckpt file of a PolicyTask that `minrnn fit` wrote.
         env: The environment, such as Hopper-v5; by default that of the training data.
         episodes: How many to play for each target.
-        target_return: Returns to ask for, separated by commas; by default the highest of the training data.
+        target_return: Returns to ask for, separated by commas; by default the highest of the training data. Where the
+            first is negative, write --target_return=-100,-200.
         mode: carry takes one step of the model for each of the environment; window computes the last steps again.
         window: How many, for window; by default as many as a row of the training data had.
         seed: Of the first episode; the next ones have the next numbers.
@@ -57,7 +59,7 @@ def rollout_command(
     film = check_file("video", video, [".gif", ".mp4"])
     targets: list[float | None] = [] if target_return is None else parse_targets(target_return)
     task = load_policy(checkpoint)
-    env_id = env or task.environment.get("env_id")
+    env_id = environment_of(task, env)
     if env_id is None:
         raise ValueError(f"{checkpoint} does not say which environment it is for: give --env, such as Hopper-v5")
     if not task.condition_on_return:

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from typing import ClassVar
 
 import gymnasium
 import lightning.pytorch as pl
@@ -128,6 +129,52 @@ def test_same_seed_same_episodes_and_no_trace():
     assert task.training
     assert torch.equal(before, torch.get_rng_state())
     assert rollout(task, "Hopper-v5", 2, [50.0], seed=1)[0].returns != one.returns
+
+
+class Wide(Ladder):
+    """The same with actions from -2 to 6, which are noted."""
+
+    action_space = Box(-2, 6, (1,))
+    taken: ClassVar[list[float]] = []
+
+    def step(self, action):
+        self.taken.append(float(action[0]))
+        return super().step(action)
+
+
+gymnasium.register("Wide-v0", Wide)
+
+
+@pytest.mark.parametrize("mode", ["carry", "window"])
+def test_actions_are_those_of_the_environment(mode, recwarn):
+    task = policy("Ladder-v0")
+    task.bound_actions([-2.0], [6.0])
+    task.head[0].weight.data.zero_()
+    task.head[0].bias.data.fill_(0.5)
+    Wide.taken.clear()
+    rollout(task, "Wide-v0", 2, [5.0], mode=mode)
+    assert Wide.taken == pytest.approx([2 + 4 * np.tanh(0.5)] * 5)
+    assert not [each for each in recwarn if "go from" in str(each.message)]
+
+
+def test_other_bounds_than_the_environment_are_told():
+    message = r"component 0 the actions of Wide-v0 go from -2 to 6, those of this policy from -1 to 1: it learnt"
+    with pytest.warns(UserWarning, match=message):
+        rollout(policy("Ladder-v0"), "Wide-v0", 1, [5.0])
+
+
+@pytest.mark.parametrize("known", ["attack:Ladder-v0", 5])
+def test_an_environment_in_a_file_imports_nothing(known, monkeypatch, tmp_path):
+    (tmp_path / "attack.py").write_text("raise SystemExit('imported')")
+    monkeypatch.syspath_prepend(tmp_path)
+    task = policy("Ladder-v0")
+    assert environments.environment_of(task) is None
+    task.environment["env_id"] = known
+    with pytest.raises(ValueError, match=rf"the environment '?{known}'?, which .* --env or env_id"):
+        environments.environment_of(task)
+    assert environments.environment_of(task, "ours:Ladder-v0") == "ours:Ladder-v0"
+    task.environment["env_id"] = "Ladder-v0"
+    assert environments.environment_of(task) == "Ladder-v0"
 
 
 def test_cloning_needs_no_target():
@@ -324,6 +371,10 @@ def test_command_refuses_other_files(minrnn, trained, tmp_path):
     code, _, errors = minrnn("rollout", f"--checkpoint={tmp_path}/words.ckpt")
     assert (code, errors.count("\n")) == (1, 1)
     assert "words.ckpt holds a LanguageTask; only a PolicyTask can act in an environment" in errors
+    torch.save({**whole, "environment": {"env_id": "antigravity:Hopper-v5"}}, tmp_path / "imports.ckpt")
+    errors = minrnn("rollout", f"--checkpoint={tmp_path}/imports.ckpt", "--target_return=1")[2]
+    assert "'antigravity:Hopper-v5', which the checkpoint or its data set names, would import a module" in errors
+    assert "antigravity" not in sys.modules
     torch.save({**whole, "environment": {}}, tmp_path / "homeless.ckpt")
     assert "does not say which environment it is for" in minrnn("rollout", f"--checkpoint={tmp_path}/homeless.ckpt")[2]
 
