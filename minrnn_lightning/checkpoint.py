@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import enum
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile, ZipFile
 
+import numpy as np
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 from tokenizers import Tokenizer
@@ -18,11 +21,22 @@ class CheckpointError(ValueError):
 
 
 class WholeCheckpointIO(TorchCheckpointIO):
-    """Plugin of the Trainer that writes a checkpoint beside its place and then renames it.
+    """Plugin of the Trainer that writes a checkpoint beside its place and then renames it, and never unpickles code.
 
     Lightning moves it there from the folder for temporary files, which may be another disk: on a full one, half a file
-    would take the place of the checkpoint before.
+    would take the place of the checkpoint before. What Lightning finds by itself, such as the checkpoint that SLURM
+    left, is read here too.
     """
+
+    def load_checkpoint(
+        self, path: str | Path, map_location: Any = lambda storage, _: storage, weights_only: bool | None = None
+    ) -> dict[str, Any]:
+        """Read plain tensors and values only, whatever ``weights_only`` says.
+
+        Raises:
+            CheckpointError: the checkpoint is not a local file, or holds Python objects.
+        """
+        return read_checkpoint(path)
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None) -> None:
         """Write the checkpoint; after an error there is what was there before."""
@@ -49,6 +63,10 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         CheckpointError: the file is missing, damaged, holds Python objects or comes from another program.
     """
     if not Path(path).is_file():
+        if "://" in str(path):
+            raise CheckpointError(
+                f"{path} is an address, and a checkpoint is read from a local file only: download it and give its path"
+            )
         raise CheckpointError(f"{path}: there is no such file; give the path of a .ckpt file that `minrnn fit` wrote")
     try:
         with ZipFile(path) as archive:
@@ -124,4 +142,75 @@ def tokenizer_of(checkpoint: dict[str, Any], path: str | Path = "the checkpoint"
             return Tokenizer.from_str(part["tokenizer"])
     raise CheckpointError(
         f"{path} holds no vocabulary: it was not trained on text through TextDataModule or ShakespeareDataModule"
+    )
+
+
+def last_checkpoint(folder: str | Path) -> Path | None:
+    """The ``last.ckpt`` that was written last among the runs of a folder; None where there is none.
+
+    Args:
+        folder: the ``default_root_dir`` of the runs, with a folder ``version_N`` for each.
+    """
+    return max(Path(folder).glob("version_*/checkpoints/last.ckpt"), key=os.path.getmtime, default=None)
+
+
+def find_checkpoint(word: str, folder: str | Path) -> Path:
+    """The checkpoint that ``last`` or ``best`` stands for: of the run of a folder that was written to last.
+
+    Args:
+        word: ``last`` is the end of the run, ``best`` what its ModelCheckpoint with a ``monitor`` kept.
+        folder: the ``default_root_dir`` of the runs.
+
+    Raises:
+        CheckpointError: there is no such checkpoint.
+    """
+    last = last_checkpoint(folder)
+    if last is None:
+        raise CheckpointError(f"--ckpt_path {word} finds no run with a last.ckpt in {folder}; give a file instead")
+    if word == "last":
+        return last
+    for name, state in read_checkpoint(last).get("callbacks", {}).items():
+        if name.startswith("ModelCheckpoint") and isinstance(state, dict) and state.get("best_model_path"):
+            if "'monitor': None" in name:
+                continue
+            best = last.parent / Path(state["best_model_path"]).name  # the folder may have been moved since
+            if best.is_file():
+                return best
+    raise CheckpointError(
+        f"--ckpt_path {word} finds none in {last.parent}: a run keeps it where a ModelCheckpoint with a monitor is "
+        "among trainer.callbacks; give last or a file instead"
+    )
+
+
+def plain(value: Any, name: str) -> Any:
+    """A hyper-parameter as the plain value that a checkpoint can hold: NumPy's and PyTorch's numbers become Python's.
+
+    Args:
+        value: what was given.
+        name: its name, for the message.
+
+    Raises:
+        ValueError: it has no plain value, so that a checkpoint with it could not be read without executing code.
+    """
+    if value is None or type(value) in (bool, int, float, complex, str, bytes, torch.dtype, torch.device):
+        return value
+    if isinstance(value, enum.Enum):
+        return plain(value.value, name)
+    if isinstance(value, (np.generic, np.ndarray)) and value.dtype != object:
+        return value.tolist()
+    if isinstance(value, torch.Tensor) and value.ndim == 0:
+        return value.item()
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if isinstance(value, Mapping):
+        return {plain(key, name): plain(each, f"{name}.{key}") for key, each in value.items()}
+    if isinstance(value, (list, tuple, set, frozenset)):
+        values = [plain(each, name) for each in value]
+        return tuple(values) if isinstance(value, tuple) else values
+    for kind in (bool, int, float, str):  # of a subclass
+        if isinstance(value, kind):
+            return kind(value)
+    raise ValueError(
+        f"{name} is a {type(value).__name__}, which a checkpoint cannot hold: give a number, a text, a list or a "
+        "dictionary of these, or take it out of hparams"
     )

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import codecs
+import io
+import locale
+import os
 import re
+import subprocess
 import sys
 from argparse import ArgumentError
 from collections.abc import Callable
+from contextlib import suppress
 from importlib import import_module
 from inspect import signature
 from pathlib import Path
@@ -13,6 +19,7 @@ from typing import NoReturn
 
 from minrnn_lightning import __version__
 from minrnn_lightning.memory import keep_freed_memory
+from minrnn_lightning.signals import exit_code, stop_on_signals
 
 USAGE = """usage: minrnn <command> [options]
 
@@ -44,14 +51,17 @@ def main(args: list[str] | None = None) -> None:
     Args:
         args: the words after ``minrnn``; those of the shell when not given.
     """
+    if args is None:  # not where a test or a notebook calls
+        _use_utf8()
+        stop_on_signals()
     try:
         keep_freed_memory()
         _run(list(sys.argv[1:] if args is None else args))
-    except KeyboardInterrupt:
-        sys.exit(130)
-    except SystemExit as stop:
-        if isinstance(stop.__context__, KeyboardInterrupt):  # Lightning exits with 1
-            sys.exit(130)
+    except KeyboardInterrupt as stop:
+        sys.exit(exit_code(stop))
+    except SystemExit as end:
+        if isinstance(end.__context__, KeyboardInterrupt):  # Lightning exits with 1
+            sys.exit(exit_code(end.__context__))
         raise
     except BrokenPipeError:  # the reader of our output has gone, like `| head`
         sys.stdout = None
@@ -61,6 +71,26 @@ def main(args: list[str] | None = None) -> None:
         if sentence is None:
             raise
         _fail(sentence, 2 if isinstance(error, ArgumentError) else 1)
+
+
+def _use_utf8() -> None:
+    """Read and write files in UTF-8 whatever the system's encoding, and replace what the terminal cannot show.
+
+    Recipes, logs and configurations are opened by libraries that ask the system for its encoding; Python's UTF-8 mode,
+    which must be chosen before Python starts, answers for all of them. From Python 3.15 on it is the default.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
+    if codecs.lookup(locale.getpreferredencoding(False)).name == "utf-8":
+        return
+    encoding = f"{getattr(sys.stdout, 'encoding', None) or 'utf-8'}:replace"
+    environment = {"PYTHONIOENCODING": encoding, **os.environ, "PYTHONUTF8": "1"}
+    command = [sys.executable, "-m", "minrnn_lightning", *sys.argv[1:]]
+    if sys.platform == "win32":  # which has no exec that keeps the console
+        with suppress(KeyboardInterrupt):  # the other process gets it too
+            sys.exit(subprocess.call(command, env=environment))
+    os.execve(sys.executable, command, environment)
 
 
 def _run(words: list[str]) -> None:

@@ -62,6 +62,10 @@ def generate(
     return _generate(task, tokens, max_new_tokens, temperature, top_k, top_p, generator)
 
 
+class DivergedError(ValueError):
+    """The outputs of a model are no finite numbers."""
+
+
 @torch.inference_mode()
 def _generate(
     task: Task,
@@ -95,7 +99,17 @@ def sample(
     top_p: float | None = None,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """Draw one token from each row of ``logits`` (batch, output_size); returns (batch,). Arguments as in `generate`."""
+    """Draw one token from each row of ``logits`` (batch, output_size); returns (batch,). Arguments as in `generate`.
+
+    Raises:
+        DivergedError: a logit is NaN or plus infinity, or a row has no finite one.
+    """
+    highest = logits.max(-1).values  # NaN if one is
+    if not highest.isfinite().all():
+        raise DivergedError(
+            f"the logits of the model hold {highest[~highest.isfinite()][0].item()}, so that no token can be chosen: "
+            "its training has diverged; use an earlier checkpoint, or train with a lower learning rate"
+        )
     if temperature == 0:
         return logits.argmax(-1)
     logits = logits.float() / temperature

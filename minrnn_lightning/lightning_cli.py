@@ -17,10 +17,11 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.plugins import CheckpointIO
 from lightning.pytorch.utilities import rank_zero_info
 
-from minrnn_lightning.callbacks import LastCheckpoint
-from minrnn_lightning.checkpoint import WholeCheckpointIO, check_fits, read_checkpoint
+from minrnn_lightning.callbacks import AtTrainEnd, Divergence, LastCheckpoint
+from minrnn_lightning.checkpoint import WholeCheckpointIO, check_fits, find_checkpoint, read_checkpoint
 from minrnn_lightning.data import Data
 from minrnn_lightning.tasks import Task
 
@@ -34,8 +35,9 @@ NOISE = (
 )
 
 SHORTER = {  # than Lightning's help
-    "ckpt_path": "Checkpoint of a run to go on with or to evaluate; its file, or a word of Lightning such as last.",
-    "weights_only": "Whether a checkpoint may hold plain values only, as those of this package do.",
+    "ckpt_path": "Checkpoint of a run to go on with or to evaluate: its file, or last or best for those of the run in "
+    "trainer.default_root_dir that was written to last.",
+    "weights_only": "Always true: a checkpoint is read without executing code.",
 }
 
 
@@ -51,7 +53,7 @@ def native_precision(accelerator: str) -> str:
     if accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available():
         native = torch.cuda.get_device_capability() >= (8, 0)
     elif accelerator == "cpu" or (accelerator == "auto" and not torch.backends.mps.is_available()):
-        native = CPUINFO.is_file() and not {"avx512_bf16", "amx_bf16"}.isdisjoint(CPUINFO.read_text().split())
+        native = CPUINFO.is_file() and not {"avx512_bf16", "amx_bf16"}.isdisjoint(CPUINFO.read_text(encoding="utf-8").split())
     else:
         native = False
     return "bf16-mixed" if native else "32-true"
@@ -119,6 +121,13 @@ class MinRNNCLI(LightningCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Let the data say how many different tokens the model reads and writes."""
+        parser.add_argument(
+            "--checkpoint_minutes",
+            type=float,
+            default=5.0,
+            help="Write last.ckpt when so many minutes have passed since it was written, besides after validations; "
+            "less often where that would take more than 1 %% of the time; 0 does without.",
+        )
         for size in ("input_size", "output_size"):
             parser.link_arguments(f"data.{size}", f"model.init_args.{size}", apply_on="instantiate")
 
@@ -135,6 +144,13 @@ class MinRNNCLI(LightningCLI):
         trainer = config.trainer
         for part in ("model", "data"):
             _refuse_null(part, config[part].class_path, dict(config[part].get("init_args") or {}))
+        if config.checkpoint_minutes < 0:
+            raise ValueError(f"checkpoint_minutes must be at least 0, got {config.checkpoint_minutes}")
+        if config.get("weights_only") is False:
+            raise ValueError(
+                "weights_only must be true, got false: a checkpoint is read without executing code; leave it out"
+            )
+        config.weights_only = True
         if trainer.max_steps == 0 or trainer.max_epochs == 0:
             raise ValueError("trainer.max_steps and trainer.max_epochs must be at least 1, or -1 for no limit; got 0")
         if trainer.precision is None:
@@ -154,16 +170,23 @@ class MinRNNCLI(LightningCLI):
                 config.default_root_dir, name="", version=tensorboard.version, flush_logs_every_n_steps=1
             )
             kwargs["logger"] = [tensorboard, csv]
+        callbacks = [*(config.callbacks or []), Divergence()]
         if config.enable_checkpointing is not False:
-            kwargs["callbacks"] = [*(config.callbacks or []), LastCheckpoint()]
-        if not config.plugins:
-            kwargs["plugins"] = [WholeCheckpointIO()]
+            last = LastCheckpoint(self.config_init[self.subcommand].checkpoint_minutes)
+            callbacks = [AtTrainEnd(last.finish), *callbacks, last]
+        kwargs["callbacks"] = callbacks
+        plugins = config.plugins if isinstance(config.plugins, list) else [config.plugins] if config.plugins else []
+        if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
+            kwargs["plugins"] = [*plugins, WholeCheckpointIO()]
         return super().instantiate_trainer(**kwargs)
 
     def _run_subcommand(self, subcommand: str) -> None:
         config = self.config_init[subcommand]
+        if config.ckpt_path in ("last", "best"):  # Lightning knows the runs of this process only
+            config.ckpt_path = str(find_checkpoint(config.ckpt_path, config.trainer.default_root_dir))
+            rank_zero_info(f"Checkpoint: {config.ckpt_path}")
         path = config.ckpt_path
-        if path and (Path(path).suffix or Path(path).exists()):  # not one of Lightning's words, like best and last
+        if path:
             check_fits(self.model, read_checkpoint(path), path)
         if subcommand != "fit" and not path and not config.trainer.fast_dev_run:
             raise MisconfigurationException(

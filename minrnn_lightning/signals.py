@@ -1,0 +1,47 @@
+"""Signals that ask the process to end: all of them as Ctrl-C, each with its own exit code."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from types import FrameType
+from typing import NoReturn
+
+# SIGTERM: Slurm, systemd, docker stop, spot machines; SIGHUP: a terminal that is closed. Windows has no SIGHUP.
+ENDING = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+
+
+class Stopped(KeyboardInterrupt):
+    """A signal ended the work.
+
+    Args:
+        number: of the signal.
+    """
+
+    def __init__(self, number: int = signal.SIGINT) -> None:
+        super().__init__(number)
+        self.number = number
+
+
+def exit_code(stop: BaseException) -> int:
+    """What a shell expects of a process that a signal ended: 128 and the number of the signal."""
+    return 128 + int(getattr(stop, "number", signal.SIGINT))
+
+
+def stop_on_signals() -> None:
+    """Let SIGTERM and SIGHUP end the process as Ctrl-C does, unless the caller has them ignored, as ``nohup`` does.
+
+    In a job of Slurm, Lightning decides about SIGTERM, which may be what asks to put the job back into the queue.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        return
+    for number in ENDING:
+        if number != signal.SIGINT and signal.getsignal(number) is signal.SIG_DFL:
+            if number == signal.SIGTERM and "SLURM_JOB_ID" in os.environ:
+                continue
+            signal.signal(number, _stop)
+
+
+def _stop(number: int, frame: FrameType | None) -> NoReturn:
+    raise Stopped(number)
