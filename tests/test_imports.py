@@ -15,7 +15,7 @@ LAYERS = {
     "nn": {"ops"},
     "checkpoint": set(),
     "tasks": {"nn", "checkpoint"},
-    "data": set(),
+    "data": {"checkpoint"},
     "tool": {"ops", "nn", "checkpoint", "tasks", "data", "memory", "tool"},
     "lightning_cli": {"checkpoint", "tasks", "data", "tool"},
     "benchmark": {"ops", "nn", "tasks", "tool", "lightning_cli", "__init__"},

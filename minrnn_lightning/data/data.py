@@ -6,12 +6,15 @@ import os
 import signal
 import time
 from abc import ABC, abstractmethod
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from lightning.fabric.utilities.seed import pl_worker_init_function
 from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
+
+from minrnn_lightning.checkpoint import plain
 
 
 def cache_dir() -> Path:
@@ -59,8 +62,9 @@ class Data(LightningDataModule, ABC):
             if value < least:
                 raise ValueError(f"{name} must be {least} or more, got {value}.")
         self.save_hyperparameters()
-        # A checkpoint holds plain values only, or it could not be read safely.
-        self.save_hyperparameters({name: str(value) for name, value in self.hparams.items() if isinstance(value, Path)})
+        for name, value in self.hparams.items():
+            with suppress(ValueError):  # which the task refuses before training starts
+                self.hparams[name] = plain(value, name)
         self.batch_size = batch_size
         self.length = length
         self.num_workers = num_workers

@@ -1,27 +1,35 @@
 """``Task``: what every LightningModule here shares: the stack, optimizer and schedule, fine-tuning, resuming."""
 
-import math
+import json
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 import torch
-from lightning.pytorch import LightningModule
+from lightning.pytorch import LightningDataModule, LightningModule
 from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
-from minrnn_lightning.checkpoint import load_matching
+from minrnn_lightning.checkpoint import load_matching, plain
 from minrnn_lightning.nn.backbone import Backbone
 from minrnn_lightning.nn.dropout import Dropout
 from minrnn_lightning.nn.mixers.mixer import State
+from minrnn_lightning.tasks.schedule import WarmupCosine, keep_settings
 from minrnn_lightning.tasks.size import flops, matching_dim, parse_count, products
 
 
 class Task(LightningModule, ABC):
     """Encoder, backbone and head, with an optimizer: the base to subclass.
 
-    Every argument is a plain value, kept as an attribute and in the checkpoint's hyper-parameters.
+    Every argument is a plain value, kept as an attribute and in the checkpoint's hyper-parameters. A run that goes on
+    from a checkpoint has the learning rate, weight decay, warm-up and number of steps of the task and the Trainer at
+    hand; what differs from the checkpoint is said in one line.
+
+    The training loss is the mean over the targets of a batch. Where batches hold different numbers of targets, each
+    counts the same in a gradient that is accumulated over several of them or averaged over processes
+    (``accumulate_grad_batches``, DDP), as Lightning does it; what is logged for validation and test is exact.
 
     Args:
         input_size: Number of different input tokens; the data module sets it on the command line.
@@ -87,6 +95,10 @@ class Task(LightningModule, ABC):
         self.input_size = input_size
         self.output_size = output_size
         self.save_hyperparameters(ignore=["init_from"])  # a loaded checkpoint must not look for another one
+        for name, value in self.hparams.items():
+            with suppress(ValueError):  # a subclass may still take it out; setup asks again
+                self.hparams[name] = plain(value, name)
+        lr, weight_decay, warmup = (self.hparams[name] for name in ("lr", "weight_decay", "warmup"))
         if match_parameters is not None:
             dim = matching_dim(self._parameters_at, parse_count(match_parameters))
         self.hparams.update(dim=dim, match_parameters=None)  # nor for the width again
@@ -163,8 +175,8 @@ class Task(LightningModule, ABC):
         groups = [{"params": matrices, "weight_decay": self.weight_decay}, {"params": rest, "weight_decay": 0.0}]
         # Not fused: Lightning does not clip the gradients of a fused optimizer in mixed precision.
         optimizer = torch.optim.AdamW(groups, lr=self.lr, betas=(0.9, 0.99))
-        total = self.trainer.estimated_stepping_batches
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: warmup_cosine(step, self.warmup, total))
+        keep_settings(optimizer)
+        schedule = WarmupCosine(optimizer, self.warmup, self.trainer.estimated_stepping_batches)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def configure_model(self) -> None:
@@ -173,7 +185,14 @@ class Task(LightningModule, ABC):
             self.backbone.compile()
 
     def setup(self, stage: str) -> None:
-        """Take the weights of ``init_from``; a checkpoint to resume from is read later and overrules them."""
+        """Take the weights of ``init_from``; a checkpoint to resume from is read later and overrules them.
+
+        Raises:
+            ValueError: A hyper-parameter is no plain value, so that no checkpoint could be read.
+        """
+        data = getattr(self.trainer, "datamodule", None)
+        for owner in (self, data) if isinstance(data, LightningDataModule) else (self,):
+            owner.hparams.update({name: plain(value, name) for name, value in owner.hparams.items()})
         if stage == "fit" and self.init_from:
             taken, left = load_matching(self, self.init_from)
             rank_zero_info(f"{self.init_from}: took {len(taken)} tensors ({', '.join(taken)})")
@@ -196,23 +215,32 @@ class Task(LightningModule, ABC):
             torch.manual_seed((self._seed + batches * trainer.world_size + trainer.global_rank) % 2**63)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep the seed, and the name of the class."""
+        """Keep the seed, the number of steps that the learning rate falls over, and the name of the class."""
         checkpoint["seed"] = self._seed
+        checkpoint["max_steps"] = self.trainer.max_steps
         checkpoint["task"] = type(self).__name__
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Go on with the seed of the run that is resumed."""
+        """Go on with the seed of the run that is resumed, and say which settings are others now."""
         self._seed = checkpoint.get("seed")
+        trainer = self._trainer
+        if trainer is not None and trainer.state.fn == "fit":
+            data = getattr(trainer, "datamodule", None)
+            now = {**self.hparams, **getattr(data, "hparams", {}), "max_steps": trainer.max_steps}
+            before = {**checkpoint.get("hyper_parameters", {}), **checkpoint.get("datamodule_hyper_parameters", {})}
+            before |= {name: checkpoint[name] for name in ("max_steps",) if name in checkpoint}
+            others = [
+                f"{name} {now[name]} (checkpoint: {old})"
+                for name, old in before.items()
+                if name in now and _written(now[name]) != _written(old)
+            ]
+            if others:
+                rank_zero_info(f"Settings that differ from those of the checkpoint: {', '.join(others)}")
 
 
-def warmup_cosine(step: int, warmup: int, total: float) -> float:
-    """Factor of the learning rate: up to 1 in ``warmup`` steps, down along a cosine to 0 at ``total``."""
-    if step < warmup:
-        return (step + 1) / (warmup + 1)
-    if math.isinf(total):
-        return 1.0
-    progress = min(1.0, (step - warmup) / max(1, total - warmup))
-    return 0.5 * (1 + math.cos(math.pi * progress))
+def _written(value: Any) -> str:
+    """A setting as text, in which a list and a tuple of the same values are the same."""
+    return json.dumps(value, sort_keys=True, default=str)
 
 
 def _decays(parameter: nn.Parameter) -> bool:

@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from minrnn_lightning.checkpoint import CheckpointError
 from minrnn_lightning.tasks import LanguageTask, Task
-from minrnn_lightning.tasks.task import warmup_cosine
+from minrnn_lightning.tasks.schedule import warmup_cosine
 
 SMALL = {"dim": 8, "depth": 2, "expansion": 1.5, "kernel_size": 3, "mlp_ratio": 2.0}
 

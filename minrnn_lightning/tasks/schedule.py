@@ -1,0 +1,58 @@
+"""The learning rate over the steps of a training, and optimizers whose settings a checkpoint does not overrule."""
+
+import math
+from typing import Any
+
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+
+
+def keep_settings(optimizer: Optimizer) -> None:
+    """Let an optimizer keep its own learning rate, decay and the like when a checkpoint's state is loaded into it.
+
+    PyTorch takes them from the checkpoint; what a task was made with should hold in a run that is resumed too. The
+    groups must have a fixed order.
+    """
+
+    def with_own_settings(optimizer: Optimizer, state: dict[str, Any]) -> dict[str, Any]:
+        if len(state["param_groups"]) != len(optimizer.param_groups):
+            return state  # which PyTorch refuses
+        groups = [
+            {**saved, **{name: value for name, value in own.items() if name != "params"}}
+            for saved, own in zip(state["param_groups"], optimizer.param_groups, strict=True)
+        ]
+        return {**state, "param_groups": groups}
+
+    optimizer.register_load_state_dict_pre_hook(with_own_settings)
+
+
+class WarmupCosine(LambdaLR):
+    """A learning rate that rises linearly, then falls along a cosine to 0.
+
+    What is loaded from a checkpoint is the number of steps alone: base, warm-up and end are those it is made with.
+
+    Args:
+        optimizer: Its learning rate is the highest.
+        warmup: Steps over which it rises.
+        total: Step at which it reaches 0; infinite for a rate that stays.
+    """
+
+    def __init__(self, optimizer: Optimizer, warmup: int, total: float) -> None:
+        super().__init__(optimizer, lambda step: warmup_cosine(step, warmup, total))
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on at the step of a checkpoint."""
+        super().load_state_dict({**state_dict, "base_lrs": self.base_lrs})
+        for group, base, factor in zip(self.optimizer.param_groups, self.base_lrs, self.lr_lambdas, strict=True):
+            group["lr"] = base * factor(self.last_epoch)
+        self._last_lr = [group["lr"] for group in self.optimizer.param_groups]
+
+
+def warmup_cosine(step: int, warmup: int, total: float) -> float:
+    """Factor of the learning rate: up to 1 in ``warmup`` steps, down along a cosine to 0 at ``total``."""
+    if step < warmup:
+        return (step + 1) / (warmup + 1)
+    if math.isinf(total):
+        return 1.0
+    progress = min(1.0, (step - warmup) / max(1, total - warmup))
+    return 0.5 * (1 + math.cos(math.pi * progress))
