@@ -8,9 +8,10 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torchmetrics import MeanMetric, Metric
+from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
+from minrnn_lightning.tasks.metrics import Mean
 from minrnn_lightning.tasks.task import Task
 
 GROUPS = 16  # lengths, or ranges of lengths, with a metric of their own
@@ -75,7 +76,7 @@ class ScoredTask(Task):
     def setup(self, stage: str) -> None:
         """Make the metrics."""
         super().setup(stage)
-        self.mean_loss = MeanMetric()
+        self.mean_loss = Mean()
         self.by_length = AccuracyByLength()
         self.accuracy_by_length = {}
 
@@ -102,7 +103,7 @@ class ScoredTask(Task):
 
     def _evaluate(self, batch: Sequence[Tensor]) -> None:
         logits, targets, examples = self.answers(batch)
-        self.mean_loss.update(self.loss(logits, targets), weight=len(targets))
+        self.mean_loss.update(self.loss(logits, targets), len(targets))
         counts = examples.bincount(minlength=len(batch[2]))
         right = examples.bincount((logits.argmax(-1) == targets).float(), minlength=len(batch[2]))
         lengths = batch[2].reshape(len(batch[2]), -1).amax(-1)  # of pairs, that of the longer one
