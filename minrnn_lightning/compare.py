@@ -45,7 +45,8 @@ def compare(words: list[str]) -> None:
         words: the options of ``minrnn fit``, a recipe among them, and those below.
 
     Raises:
-        ValueError: a mixer is unknown, a seed or a device is none, a run failed, or an earlier one had other options.
+        ValueError: a mixer is unknown, a seed or a device is none, or an earlier run had other options; and when all
+            runs have ended, if some of them failed.
     """
     options, words = _parse(words)
     mixers, seeds, devices = options.mixers, options.seeds, options.devices
@@ -54,13 +55,19 @@ def compare(words: list[str]) -> None:
     _read_cells(folder, options, words)  # refuses those of another comparison before anything runs
     todo = [(mixer, seed) for seed in seeds for mixer in mixers]
     running: dict[int, Run] = {}
+    failures: list[str] = []
     try:
         while todo or running:
             for place, device in enumerate(devices):
                 if place in running and running[place].process.poll() is not None:
                     run = running.pop(place)
-                    cell = run.figures(options.metric) | {"about": machine(run.generating)}
-                    write_json(folder / f"{run.name}.json", _with_best(cell, options.mode))
+                    try:
+                        cell = run.figures(options.metric) | {"about": machine(run.generating)}
+                    except ValueError as error:  # which the other runs have nothing to do with
+                        print(error, flush=True)
+                        failures.append(str(error))
+                    else:
+                        write_json(folder / f"{run.name}.json", _with_best(cell, options.mode))
                 if place not in running and todo:
                     mixer, seed = todo.pop(0)
                     if (folder / f"{mixer}-{seed}.json").is_file():
@@ -71,7 +78,11 @@ def compare(words: list[str]) -> None:
     finally:
         for run in running.values():
             run.stop()
-    _report(_read_cells(folder, options, words), options, folder)
+    cells = _read_cells(folder, options, words)
+    if cells:
+        _report(cells, options, folder)
+    if failures:
+        raise ValueError("; ".join(failures))
 
 
 class _Parser(ArgumentParser):

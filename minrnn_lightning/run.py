@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from minrnn_lightning.checkpoint import CheckpointError, read_checkpoint
+from minrnn_lightning.checkpoint import CheckpointError, last_checkpoint, read_checkpoint
 from minrnn_lightning.files import write_json
 from minrnn_lightning.generate import generate, load_language_task
 
@@ -45,7 +45,7 @@ class Run:
         self.name = f"{mixer}-{seed}"
         self.folder = runs / self.name
         self.folder.mkdir(parents=True, exist_ok=True)
-        self.interrupted = _last_checkpoint(self.folder)
+        self.interrupted = last_checkpoint(self.folder)
         record = self.folder / "options.json"
         if self.interrupted and record.is_file() and json.loads(record.read_bytes()) != words:
             raise ValueError(f"{self.folder} holds a run with other options: remove it or give other --runs")
@@ -89,7 +89,7 @@ class Run:
         minutes = (time.perf_counter() - self.started) / 60
         if self.process.returncode:
             raise ValueError(f"the run of {self.mixer} with seed {self.seed} failed: {_last_line(self.log)}")
-        logged, checkpoint = _logged(self.folder), _last_checkpoint(self.folder)
+        logged, checkpoint = _logged(self.folder), last_checkpoint(self.folder)
         if metric not in logged or checkpoint is None:
             raise ValueError(
                 f"the run of {self.mixer} with seed {self.seed} in {self.folder} left no checkpoint or no {metric!r}; "
@@ -120,12 +120,8 @@ def _end_with_parent() -> None:
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGINT)
 
 
-def _last_checkpoint(folder: Path) -> Path | None:
-    return max(folder.glob("version_*/checkpoints/last.ckpt"), key=os.path.getmtime, default=None)
-
-
 def _last_line(log: Path) -> str:
-    lines = log.read_text(errors="replace").strip().splitlines()
+    lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
     return lines[-1].removeprefix("minrnn: ") if lines else f"{log} is empty"
 
 
@@ -133,7 +129,7 @@ def _logged(folder: Path) -> dict[str, dict[int, float]]:
     """For each metric of the validations the steps and its values, where finite, over all parts of a run."""
     points: dict[str, dict[int, float]] = {}
     for file in sorted(folder.glob("version_*/metrics.csv"), key=os.path.getmtime):
-        with file.open(newline="") as lines:
+        with file.open(encoding="utf-8", newline="") as lines:
             for row in csv.DictReader(lines):
                 step = row.pop("steps", "")  # which StepCost logs at every validation
                 for name, value in row.items():
