@@ -83,7 +83,7 @@ def test_an_interrupted_run_goes_on(minrnn, tmp_path, where):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_a_run_ends_with_the_comparison_and_leaves_a_checkpoint(tmp_path, where, number):
     words = ["compare", *SMALL, "--mixers=mingru", "--trainer.max_steps=100000", *where]
     run = tmp_path / "runs/mingru-0"
@@ -92,7 +92,7 @@ def test_a_run_ends_with_the_comparison_and_leaves_a_checkpoint(tmp_path, where,
             assert comparison.poll() is None
             time.sleep(0.1)
         comparison.send_signal(number)
-    assert comparison.returncode == (130 if number == signal.SIGINT else -number)
+    assert comparison.returncode == (-number if number == signal.SIGKILL else 128 + number)
     deadline = time.monotonic() + 300
     while "Saved" not in (run / "log").read_text():
         assert time.monotonic() < deadline
