@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from minrnn_lightning.data.folders import digest, visible_files
 from minrnn_lightning.data.labelled import Example, LabelledData
 
 URL = "https://ai.stanford.edu/~amaas/data/sentiment/aclImdb_v1.tar.gz"
@@ -54,7 +55,7 @@ class IMDBDataModule(LabelledData):
         """
         found = []
         for label, name in enumerate(LABELS):
-            files = sorted((self.path / part / name).glob("*.txt"))
+            files = visible_files(self.path / part / name, ".txt")
             if not files:
                 raise FileNotFoundError(
                     f"{self.path}/{part}/{name} holds no review; unpack {URL} into {self.data_dir}, or give its folder "
@@ -64,8 +65,9 @@ class IMDBDataModule(LabelledData):
         return found
 
     def source(self) -> list[Any]:
-        """The folder, how many reviews it has, and where they are cut."""
-        return [self.length, str(self.path.resolve()), *(len(self.files(part)) for part in ("train", "test"))]
+        """The reviews, and where they are cut."""
+        files = (file for part in ("train", "test") for _, file in self.files(part))
+        return [self.length, str(self.path.resolve()), digest(files)]
 
     def examples(self) -> dict[str, Iterable[Example]]:
         """The reviews."""

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from lightning.pytorch.utilities import rank_zero_warn
 
+from minrnn_lightning.data.folders import digest, visible_files
 from minrnn_lightning.data.labelled import Example, LabelledData
 
 URL = "https://storage.googleapis.com/long-range-arena/lra_release.gz"
@@ -58,14 +59,19 @@ class PathfinderDataModule(LabelledData):
         self.path = folder / DIFFICULTY
 
     def source(self) -> list[Any]:
-        """The files that list the images."""
-        files = sorted((self.path / "metadata").glob("*.npy"))
+        """The images, and the files that list them."""
+        files = self.lists()
         if not files:
             raise FileNotFoundError(
                 f"{self.path}/metadata holds no *.npy file; unpack {URL} into {self.data_dir}, or give the folder of "
                 f"its pathfinder{self.side} as path."
             )
-        return [[str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns] for file in files]
+        try:
+            return [str(self.path.resolve()), digest([*files, *(image for image, _ in self.listed())])]
+        except FileNotFoundError as error:
+            raise FileNotFoundError(
+                f"{error.filename} is missing, though {self.path}/metadata lists it; unpack {URL} again."
+            ) from error
 
     def examples(self) -> dict[str, Iterable[Example]]:
         """The images of the three parts."""
@@ -77,13 +83,17 @@ class PathfinderDataModule(LabelledData):
         names = ("train", "validation", "test")
         return {name: self.read([listed[index] for index in part]) for name, part in zip(names, parts, strict=True)}
 
+    def lists(self) -> list[Path]:
+        """The metadata, which list the images."""
+        return visible_files(self.path / "metadata", ".npy")
+
     def listed(self) -> Iterator[tuple[Path, int]]:
         """Image and label of every line of the metadata, which are text despite their name.
 
         Raises:
             ValueError: If a line is damaged; the message names it.
         """
-        for file in sorted((self.path / "metadata").glob("*.npy")):
+        for file in self.lists():
             for number, line in enumerate(file.read_bytes().decode("ascii", "replace").splitlines(), 1):
                 columns = line.split()
                 if len(columns) < 4 or columns[3] not in ("0", "1"):

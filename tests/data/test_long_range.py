@@ -1,5 +1,6 @@
 """Retrieval, images, Pathfinder and IMDb: tiny files in the official formats, and damaged ones."""
 
+import os
 import re
 
 import numpy as np
@@ -160,6 +161,33 @@ def test_digits_without_scikit_learn(tmp_path, monkeypatch):
         prepared(SequentialImageDataModule("digits", data_dir=str(tmp_path)))
 
 
+def again(make, file, content=None):
+    """Whether a data module still finds what was read before a file has another content, or only another time."""
+    before, about = make().folder, file.stat() if file.exists() else None
+    if content is not None:
+        file.write_bytes(content)
+    if about is not None:
+        os.utime(file, ns=(about.st_atime_ns, about.st_mtime_ns + (content is None)))
+    return make().folder == before
+
+
+def test_another_archive_is_read_again(tmp_path, monkeypatch):
+    file = tmp_path / "cifar-10/cifar-10-binary.tar.gz"
+    file.parent.mkdir()
+
+    def data():
+        return SequentialImageDataModule(data_dir=str(tmp_path))
+
+    official = data().folder
+    assert not again(data, file, b"another archive")
+    assert again(data, file), "its time says nothing"
+    assert not again(data, file, b"Another archive")
+    monkeypatch.setattr(images, "SHA256", "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855")  # of b""
+    file.unlink()
+    assert data().folder != official
+    assert again(data, file, b""), "the official archive need not be there"
+
+
 def test_unknown_images():
     with pytest.raises(ValueError, match="dataset must be cifar10 or digits, got mnist"):
         SequentialImageDataModule("mnist")
@@ -223,6 +251,26 @@ def test_damaged_pathfinder(tmp_path, wrong):
         prepared(PathfinderDataModule(path=str(tmp_path), data_dir=str(tmp_path / "data")))
 
 
+def test_changed_images_are_read_again(tmp_path):
+    folder = tmp_path / "p/curv_contour_length_14"
+    write_pathfinder(folder)
+    image = folder / "imgs/0/sample_2.png"
+
+    def data():
+        return PathfinderDataModule(path=str(tmp_path / "p"), data_dir=str(tmp_path))
+
+    assert again(data, folder / "imgs/0/._sample_2.png", b"Mac OS X")
+    assert again(data, folder / "metadata/._0.npy", b"Mac OS X"), "hidden"
+    assert not again(data, image, image.read_bytes() + b" ")
+    assert not again(data, image), "another time"
+    assert not again(data, folder / "metadata/0.npy"), "another time"
+    image.unlink()
+    with pytest.raises(
+        FileNotFoundError, match=rf"{re.escape(str(image))} is missing, though .*metadata lists it; unpack"
+    ):
+        prepared(data())
+
+
 def test_missing_pathfinder(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"pathfinder32/.*metadata holds no \*.npy file; unpack https"):
         prepared(PathfinderDataModule(data_dir=str(tmp_path)))
@@ -246,6 +294,30 @@ def test_damaged_imdb(tmp_path, content, words):
     (tmp_path / "aclImdb/test/pos/2_5.txt").write_bytes(content)
     with pytest.raises(ValueError, match=words):
         prepared(IMDBDataModule(data_dir=str(tmp_path)))
+
+
+@pytest.mark.parametrize("part", ["train", "test"])
+def test_changed_reviews_are_read_again(tmp_path, part):
+    write_imdb(tmp_path / "aclImdb")
+    review = tmp_path / f"aclImdb/{part}/pos/2_5.txt"
+
+    def data():
+        return IMDBDataModule(length=20, data_dir=str(tmp_path))
+
+    assert again(data, review.with_name("._2_5.txt"), b"Mac OS X"), "hidden"
+    assert again(data, review.with_name("notes.md"), b"no review")
+    assert not again(data, review, b"more than before, with the time of before")
+    assert read(prepared(data()), part)[1][6] == b"more than before, wi"
+    assert not again(data, review), "another time"
+    before = data().folder
+    review.rename(review.with_name("2_6.txt"))
+    assert data().folder != before
+
+
+def test_hidden_files_are_no_reviews(tmp_path):
+    write_imdb(tmp_path / "aclImdb")
+    (tmp_path / "aclImdb/train/pos/._2_5.txt").write_bytes(b"Mac OS X \xb0")
+    assert read(prepared(IMDBDataModule(data_dir=str(tmp_path))), "train")[0] == [0] * 4 + [1] * 4
 
 
 def test_missing_imdb(tmp_path):
