@@ -39,7 +39,7 @@ def write_d4rl(file: Path, lengths, partial=0, seed=0, **changes) -> dict[str, n
     file.parent.mkdir(parents=True, exist_ok=True)
     with h5py.File(file, "w") as group:
         for name, array in arrays.items():
-            group.create_dataset(name, data=array, compression="gzip")
+            group.create_dataset(name, data=array, compression="gzip" if np.ndim(array) else None)
         group.create_dataset("next_observations", data=np.roll(arrays["rewards"], 1), compression="gzip")
         group.create_dataset("infos/qpos", data=np.zeros((steps, 6)), compression="gzip")
         group.create_dataset("metadata/algorithm", data=np.bytes_("SAC"))

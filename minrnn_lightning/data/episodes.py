@@ -14,6 +14,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from minrnn_lightning.data.folders import visible_files
+
 Array = npt.NDArray[Any]
 
 ARRAYS = ("observations", "actions", "rewards")
@@ -107,6 +109,8 @@ class Source(ABC):
 class EpisodeFolder(Source):
     """A folder with a file for each episode: ``.npz``, ``.hdf5`` or ``.h5``, in the order of their names.
 
+    Hidden files, whose names begin with a dot, are left out.
+
     Each has ``observations`` (steps, observation_size), ``actions`` (steps, action_size) or whole numbers (steps,),
     ``rewards`` (steps,) and perhaps ``terminals`` (steps,), which is True at the last step at most.
 
@@ -119,7 +123,7 @@ class EpisodeFolder(Source):
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.files = sorted(file for file in folder.iterdir() if file.suffix in (".npz", ".hdf5", ".h5"))
+        self.files = visible_files(folder, ".npz", ".hdf5", ".h5")
         if not self.files:
             raise FileNotFoundError(
                 f"{folder} holds neither episodes (*.npz, *.hdf5) nor a Minari data set (data/metadata.json)."
@@ -138,7 +142,7 @@ class EpisodeFolder(Source):
         if missing := [name for name in ARRAYS if name not in arrays]:
             raise ValueError(missing_array(file, missing[0], arrays))
         terminals = arrays.get("terminals")
-        episode = make_episodes(str(file), [len(arrays["rewards"])], **arrays)
+        episode = make_episodes(str(file), [arrays["rewards"].size], **arrays)
         if terminals is not None and terminals[:-1].any():
             step = int(terminals.argmax())
             raise ValueError(f"{file} holds more than one episode, as its step {step} is terminal; give each a file.")
@@ -165,6 +169,8 @@ def make_episodes(
     if len({len(array) if array.ndim else -1 for array in arrays.values()}) > 1:
         shapes = ", ".join(f"{name} {array.shape}" for name, array in arrays.items())
         raise ValueError(f"{where} has arrays of different lengths: {shapes}.")
+    if other := next((name for name, array in arrays.items() if array.dtype.kind not in "biuf"), None):
+        raise ValueError(f"{where} has {other} of {arrays[other].dtype}; only real numbers are read.")
     if observations.ndim != 2 or rewards.ndim != 1:
         raise ValueError(
             f"{where} must have observations (steps, observation_size) and rewards (steps,), got "
@@ -221,18 +227,54 @@ def read_hdf5(file: Path, required: Sequence[str], optional: Sequence[str] = ())
     """Arrays of an HDF5 file by name; of the optional ones those that are there.
 
     Raises:
-        ValueError: If h5py is missing, the file is damaged or a required array is not in it.
+        ValueError: If h5py is missing, the file is damaged, a required array is not in it, or a part of it lies in
+            another file.
     """
     h5py = rl_module("h5py")
     try:
         with h5py.File(file, "r") as group:
+            refuse_other_files(file, group)
             names = [name for name in (*required, *optional) if isinstance(group.get(name), h5py.Dataset)]
             if missing := [name for name in required if name not in names]:
                 raise ValueError(missing_array(file, missing[0], group))
-            return {name: group[name][()] for name in names}
-    except OSError as error:
+            return {name: np.asarray(group[name][()]) for name in names}
+    except (OSError, RuntimeError, KeyError, TypeError) as error:  # h5py's, of which none stands for one kind of damage
         reason = str(error).replace("\n", " ")
         raise ValueError(f"{file} is damaged or no HDF5 file ({reason}); fetch or make it again.") from error
+
+
+def refuse_other_files(file: Path, group: Any) -> None:
+    """Refuse an open HDF5 file of which any part lies in another file, before anything of that is opened.
+
+    HDF5 would follow external links, virtual data sets and external storage to whatever the user may read, and hand it
+    out as data. A soft link that leads to such a place is refused with it, as it only names another link of the file.
+
+    Args:
+        file: Its path, for the message.
+        group: The file as h5py has opened it.
+
+    Raises:
+        ValueError: If a part lies elsewhere; the message names it.
+    """
+    h5py = rl_module("h5py")
+
+    def leads_away(name: str, link: Any) -> tuple[str, str] | None:
+        return None if isinstance(link, (h5py.HardLink, h5py.SoftLink)) else (name, "an external link")
+
+    def lies_away(name: str, item: Any) -> tuple[str, str] | None:
+        if not isinstance(item, h5py.Dataset):
+            return None
+        if item.external:
+            return name, "external storage"
+        if item.is_virtual and any(source.file_name != "." for source in item.virtual_sources()):
+            return name, "a virtual data set"
+        return None
+
+    if found := group.visititems_links(leads_away) or group.visititems(lies_away):
+        name, kind = found
+        raise ValueError(
+            f"{file} has {name!r} not in itself but in another file ({kind}), which is not read; copy it into the file."
+        )
 
 
 def read_npz(file: Path) -> dict[str, Array]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -12,11 +13,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import numpy.typing as npt
 
 from minrnn_lightning.data.d4rl import SIZES
 from minrnn_lightning.data.data import writable
-from minrnn_lightning.data.episodes import Episodes, Source, join, make_episodes, rl_module
+from minrnn_lightning.data.episodes import Episodes, Source, join, make_episodes, refuse_other_files, rl_module
 
 STORAGE = "MINARI_DATASETS_PATH"  # the environment variable that Minari reads
 ID = re.compile(r"([-\w][-\w/]*[-\w]/)?[-\w]+-v\d+")  # as Minari has it: a namespace of two characters or more
@@ -78,7 +80,8 @@ class MinariSet(Source):
 
         Raises:
             FileNotFoundError: If it is missing.
-            ValueError: If it is damaged or has other observations or actions than this package takes.
+            ValueError: If it is damaged, would run code or read other files, or has other observations or actions than
+                this package takes.
         """
         if self.folder is None:
             places = ", ".join(map(str, self.storages))
@@ -88,9 +91,10 @@ class MinariSet(Source):
             )
         spaces = rl_module("gymnasium").spaces
         minari = rl_module("minari")
+        check(self.folder)
         try:
             found = minari.MinariDataset(self.folder / "data")
-        except (ValueError, KeyError, OSError, AssertionError, TypeError) as error:
+        except Exception as error:  # whatever Minari makes of the metadata
             raise ValueError(f"{self.folder} is damaged or no data set of Minari ({error!r}).") from error
         seen, done = found.observation_space, found.action_space
         if not (isinstance(seen, spaces.Box) and len(seen.shape) == 1):
@@ -139,13 +143,45 @@ class MinariSet(Source):
         return join(self._episodes(), str(self.folder))
 
     def _episodes(self) -> Iterator[Episodes]:
+        for number, *arrays in self._arrays():
+            yield make_episodes(f"Episode {number} of {self.folder}", [len(arrays[-1])], *arrays)
+
+    def _arrays(self) -> Iterator[tuple[Any, ...]]:
+        """Number, observations, actions and rewards of each episode."""
         try:
             for episode in self.minari.iterate_episodes():
-                steps = len(episode.rewards)
-                where = f"Episode {episode.id} of {self.folder}"
-                yield make_episodes(where, [steps], episode.observations[:steps], episode.actions, episode.rewards)
-        except (KeyError, OSError, AssertionError) as error:
+                observations, actions, rewards = map(
+                    np.asarray, (episode.observations, episode.actions, episode.rewards)
+                )
+                yield episode.id, observations[: len(rewards)], actions, rewards
+        except Exception as error:  # whatever Minari makes of files that are damaged
             raise ValueError(f"{self.folder} is damaged ({error!r}); fetch or make it again.") from error
+
+
+def check(folder: Path) -> None:
+    """Refuse a data set with which Minari would run code or read other files of this machine.
+
+    Raises:
+        ValueError: If it is such a one, or its metadata are damaged.
+    """
+    try:
+        about = json.loads((folder / METADATA).read_bytes())
+        told = [isinstance(about.get(name), str) for name in ("observation_space", "action_space")]
+        kind = about.get("data_format")
+    except (OSError, ValueError, RecursionError, AttributeError) as error:
+        raise ValueError(f"{folder} is damaged or no data set of Minari ({error!r}).") from error
+    if not all(told):
+        raise ValueError(
+            f"{folder} is damaged or no data set of Minari: {METADATA} holds no observation_space and action_space as "
+            "text, and to find them Minari would run the code that it names as the environment."
+        )
+    file = folder / "data" / "main_data.hdf5"
+    if kind == "hdf5" and file.is_file():
+        try:
+            with rl_module("h5py").File(file, "r") as group:
+                refuse_other_files(file, group)
+        except (OSError, RuntimeError, KeyError, TypeError) as error:
+            raise ValueError(f"{folder} is damaged ({error!r}); fetch or make it again.") from error
 
 
 @contextmanager

@@ -11,6 +11,7 @@ import pytest
 import torch
 from gymnasium.spaces import Box, Dict, Discrete
 from minari.data_collector.episode_buffer import EpisodeBuffer
+from test_trajectories import ELSEWHERE, put_elsewhere
 
 from minrnn_lightning.data import TrajectoryDataModule
 from minrnn_lightning.data.minari import new_sets, storages
@@ -184,6 +185,87 @@ def test_damaged_sets(storage):
         metadata.write_text(text)
         with pytest.raises(ValueError, match="our/set-v0 is damaged or no data set of Minari"):
             ready("our/set-v0")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"observation_space": None},
+        {"action_space": {"type": "Box"}},
+        {"observation_space": '{"type": "Sphere"}'},
+        {"observation_space": "Box"},
+        {"action_space": '{"type": "Box", "dtype": "float32", "shape": [2], "low": [0, 0]}'},
+        {"env_spec": "{}"},
+        {"env_spec": 5},
+        {"env_spec": '{"id": 7, "additional_wrappers": []}'},
+        {"data_format": "csv"},
+        {"data_format": None},
+        {"total_episodes": "three"},
+        {"total_episodes": None},
+        {"dataset_id": 5},
+        {"minari_version": None},
+    ],
+    ids=str,
+)
+def test_broken_metadata(storage, change):
+    write_set("our/set-v0")
+    metadata = storage / "our/set-v0/data/metadata.json"
+    metadata.write_text(json.dumps(json.loads(metadata.read_text()) | change))
+    with pytest.raises(ValueError, match="our/set-v0 is damaged or no data set of Minari"):
+        ready("our/set-v0")
+
+
+@pytest.mark.parametrize("content", ["[]", "5", "null", "\xff", "[" * 100_000, "", "{'a': 1}"], ids=range(7))
+def test_metadata_that_are_none(storage, content):
+    write_set("our/set-v0")
+    (storage / "our/set-v0/data/metadata.json").write_text(content, encoding="latin-1")
+    with pytest.raises(ValueError, match="our/set-v0 is damaged or no data set of Minari"):
+        ready("our/set-v0")
+
+
+@pytest.mark.parametrize("missing", ["observation_space", "action_space"])
+def test_metadata_run_no_code(storage, missing, tmp_path, monkeypatch):
+    """Without the spaces, Minari would make the environment, from an entry point that the metadata name."""
+    (tmp_path / "attack.py").write_text("import gymnasium\ndef make(**_):\n    raise SystemExit('code has run')\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    write_set("our/set-v0")
+    metadata = storage / "our/set-v0/data/metadata.json"
+    about = json.loads(metadata.read_text())
+    about["env_spec"] = json.dumps({"id": "Our-v0", "entry_point": "attack:make", "additional_wrappers": []})
+    metadata.write_text(json.dumps(about))
+    assert ready("our/set-v0").env_id == "Our-v0"
+    del about[missing]
+    metadata.write_text(json.dumps(about))
+    with pytest.raises(SystemExit, match="code has run"):
+        minari.load_dataset("our/set-v0")
+    with pytest.raises(
+        ValueError, match="holds no observation_space and action_space as text, and to find them Minari"
+    ):
+        ready("our/set-v0")
+
+
+@pytest.mark.parametrize("kind", ELSEWHERE)
+def test_parts_in_other_files_are_refused(storage, kind):
+    write_set("our/set-v0")
+    file = storage / "our/set-v0/data/main_data.hdf5"
+    put_elsewhere(file, kind, inside="episode_1/")
+    assert len(list(minari.load_dataset("our/set-v0"))) == 3, "Minari would read it"
+    where = (
+        ELSEWHERE[kind].replace("'", "'episode_1/", 1) if kind in ("link", "virtual", "external") else ELSEWHERE[kind]
+    )
+    with pytest.raises(ValueError, match=rf"main_data.hdf5 has {where}, which is not read"):
+        ready("our/set-v0")
+
+
+@pytest.mark.parametrize("array", ["rewards", "actions", "observations"])
+@pytest.mark.parametrize("value", [np.float32(3), b"word", np.ones((4, 4, 4)), np.full(9, b"x")], ids=range(4))
+def test_damaged_episodes(storage, array, value):
+    write_set("our/set-v0")
+    with h5py.File(storage / "our/set-v0/data/main_data.hdf5", "a") as file:
+        del file["episode_1"][array]
+        file["episode_1"][array] = value
+    with pytest.raises(ValueError, match=r"^(Episode 1 of )?.*our/set-v0 (is damaged|has|must have) "):
+        ready("our/set-v0")
 
 
 def test_an_empty_set():

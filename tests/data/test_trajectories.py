@@ -217,7 +217,80 @@ def test_folder_with_faults(tmp_path):
         ready(folder)
 
 
+@pytest.mark.parametrize("junk", ["._0.npz", ".hidden.h5", ".1.hdf5"])
+def test_hidden_files_are_no_episodes(tmp_path, junk):
+    np.savez(tmp_path / "0.npz", **make_steps([4]))
+    (tmp_path / junk).write_bytes(b"Mac OS X")
+    assert ready(tmp_path, val_fraction=0).episode_length == 4
+
+
 # Bad input
+
+
+ELSEWHERE = {
+    "link": "'observations' not in itself but in another file .an external link.",
+    "soft link": "'elsewhere' not in itself but in another file .an external link.",
+    "group": "'infos/deep' not in itself but in another file .an external link.",
+    "virtual": "'actions' not in itself but in another file .a virtual data set.",
+    "external": "'rewards' not in itself but in another file .external storage.",
+}
+
+
+def put_elsewhere(file, kind, names=("observations", "actions", "rewards"), inside=""):
+    """Let a part of an HDF5 file, with the same contents, lie in another file."""
+    with h5py.File(file, "a") as group:
+        parts = {name: group[inside + name][()] for name in names}
+        observations, actions, rewards = (inside + name for name in names)
+        with h5py.File(file.with_name("secret"), "w") as secret:
+            secret.update(parts)
+        (file.with_name("raw")).write_bytes(parts[names[2]].tobytes())
+        if kind == "link":
+            del group[observations]
+            group[observations] = h5py.ExternalLink("secret", names[0])
+        elif kind == "soft link":
+            del group[observations]
+            group["elsewhere"] = h5py.ExternalLink("secret", "/")
+            group[observations] = h5py.SoftLink(f"/elsewhere/{names[0]}")
+        elif kind == "group":
+            group["infos/deep"] = h5py.ExternalLink("secret", "/")
+        elif kind == "virtual":
+            del group[actions]
+            layout = h5py.VirtualLayout(parts[names[1]].shape, parts[names[1]].dtype)
+            layout[:] = h5py.VirtualSource("secret", names[1], parts[names[1]].shape)
+            group.create_virtual_dataset(actions, layout)
+        elif kind == "external":
+            del group[rewards]
+            where = [(str(file.with_name("raw")), 0, h5py.h5f.UNLIMITED)]
+            group.create_dataset(rewards, parts[names[2]].shape, parts[names[2]].dtype, external=where)
+
+
+@pytest.mark.parametrize("folder", [False, True])
+@pytest.mark.parametrize("kind", ELSEWHERE)
+def test_parts_in_other_files_are_refused(tmp_path, kind, folder):
+    file = tmp_path / "episodes" / "0.hdf5"
+    write_d4rl(file, [5])
+    put_elsewhere(file, kind)
+    with h5py.File(file) as group:
+        assert {"observations", "actions", "rewards"} <= {name for name in group if name in group}, "HDF5 would read it"
+    with pytest.raises(ValueError, match=rf"0.hdf5 has {ELSEWHERE[kind]}, which is not read; copy it into the file"):
+        ready(file.parent if folder else file)
+
+
+def test_links_inside_a_file_are_read(tmp_path):
+    arrays = write_d4rl(tmp_path / "set.hdf5", [4, 5])
+    with h5py.File(tmp_path / "set.hdf5", "a") as group:
+        group["kept/actions"] = group["actions"]
+        del group["actions"]
+        group["actions"] = h5py.SoftLink("/kept/actions")
+        group["kept/round"] = group["/"]
+        layout = h5py.VirtualLayout(arrays["rewards"].shape, arrays["rewards"].dtype)
+        group["kept/rewards"] = arrays["rewards"]
+        layout[:] = h5py.VirtualSource(group["kept/rewards"])
+        del group["rewards"]
+        group.create_virtual_dataset("rewards", layout)
+    episodes = ready(tmp_path / "set.hdf5").source.episodes
+    assert np.array_equal(episodes.actions, arrays["actions"])
+    assert np.array_equal(episodes.rewards, arrays["rewards"])
 
 
 def test_damaged_files(tmp_path):
@@ -230,6 +303,9 @@ def test_damaged_files(tmp_path):
     refuse(r"set.hdf5 has no array 'observations'", observations=None)
     refuse(r"set.hdf5 has arrays of different lengths: .*rewards \(3,\)", rewards=np.ones(3))
     refuse(r"set.hdf5 has arrays of different lengths: .*timeouts \(3,\)", timeouts=np.ones(3, bool))
+    refuse(r"set.hdf5 has rewards of \|S1; only real numbers are read", rewards=np.full(9, b"x"))
+    refuse(r"set.hdf5 has arrays of different lengths: .*actions \(\)", actions=h5py.Empty("f"))
+    refuse(r"set.hdf5 has observations of complex64; only real", observations=np.ones((9, 11), np.complex64))
     refuse(r"set.hdf5 has no complete episode of one step or more", lengths=(), partial=8)
     refuse(r"set.hdf5 has no complete episode of one step or more", lengths=())
     refuse(r"set.hdf5 has rewards that are not finite numbers, first at step 0", rewards=np.full(9, np.nan))
