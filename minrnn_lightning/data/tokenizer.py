@@ -5,7 +5,10 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator
 
+import numpy as np
+import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from torch import Tensor
 
 
 def char_tokenizer(characters: Iterable[str]) -> Tokenizer:
@@ -47,6 +50,29 @@ def tokens(tokenizer: Tokenizer, text: str) -> Iterator[int]:
         raise ValueError(f"The text has characters outside the vocabulary: {named}; leave them out or replace them.")
     for piece in _pieces(text):
         yield from tokenizer.encode(piece).ids
+
+
+def token_sizes(tokenizer: Tokenizer) -> tuple[Tensor, Tensor]:
+    """How many characters begin in each token of the vocabulary, and how many bytes of UTF-8 it holds.
+
+    A character may be spread over several tokens; it counts where it begins, so that the sums over a text are its
+    characters and its bytes.
+
+    Returns:
+        Characters and bytes, both int64 (tokens,).
+    """
+    contents = [b""] * tokenizer.get_vocab_size()
+    byte_level = isinstance(tokenizer.decoder, decoders.ByteLevel)
+    numbers = {character: byte for byte, character in enumerate(_BYTES)}
+    for token, index in tokenizer.get_vocab().items():
+        contents[index] = bytes(map(numbers.__getitem__, token)) if byte_level else token.encode()
+    characters = torch.tensor([count_characters(token) for token in contents], dtype=torch.int64)
+    return characters, torch.tensor([len(token) for token in contents], dtype=torch.int64)
+
+
+def count_characters(text: bytes) -> int:
+    """How many characters begin in bytes of UTF-8, all of which but 0x80 to 0xBF begin one."""
+    return int(np.count_nonzero(np.frombuffer(text, np.uint8) & 0xC0 != 0x80))
 
 
 def _pieces(text: str) -> Iterator[str]:

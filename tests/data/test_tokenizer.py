@@ -3,14 +3,16 @@
 import string
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
-from minrnn_lightning.data.tokenizer import bpe_tokenizer, byte_tokenizer, char_tokenizer, encode
+from minrnn_lightning.data.tokenizer import bpe_tokenizer, byte_tokenizer, char_tokenizer, encode, token_sizes
 
 SENTENCES = "The quick brown fox\njumps over\n\n  the lazy dog, the dog.\r\n" * 20
 BPE = bpe_tokenizer(SENTENCES, 280)
+MIXED = bpe_tokenizer("naïve 日本語 🙂🙃 日本語\n" * 20, 280)  # has tokens that are a part of a character, or several
 
 
 @settings(deadline=None)
@@ -56,3 +58,23 @@ def test_unknown_characters_are_named():
         encode(char_tokenizer("abc \n"), "a é\tb é")
     with pytest.raises(ValueError, match=r"'h' 'i' 'j' and 16 more; leave"):
         encode(char_tokenizer(""), string.ascii_lowercase)
+
+
+@settings(deadline=None)
+@given(st.text() | st.text("The né日🙂\r\n"))
+def test_sizes_of_tokens_add_up_to_the_text(text):
+    for tokenizer in (char_tokenizer(text), byte_tokenizer(), BPE, MIXED):
+        saved = Tokenizer.from_str(tokenizer.to_str())
+        characters, sizes = token_sizes(saved)
+        assert characters.dtype == sizes.dtype == torch.int64
+        assert len(characters) == len(sizes) == saved.get_vocab_size()
+        numbers = encode(saved, text)
+        assert (characters[numbers].sum(), sizes[numbers].sum()) == (len(text), len(text.encode()))
+
+
+def test_sizes_of_single_tokens():
+    characters, sizes = token_sizes(char_tokenizer("aé日🙂"))
+    assert (characters.tolist(), sizes.tolist()) == ([1, 1, 1, 1], [1, 2, 3, 4])
+    characters, sizes = token_sizes(byte_tokenizer())
+    assert sizes.tolist() == [1] * 256
+    assert characters.tolist() == [int(not 128 <= byte < 192) for byte in range(256)]
