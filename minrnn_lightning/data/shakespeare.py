@@ -83,6 +83,10 @@ class ShakespeareDataModule(TextDataModule):
                 return file
         raise FileNotFoundError(f"{self.canonical} is missing; call prepare_data to download it from {URL}.")
 
+    def files(self) -> list[Path]:
+        """The one file."""
+        return [self.file()]
+
     def read(self) -> bytes:
         """The contents of the text, checked if it is the canonical file."""
         text = self.file().read_bytes()
@@ -121,7 +125,8 @@ class ShakespeareDataModule(TextDataModule):
             (folder / "texts").mkdir()
             for name, play in plays.items():
                 (folder / "texts" / name).write_bytes(play)
-            (folder / "input.txt").write_text(reduce_text("\n".join(play.decode() for play in plays.values())))
+            text = reduce_text("\n".join(play.decode() for play in plays.values()))
+            (folder / "input.txt").write_bytes(text.encode())  # bytes: the same on every system
 
 
 def reduce_text(text: str) -> str:
