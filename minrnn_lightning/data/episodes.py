@@ -256,24 +256,26 @@ def refuse_other_files(file: Path, group: Any) -> None:
     Raises:
         ValueError: If a part lies elsewhere; the message names it.
     """
-    h5py = rl_module("h5py")
+    h5d, h5l, h5o = (rl_module(f"h5py.{name}") for name in ("h5d", "h5l", "h5o"))  # several times as fast as h5py.Group
 
-    def leads_away(name: str, link: Any) -> tuple[str, str] | None:
-        return None if isinstance(link, (h5py.HardLink, h5py.SoftLink)) else (name, "an external link")
+    def leads_away(name: bytes, about: Any) -> tuple[bytes, str] | None:
+        return None if about.type in (h5l.TYPE_HARD, h5l.TYPE_SOFT) else (name, "an external link")
 
-    def lies_away(name: str, item: Any) -> tuple[str, str] | None:
-        if not isinstance(item, h5py.Dataset):
+    def lies_away(name: bytes, about: Any) -> tuple[bytes, str] | None:
+        if about.type != h5o.TYPE_DATASET:
             return None
-        if item.external:
+        made = h5d.open(group.id, name).get_create_plist()
+        if made.get_external_count():
             return name, "external storage"
-        if item.is_virtual and any(source.file_name != "." for source in item.virtual_sources()):
-            return name, "a virtual data set"
-        return None
+        virtual = made.get_virtual_count() if made.get_layout() == h5d.VIRTUAL else 0
+        return (
+            (name, "a virtual data set") if any(made.get_virtual_filename(n) != "." for n in range(virtual)) else None
+        )
 
-    if found := group.visititems_links(leads_away) or group.visititems(lies_away):
-        name, kind = found
+    if found := group.id.links.visit(leads_away, info=True) or h5o.visit(group.id, lies_away, info=True):
         raise ValueError(
-            f"{file} has {name!r} not in itself but in another file ({kind}), which is not read; copy it into the file."
+            f"{file} has {found[0].decode(errors='replace')!r} not in itself but in another file ({found[1]}), which "
+            "is not read; copy it into the file."
         )
 
 
