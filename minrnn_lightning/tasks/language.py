@@ -5,10 +5,9 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 from torchmetrics import Metric
 
-from minrnn_lightning.tasks.tagging import IGNORED
+from minrnn_lightning.tasks.metrics import IGNORED, mean_cross_entropy
 from minrnn_lightning.tasks.task import Task
 
 
@@ -75,8 +74,7 @@ class LanguageTask(Task):
 
         It is 0 where there is none, so that a batch of padding alone changes nothing.
         """
-        nats = F.cross_entropy(logits.flatten(0, -2).float(), targets.flatten(), ignore_index=IGNORED, reduction="sum")
-        return nats / (targets != IGNORED).sum().clamp(min=1)
+        return mean_cross_entropy(logits, targets)
 
     def on_validation_epoch_start(self) -> None:
         """Begin the means of the validation part."""

@@ -1,8 +1,20 @@
-"""``Mean``: a mean over everything that was counted, however it came in batches."""
+"""Means over everything that was counted: the loss of a batch, and ``Mean`` over batches of any size."""
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 from torchmetrics import Metric
+
+IGNORED = -100  # the target where nothing is asked, which PyTorch's losses leave out
+
+
+def mean_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
+    """Mean cross-entropy in nats per target, of (..., classes) and (...); targets of -100 are left out.
+
+    It is 0 where there is none, so that such a batch changes nothing.
+    """
+    nats = F.cross_entropy(logits.flatten(0, -2).float(), targets.flatten(), ignore_index=IGNORED, reduction="sum")
+    return nats / (targets != IGNORED).sum().clamp(min=1)
 
 
 class Mean(Metric):

@@ -7,11 +7,10 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
-from minrnn_lightning.tasks.metrics import Mean
+from minrnn_lightning.tasks.metrics import IGNORED, Mean, mean_cross_entropy
 from minrnn_lightning.tasks.task import Task
 
 GROUPS = 16  # lengths, or ranges of lengths, with a metric of their own
@@ -66,7 +65,7 @@ class ScoredTask(Task):
 
     def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
         """Mean cross-entropy in nats per answer of (..., output_size) and (...); targets of -100 are left out."""
-        return F.cross_entropy(logits.flatten(0, -2).float(), targets.flatten())
+        return mean_cross_entropy(logits, targets)
 
     def batch_loss(self, batch: Sequence[Tensor]) -> Tensor:
         """Loss of a batch."""
@@ -103,7 +102,7 @@ class ScoredTask(Task):
 
     def _evaluate(self, batch: Sequence[Tensor]) -> None:
         logits, targets, examples = self.answers(batch)
-        self.mean_loss.update(self.loss(logits, targets), len(targets))
+        self.mean_loss.update(self.loss(logits, targets), (targets != IGNORED).sum())
         counts = examples.bincount(minlength=len(batch[2]))
         right = examples.bincount((logits.argmax(-1) == targets).float(), minlength=len(batch[2]))
         lengths = batch[2].reshape(len(batch[2]), -1).amax(-1)  # of pairs, that of the longer one
@@ -115,6 +114,9 @@ class ScoredTask(Task):
         self.mean_loss.reset()
         self.by_length.reset()
         self.accuracy_by_length = {length: accuracy for length, (accuracy, _) in by_length.items()}
+        if not by_length:  # nothing was asked
+            self.log(f"{part}/loss", loss, prog_bar=True, sync_dist=True)
+            return
         accuracies, counts = (np.array(column) for column in zip(*by_length.values(), strict=True))
         accuracy = np.average(accuracies, weights=counts)
         scores = {"loss": loss, "accuracy": accuracy}

@@ -4,9 +4,8 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
+from minrnn_lightning.tasks.metrics import IGNORED
 from minrnn_lightning.tasks.scored import ScoredTask
-
-IGNORED = -100  # the target where nothing is asked, which PyTorch's losses leave out
 
 
 class TaggingTask(ScoredTask):
