@@ -22,6 +22,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from minrnn_lightning.data.d4rl import normalized_score
 from minrnn_lightning.data.tokenizer import encode
+from minrnn_lightning.environments import environment_of
 from minrnn_lightning.generate import DivergedError, generate
 from minrnn_lightning.memory import peak_memory
 from minrnn_lightning.rollout import Mode, rollout
@@ -199,7 +200,7 @@ class EnvironmentReturn(Callback):
     def _play(self, trainer: Trainer, task: LightningModule, part: str) -> None:
         assert isinstance(task, PolicyTask)
         known = task.environment
-        env_id = self.env_id or known.get("env_id")
+        env_id = environment_of(task, self.env_id)
         if env_id is None:
             raise MisconfigurationException("the data do not say which environment they are from: give an env_id")
         targets: list[Any] = self.targets or [known["max_return"]] if task.condition_on_return else [None]
@@ -240,11 +241,11 @@ class StepCost(Callback):
         if not self.seconds:
             return
         if pl_module.device.type == "cuda":
-            peak = torch.cuda.max_memory_allocated(pl_module.device) / 1e6
+            peak: float | None = torch.cuda.max_memory_allocated(pl_module.device) / 1e6
         else:
             peak = peak_memory()
         costs = {"seconds_per_step": statistics.median(self.seconds), "peak_mb": peak, "steps": trainer.global_step}
-        pl_module.log_dict(costs, rank_zero_only=True)
+        pl_module.log_dict({name: cost for name, cost in costs.items() if cost is not None}, rank_zero_only=True)
         self.seconds.clear()
 
 

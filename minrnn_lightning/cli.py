@@ -143,10 +143,21 @@ def _call(function: Callable[..., None], name: str, words: list[str]) -> None:
     from jsonargparse import ArgumentParser
 
     flags = {f"--{option.name}" for option in signature(function).parameters.values() if option.default is False}
-    words = [f"{word}=true" if word in flags else word for word in words]
+    words = [f"{word}=true" if word in flags else word for word in _join_negative(words)]
     parser = ArgumentParser(prog=f"minrnn {name}", exit_on_error=False)
     parser.add_function_arguments(function, as_positional=False)
     function(**parser.parse_args(words).as_dict())
+
+
+def _join_negative(words: list[str]) -> list[str]:
+    """Join an option with a value such as -100,-200, which argparse would take for another option."""
+    joined: list[str] = []
+    for word in words:
+        if joined and joined[-1].startswith("--") and "=" not in joined[-1] and re.match(r"-[\d.]", word):
+            joined[-1] += f"={word}"
+        else:
+            joined.append(word)
+    return joined
 
 
 def _fail(sentence: str, code: int) -> NoReturn:

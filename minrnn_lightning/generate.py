@@ -175,5 +175,7 @@ def measured(tokens: Iterable[Item], every: int, start: int = 0) -> Iterator[Ite
         if position % every == 0:
             now = time.perf_counter()
             speed = every / (now - began)
-            print(f"position {position:,}: {speed:,.0f} tokens/s, {peak_memory():,.1f} MB at most", file=sys.stderr)
+            peak = peak_memory()
+            memory = "" if peak is None else f", {peak:,.1f} MB at most"
+            print(f"position {position:,}: {speed:,.0f} tokens/s{memory}", file=sys.stderr)
             began = now

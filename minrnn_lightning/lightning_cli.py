@@ -53,7 +53,8 @@ def native_precision(accelerator: str) -> str:
     if accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available():
         native = torch.cuda.get_device_capability() >= (8, 0)
     elif accelerator == "cpu" or (accelerator == "auto" and not torch.backends.mps.is_available()):
-        native = CPUINFO.is_file() and not {"avx512_bf16", "amx_bf16"}.isdisjoint(CPUINFO.read_text(encoding="utf-8").split())
+        flags = CPUINFO.read_text(encoding="utf-8").split() if CPUINFO.is_file() else []
+        native = not {"avx512_bf16", "amx_bf16"}.isdisjoint(flags)
     else:
         native = False
     return "bf16-mixed" if native else "32-true"

@@ -34,9 +34,11 @@ def keep_freed_memory() -> bool:
     return all(libc.mallopt(parameter, value) for parameter, value in settings)
 
 
-def peak_memory() -> float:
-    """Most memory that the process has held so far, in MB."""
-    import resource  # Unix only
-
+def peak_memory() -> float | None:
+    """Most memory that the process has held so far, in MB; None on Windows, whose Python does not tell."""
+    try:
+        import resource
+    except ImportError:
+        return None
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6

@@ -106,7 +106,7 @@ class Run:
             "dim": trained["hyper_parameters"]["dim"],
             "seconds_per_step": statistics.median(logged["seconds_per_step"].values()),
             "tokens_per_s": _tokens_per_second(checkpoint, self.generating),
-            "peak_mb": max(logged["peak_mb"].values()),
+            "peak_mb": max(logged.get("peak_mb", {}).values(), default=None),
             "minutes": None if self.interrupted else minutes,
             "curve": curve,
             "options": self.words,

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from minrnn_lightning.memory import keep_freed_memory
+from minrnn_lightning.memory import keep_freed_memory, peak_memory
 
 FAULTS = """
 import resource, torch
@@ -40,3 +40,10 @@ def test_unknown_wish_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MINRNN_KEEP_MEMORY", "yes")
     with pytest.raises(ValueError, match="MINRNN_KEEP_MEMORY is 'yes'; it can be 0 or 1"):
         keep_freed_memory()
+
+
+def test_peak_memory(monkeypatch):
+    held = bytearray(1 << 20)
+    assert peak_memory() > len(held) / 1e6
+    monkeypatch.setitem(sys.modules, "resource", None)  # as on Windows
+    assert peak_memory() is None

@@ -300,6 +300,16 @@ def test_callback_without_references_asks_for_the_best_return(tmp_path):
     assert set(metrics) == {"val/loss", "val/return", "val/return/25"}
 
 
+@pytest.mark.parametrize(
+    "words", [["--target_return", "-20,-3.5e2"], ["--target_return=-20,-3.5e2"]], ids=["apart", "="]
+)
+def test_negative_targets(minrnn, trained, tmp_path, words):
+    words = [f"--checkpoint={trained}", *words, "--episodes=1", f"--output={tmp_path}/x.json"]
+    code, _, errors = minrnn("rollout", *words)
+    assert code == 0, errors
+    assert [part["target"] for part in json.loads((tmp_path / "x.json").read_bytes())["targets"]] == [-20, -350]
+
+
 def test_command(minrnn, trained, tmp_path):
     files = [f"--output={tmp_path}/x.json", f"--histogram={tmp_path}/x.png"]
     code, out, errors = minrnn("rollout", f"--checkpoint={trained}", "--episodes=3", "--target_return=20,3600", *files)

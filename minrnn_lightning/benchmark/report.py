@@ -142,7 +142,8 @@ def machine(device: torch.device) -> dict[str, object]:
     cpu = platform.machine()
     info = Path("/proc/cpuinfo")
     if info.is_file():
-        names = (line.partition(":")[2].strip() for line in info.read_text(encoding="utf-8").splitlines() if "model name" in line)
+        lines = info.read_text(encoding="utf-8").splitlines()
+        names = (line.partition(":")[2].strip() for line in lines if "model name" in line)
         cpu = next(names, cpu)
     about: dict[str, object] = {"device": str(device), "cpu": cpu, "threads": torch.get_num_threads()}
     if device.type == "cuda":
