@@ -26,18 +26,24 @@ processes; after ``torch.use_deterministic_algorithms(True)`` no tile is tried a
 """
 
 import functools
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
+import triton
 import triton.language as tl
 from torch import Tensor
 
 from minrnn_lightning.ops import cuda_kernels as kernels
+from minrnn_lightning.ops.compilers import TRITON_RANGE, CompilerError
 from minrnn_lightning.ops.portable import state_dtype
 
 CHANNELS = 32  # of a program, at least
 PROGRAMS = 4  # of a multiprocessor, to which the length is cut: one waits for memory while others compute
 SHORTEST = 1024  # steps of a chunk: fewer take less time than the passes that cutting adds
+BUILD = "triton.runtime.build"  # the module that calls the C compiler
 INTERPRETED: bool = kernels.INTERPRETED
 CARRY = {"BLOCK_L": 16, "BLOCK_D": CHANNELS}  # tile of chunks
 TILE = {"BLOCK_L": 16, "BLOCK_D": 16, "STAGES": 1}  # in the interpreter, which goes from element to element
@@ -104,6 +110,28 @@ def _dense(x: Tensor | None) -> Tensor | None:
     return None if x is None else x.contiguous()
 
 
+@contextmanager
+def _compiling() -> Iterator[None]:
+    """Tell an error of the compiler, as CompilerError, from one of a running kernel or of memory, which stays as it is.
+
+    Not by its type, since Triton and the assembler also fail with RuntimeError, but by the call that it comes out of:
+    that of Triton's compiler, which touches no device, or of the C compiler for what launches the kernel.
+    """
+    try:
+        yield
+    except Exception as error:
+        frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+        if not any(f.f_code is triton.compile.__code__ or f.f_globals.get("__name__") == BUILD for f in frames):
+            raise
+        cause: BaseException = error
+        while cause.__cause__ is not None:
+            cause = cause.__cause__
+        reason = (str(cause).strip() or "no message").splitlines()[-1]  # the first ones quote the kernel
+        reason = f"{type(cause).__name__}: {reason}; {TRITON_RANGE} are supported"
+        raise CompilerError(f"Triton {triton.__version__} does not compile the kernel ({reason})") from error
+
+
+@_compiling()
 def _scan(
     kernel: Any,
     inputs: tuple[Any, ...],

@@ -15,6 +15,12 @@ interpreted also where Triton was imported as a compiler before.
 import torch
 import triton
 import triton.language as tl
+from triton.runtime import Autotuner
+
+from minrnn_lightning.ops.compilers import TRITON
+
+if tuple(map(int, triton.__version__.split(".")[:2])) < tuple(map(int, TRITON[0].split("."))):
+    raise ImportError(f"it is older than {TRITON[0]}")
 
 # As many as a thread may have: left to itself, NVIDIA's assembler spills a few to let one program more run beside.
 REGISTERS = 255 if torch.version.hip is None else None
@@ -72,12 +78,12 @@ def activation(v, KIND: tl.constexpr):
 
 @triton.jit
 def load(x, x_row, x_step, row, t, channel, inside, STATE: tl.constexpr):
-    """The elements (t, channel) of a row of a sequence, in the type of the state; None of None."""
-    if x is None:
-        return None
-    else:
-        at = x + row * x_row + t[:, None] * x_step + channel[None, :]
-        return tl.load(at, mask=inside, other=0).to(STATE)
+    """The elements (t, channel) of a row of a sequence, in the type of the state.
+
+    Not of None, for which the callers look: until Triton 3.6 no function returns None from a branch.
+    """
+    at = x + row * x_row + t[:, None] * x_step + channel[None, :]
+    return tl.load(at, mask=inside, other=0).to(STATE)
 
 
 @triton.jit
@@ -146,7 +152,21 @@ def tuned(*tiles):
         triton.Config({"BLOCK_L": steps, "BLOCK_D": channels, "STAGES": stages}, num_warps=warps, maxnreg=REGISTERS)
         for steps, channels, warps, stages in tiles
     ]
-    return triton.autotune(configs, key=["dim", "KIND"], prune_configs_by={"early_config_prune": fitting})
+
+    def choice(kernel):
+        # Not made by triton.autotune: that of 3.2 drops do_bench, without which it needs a GPU where this is imported.
+        return Autotuner(
+            kernel,
+            kernel.arg_names,
+            configs,
+            key=["dim", "KIND"],
+            reset_to_zero=None,
+            restore_value=None,
+            prune_configs_by={"early_config_prune": fitting},
+            do_bench=triton.testing.do_bench,
+        )
+
+    return choice
 
 
 def fitting(configs, arguments, STATE, **options):
@@ -192,7 +212,7 @@ def forward(
         inside = known[:, None] & (channel < dim)[None, :]
         k_ = load(k, k_row, k_step, row, t, channel, inside, STATE)
         v_ = load(v, v_row, v_step, row, t, channel, inside, STATE)
-        f_ = load(f, f_row, f_step, row, t, channel, inside, STATE)
+        f_ = None if f is None else load(f, f_row, f_step, row, t, channel, inside, STATE)
         a, z = decay(k_, f_, reset, row, t, length, known, KIND)
         u = v_ if KIND == "linear" else gate(k_, f_)[1] * activation(v_, KIND)
         a, z, u = tl.where(inside, a, 1), tl.where(inside, z, 0), tl.where(inside, u, 0)
@@ -290,7 +310,7 @@ def backward(
         inside = known[:, None] & here
         u = load(grad, grad_row, grad_step, row, t, channel, inside, STATE)
         k_ = load(k, k_row, k_step, row, t + later, channel, followed[:, None] & here, STATE)
-        f_ = load(f, f_row, f_step, row, t + later, channel, followed[:, None] & here, STATE)
+        f_ = None if f is None else load(f, f_row, f_step, row, t + later, channel, followed[:, None] & here, STATE)
         a, z = decay(k_, f_, reset, row, t + later, length, followed, KIND)
         a, z = tl.where(inside, a, 1), tl.where(inside, z, 0)
         a, z, u = tl.associative_scan((a, z, u), 0, compose)
@@ -314,7 +334,7 @@ def backward(
             else:
                 k_ = load(k, k_row, k_step, row, t, channel, inside, STATE)
                 v_ = load(v, v_row, v_step, row, t, channel, inside, STATE)
-                f_ = load(f, f_row, f_step, row, t, channel, inside, STATE)
+                f_ = None if f is None else load(f, f_row, f_step, row, t, channel, inside, STATE)
                 shut, opened = gate(k_, f_)
                 c = activation(v_, KIND)
                 to_logit = g * opened * shut * (c - h_)
@@ -322,7 +342,7 @@ def backward(
                 if KIND == "positive":
                     to_v = tl.where(v_ >= 0, to_v, to_v * c * (1 - c))
                 tl.store(d_v + at, to_v.to(d_v.dtype.element_ty), mask=inside)
-                if f is not None:
+                if f_ is not None:
                     to_f = -to_logit * sigmoid(-f_)
                     tl.store(d_f + at, to_f.to(d_f.dtype.element_ty), mask=inside)
                     to_logit = to_logit * sigmoid(-k_)
@@ -333,7 +353,7 @@ def backward(
         j = tl.full([1], length - 1, tl.int64)
         t = time(j, length, REVERSE)
         k_ = load(k, k_row, k_step, row, t, channel, here, STATE)
-        f_ = load(f, f_row, f_step, row, t, channel, here, STATE)
+        f_ = None if f is None else load(f, f_row, f_step, row, t, channel, here, STATE)
         a, z = decay(k_, f_, reset, row, t, length, j >= 0, KIND)
         first_total = advance(a, z, tl.full([1, BLOCK_D], 0, STATE), total[None, :])
         tl.store(d_initial + row * dim + channel[None, :], first_total, mask=here)

@@ -13,6 +13,7 @@ Backward, with G_t = ∂L/∂h_t + a_{t+1} · G_{t+1} for h_t = a_t · h_{t-1} +
 
 import functools
 import os
+import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,6 +25,7 @@ import torch
 from torch import Tensor
 
 from minrnn_lightning.ops import portable
+from minrnn_lightning.ops.compilers import TRITON_RANGE, CompilerError
 
 Activation = Literal["positive", "identity"]
 Kernel = Literal["auto", "torch", "triton"]
@@ -153,14 +155,29 @@ def _checked_scan(
     return states
 
 
-@functools.cache
+_loaded: dict[str, ModuleType] = {}  # the kernels of each type of device that 'auto' chooses
+
+
 def _compiled(name: str, compiler: str) -> ModuleType:
     """The kernels of that name, or the portable ones where what compiles them does not load."""
-    try:
-        return import_module(f"minrnn_lightning.ops.{name}")
-    except ImportError as error:
-        warnings.warn(f"{compiler} does not load ({error}): the slower torch kernel runs instead", stacklevel=2)
-        return portable
+    if name not in _loaded:
+        try:
+            _loaded[name] = import_module(f"minrnn_lightning.ops.{name}")
+        except Exception as error:  # a version that the kernels were not written for fails in any way
+            supported = f"; {TRITON_RANGE} are supported" if compiler == "Triton" else ""
+            _fall_back(name, f"{_version(compiler)} does not load ({error}{supported})")
+    return _loaded[name]
+
+
+def _fall_back(name: str, reason: str) -> None:
+    """From here on the portable kernels in place of those of that name."""
+    warnings.warn(f"{reason}: the slower torch kernel runs instead", stacklevel=3)
+    _loaded[name] = portable
+
+
+def _version(compiler: str) -> str:
+    """The compiler with its version, where it could be imported at all."""
+    return f"{compiler} {getattr(sys.modules.get(compiler.lower()), '__version__', '')}".rstrip()
 
 
 def _triton(device: torch.device) -> ModuleType:
@@ -171,8 +188,11 @@ def _triton(device: torch.device) -> ModuleType:
     """
     try:
         from minrnn_lightning.ops import cuda
-    except ImportError as error:
-        raise RuntimeError(f"the triton kernel needs Triton, which does not load ({error}): install triton") from error
+    except Exception as error:
+        raise RuntimeError(
+            f"the triton kernel needs Triton {TRITON_RANGE}, and {_version('Triton')} does not load ({error}): "
+            "install one of these, or choose the kernel 'auto' or 'torch'"
+        ) from error
     if device.type != "cuda" and not cuda.INTERPRETED:
         raise RuntimeError(
             f"the triton kernel runs on CUDA tensors, got {device}: "
@@ -187,6 +207,24 @@ def _kernels(device: torch.device) -> ModuleType:
         return _triton(device)
     compiler = {"cpu": "Numba", "cuda": "Triton"}.get(device.type)
     return portable if _chosen == "torch" or compiler is None else _compiled(device.type, compiler)
+
+
+def _run(function: str, sequence: Tensor, *rest: Any) -> Any:
+    """That function of the device's kernels, or of the portable ones where the device's cannot be compiled.
+
+    Raises:
+        RuntimeError: The kernels that were asked for by name cannot be compiled.
+    """
+    kernels = _kernels(sequence.device)
+    try:
+        return getattr(kernels, function)(sequence, *rest)
+    except CompilerError as error:
+        if _chosen == "triton":
+            raise RuntimeError(
+                f"{error}: install Triton {TRITON_RANGE}, or choose the kernel 'auto' or 'torch'"
+            ) from error
+        _fall_back(sequence.device.type, str(error))
+        return getattr(portable, function)(sequence, *rest)
 
 
 # Not torch.library.custom_op: its first call imports torch._dynamo, which takes longer than all the rest.
@@ -205,13 +243,13 @@ scan_backward = torch.ops.minrnn.scan_backward.default
 
 def _scan(k: Tensor, *rest: Any) -> Tensor:
     """The operator behind both scans: every state, in the type of ``k``."""
-    states: Tensor = _kernels(k.device).forward(k, *rest)
+    states: Tensor = _run("forward", k, *rest)
     return states
 
 
 def _scan_backward(grad: Tensor, k: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The gradients of k, v, f (an empty one if there is none) and the initial state."""
-    gradients: tuple[Tensor, Tensor, Tensor, Tensor] = _kernels(k.device).backward(grad, k, *rest)
+    gradients: tuple[Tensor, Tensor, Tensor, Tensor] = _run("backward", grad, k, *rest)
     return gradients
 
 

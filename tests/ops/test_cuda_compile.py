@@ -3,11 +3,13 @@
 import importlib.util
 import re
 import subprocess
+import tempfile
 from pathlib import Path
 
 import pytest
 import triton
 import triton.language as tl
+from triton.backends import compiler as backend
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
@@ -27,14 +29,21 @@ CASES = [  # kind, with f, whether it only finds the maps of the chunks
 ]
 
 
-@pytest.fixture(scope="module")
-def kernels():
+CARRY = {"BLOCK_L": 16, "BLOCK_D": 32}, {"num_warps": 4}
+
+
+def load_kernels():
     """The kernels for the compiler; the other tests have imported them for the interpreter."""
     spec = importlib.util.spec_from_file_location("compiled_kernels", Path(ops.__file__).parent / "cuda_kernels.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     assert not module.INTERPRETED
     return module
+
+
+@pytest.fixture(scope="module")
+def kernels():
+    return load_kernels()
 
 
 def build(function, dtype, kind, forget, maps_only, tile, options, target, aligned=True):
@@ -55,19 +64,25 @@ def build(function, dtype, kind, forget, maps_only, tile, options, target, align
         return ELEMENTS[dtype] if name in SEQUENCES else ELEMENTS[wide] if name in STATES else "i32"
 
     signature = {name: type_of(name) for name in function.arg_names}
-    attributes = {
-        (i,): [["tt.divisibility", 16]]
+    divisible = [
+        i
         for i, name in enumerate(function.arg_names)
         if aligned and name not in constants and name not in NEVER_ALIGNED
-    }
+    ]
+    if hasattr(backend, "AttrsDescriptor"):  # until Triton 3.2
+        attributes = backend.AttrsDescriptor.from_hints(dict.fromkeys(divisible, 16))
+    else:
+        attributes = {(i,): [["tt.divisibility", 16]] for i in divisible}
     return triton.compile(ASTSource(function, signature, constants, attributes), target, options)
 
 
-def usage(compiled, tmp_path):
+def usage(compiled):
     """Registers of a thread, bytes of its stack, where spilled ones go, and bytes of shared memory."""
-    cubin = tmp_path / "kernel.cubin"
-    cubin.write_bytes(compiled.asm["cubin"])
-    report = subprocess.run([CUOBJDUMP, "-res-usage", cubin], capture_output=True, text=True, check=True).stdout
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as cubin:
+        Path(cubin.name).write_bytes(compiled.asm["cubin"])
+        report = subprocess.run(
+            [CUOBJDUMP, "-res-usage", cubin.name], capture_output=True, text=True, check=True
+        ).stdout
     registers, stack = map(int, re.search(r"REG:(\d+) STACK:(\d+)", report).groups())
     return registers, stack, compiled.metadata.shared
 
@@ -83,15 +98,13 @@ def tiles(kernels, kernel, dtype):
 @pytest.mark.parametrize("capability", [80, 90])
 @pytest.mark.parametrize("name", ["forward", "backward"])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float64"])
-def test_no_tile_spills(kernels, name, dtype, capability, tmp_path):
+def test_no_tile_spills(kernels, name, dtype, capability):
     kernel, target = getattr(kernels, name), GPUTarget("cuda", capability, 32)
     spilling = []
     print(f"\n{name}, {dtype}, sm_{capability}\n  steps channels warps stages  kind            registers spills shared")
     for tile, options in tiles(kernels, kernel, dtype):
         for kind, forget, maps_only in CASES:
-            registers, spills, shared = usage(
-                build(kernel.fn, dtype, kind, forget, maps_only, tile, options, target), tmp_path
-            )
+            registers, spills, shared = usage(build(kernel.fn, dtype, kind, forget, maps_only, tile, options, target))
             case = kind + ", f" * forget + ", maps" * maps_only
             (steps, channels, stages), warps = tile.values(), options["num_warps"]
             print(f"  {steps:5} {channels:8} {warps:5} {stages:6}  {case:17} {registers:7} {spills:6} {shared:6}")
@@ -101,19 +114,18 @@ def test_no_tile_spills(kernels, name, dtype, capability, tmp_path):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_the_carry_compiles(kernels, dtype, tmp_path):
-    tile = {"BLOCK_L": 16, "BLOCK_D": 32}
-    compiled = build(kernels.carry, dtype, "linear", False, False, tile, {"num_warps": 4}, GPUTarget("cuda", 80, 32))
-    assert usage(compiled, tmp_path)[1] == 0
+def test_the_carry_compiles(kernels, dtype):
+    compiled = build(kernels.carry, dtype, "linear", False, False, *CARRY, GPUTarget("cuda", 80, 32))
+    assert usage(compiled)[1] == 0
 
 
 @pytest.mark.parametrize("name", ["forward", "backward"])
-def test_compiles_without_alignment(kernels, name, tmp_path):
+def test_compiles_without_alignment(kernels, name):
     kernel = getattr(kernels, name)
     tile, options = tiles(kernels, kernel, "float16")[0]
     target = GPUTarget("cuda", 80, 32)
     compiled = build(kernel.fn, "float16", "identity", True, False, tile, options, target, aligned=False)
-    registers, spills, _ = usage(compiled, tmp_path)
+    registers, spills, _ = usage(compiled)
     assert (registers > 0, spills) == (True, 0)
 
 
