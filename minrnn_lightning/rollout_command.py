@@ -41,8 +41,7 @@ def rollout_command(
         checkpoint: A .ckpt file of a PolicyTask that `minrnn fit` wrote.
         env: The environment, such as Hopper-v5; by default that of the training data.
         episodes: How many to play for each target.
-        target_return: Returns to ask for, separated by commas; by default the highest of the training data. Where the
-            first is negative, write --target_return=-100,-200.
+        target_return: Returns to ask for, separated by commas; by default the highest of the training data.
         mode: carry takes one step of the model for each of the environment; window computes the last steps again.
         window: How many, for window; by default as many as a row of the training data had.
         seed: Of the first episode; the next ones have the next numbers.

@@ -31,14 +31,16 @@ class Mean(Metric):
     def __init__(self) -> None:
         super().__init__()
         self.add_state("total", torch.tensor(0.0), dist_reduce_fx="sum")
-        self.add_state("count", torch.tensor(0.0), dist_reduce_fx="sum")
+        self.add_state("count", torch.tensor(0), dist_reduce_fx="sum")
 
     def update(self, value: Tensor, count: Tensor | int) -> None:
         """Add the mean of so many items."""
-        items = torch.as_tensor(count, device=value.device, dtype=self.total.dtype)
-        self.total += torch.where(items > 0, value.detach().to(self.total.dtype) * items, 0.0)
-        self.count += items
+        items = torch.as_tensor(count, device=value.device)
+        # Lightning makes the empty sum bfloat16 with precision bf16-true; Apple's GPUs have no float64.
+        wide = torch.float32 if value.device.type == "mps" else torch.float64
+        self.total = self.total.to(wide) + torch.where(items > 0, value.detach().to(wide) * items, 0.0)
+        self.count = self.count + items
 
     def compute(self) -> Tensor:
         """The mean; NaN where nothing was counted."""
-        return self.total / self.count
+        return (self.total / self.count).float()

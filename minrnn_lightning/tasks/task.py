@@ -190,7 +190,7 @@ class Task(LightningModule, ABC):
         Raises:
             ValueError: A hyper-parameter is no plain value, so that no checkpoint could be read.
         """
-        data = getattr(self.trainer, "datamodule", None)
+        data = getattr(self._trainer, "datamodule", None)
         for owner in (self, data) if isinstance(data, LightningDataModule) else (self,):
             owner.hparams.update({name: plain(value, name) for name, value in owner.hparams.items()})
         if stage == "fit" and self.init_from:

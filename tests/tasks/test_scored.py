@@ -1,5 +1,7 @@
 """TaggingTask and ClassificationTask: where answers are read, their scores, and that padding changes nothing."""
 
+import math
+
 import lightning.pytorch as pl
 import numpy as np
 import pytest
@@ -243,3 +245,22 @@ def test_compile_reaches_both_stacks():
 def test_bad_pooling():
     with pytest.raises(ValueError, match="pooling must be mean or last, got max"):
         classification(pooling="max")
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-true"])
+def test_the_mean_loss_counts_every_answer_once(precision):
+    torch.manual_seed(0)
+    task = TaggingTask(11, 11, dim=16, depth=1)
+    inputs = torch.randint(11, (60, 4, 9))
+    targets = torch.where(torch.rand(inputs.shape) < torch.rand(60, 1, 1), inputs, -100)
+    targets[3] = -100  # nothing is asked in a whole batch
+    batches = list(zip(inputs, targets, torch.full((60, 4), 9), strict=True))
+    trainer = pl.Trainer(accelerator="cpu", precision=precision, logger=False, enable_progress_bar=False)
+    got = trainer.validate(task, DataLoader(batches, batch_size=None), verbose=False)[0]["val/loss"]
+    with torch.no_grad():
+        logits, answers, _ = task.answers((inputs.flatten(0, 1), targets.flatten(0, 1), None))
+    exact = F.cross_entropy(logits.double(), answers).item()
+    assert got == pytest.approx(exact, rel=1e-5 if precision == "32-true" else 5e-3)
+    nothing = [batches[3]] * 2
+    assert math.isnan(trainer.validate(task, DataLoader(nothing, batch_size=None), verbose=False)[0]["val/loss"])
+    assert task.batch_loss(batches[3]).item() == 0
