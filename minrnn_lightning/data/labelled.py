@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from minrnn_lightning.checkpoint import plain
 from minrnn_lightning.data.data import Data, writable
 from minrnn_lightning.data.download import whole_folder
 
@@ -218,7 +219,7 @@ class LabelledData(Data):
     @cached_property
     def folder(self) -> Path:
         """Where the examples are kept: below ``data_dir``, or in the user's cache where that is read-only."""
-        key = json.dumps([_FORMAT, type(self).__name__, self.source()])
+        key = json.dumps(plain([_FORMAT, type(self).__name__, self.source()], "source"))
         return writable(self.data_dir) / "sequences" / hashlib.sha256(key.encode()).hexdigest()[:16]
 
     def prepare_data(self) -> None:

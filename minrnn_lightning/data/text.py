@@ -93,8 +93,8 @@ class TextDataModule(Data):
         entries = _entries(path)
         self.path = entries if isinstance(path, (list, tuple)) else entries[0]
         self.vocabulary = tokenizer
-        self.vocab_size = vocab_size
-        self.held_out = held_out
+        self.vocab_size = int(vocab_size)
+        self.held_out = float(held_out)  # plain, as part of the key of the tokenised text
         self.subset = subset
         self.column = column
         self._copies_told = False
