@@ -92,19 +92,19 @@ class Task(LightningModule, ABC):
             "mlp_ratio": mlp_ratio,
             "dropout": dropout,
         }
-        self.input_size = input_size
-        self.output_size = output_size
+        dim, depth, options = plain((dim, depth, options), "options")  # numbers of NumPy, from a sweep
+        self.input_size = int(input_size)
+        self.output_size = int(output_size)
         self.save_hyperparameters(ignore=["init_from"])  # a loaded checkpoint must not look for another one
         for name, value in self.hparams.items():
             with suppress(ValueError):  # a subclass may still take it out; setup asks again
                 self.hparams[name] = plain(value, name)
-        lr, weight_decay, warmup = (self.hparams[name] for name in ("lr", "weight_decay", "warmup"))
         if match_parameters is not None:
             dim = matching_dim(self._parameters_at, parse_count(match_parameters))
         self.hparams.update(dim=dim, match_parameters=None)  # nor for the width again
-        self.lr = lr
-        self.weight_decay = weight_decay
-        self.warmup = warmup
+        self.lr = plain(lr, "lr")
+        self.weight_decay = plain(weight_decay, "weight_decay")
+        self.warmup = plain(warmup, "warmup")
         self.init_from = init_from
         self.compile_backbone = compile
         self.encoder: nn.Module = self.make_encoder(dim)
