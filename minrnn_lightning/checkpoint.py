@@ -5,6 +5,7 @@ from __future__ import annotations
 import enum
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile, ZipFile
@@ -180,6 +181,15 @@ def find_checkpoint(word: str, folder: str | Path) -> Path:
         f"--ckpt_path {word} finds none in {last.parent}: a run keeps it where a ModelCheckpoint with a monitor is "
         "among trainer.callbacks; give last or a file instead"
     )
+
+
+def plain_values(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of some hyper-parameters that have a plain value; a task refuses the others before training starts."""
+    found: dict[str, Any] = {}
+    for name, value in values.items():
+        with suppress(ValueError):
+            found[name] = plain(value, name)
+    return found
 
 
 def plain(value: Any, name: str) -> Any:

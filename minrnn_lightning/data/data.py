@@ -6,7 +6,6 @@ import os
 import signal
 import time
 from abc import ABC, abstractmethod
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ from lightning.fabric.utilities.seed import pl_worker_init_function
 from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
-from minrnn_lightning.checkpoint import plain
+from minrnn_lightning.checkpoint import plain_values
 
 
 def cache_dir() -> Path:
@@ -62,9 +61,7 @@ class Data(LightningDataModule, ABC):
             if value < least:
                 raise ValueError(f"{name} must be {least} or more, got {value}.")
         self.save_hyperparameters()
-        for name, value in self.hparams.items():
-            with suppress(ValueError):  # which the task refuses before training starts
-                self.hparams[name] = plain(value, name)
+        self.save_hyperparameters(plain_values(self.hparams))
         self.batch_size = batch_size
         self.length = length
         self.num_workers = num_workers

@@ -3,7 +3,6 @@
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from contextlib import suppress
 from typing import Any
 
 import torch
@@ -12,7 +11,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
-from minrnn_lightning.checkpoint import load_matching, plain
+from minrnn_lightning.checkpoint import load_matching, plain, plain_values
 from minrnn_lightning.nn.backbone import Backbone
 from minrnn_lightning.nn.dropout import Dropout
 from minrnn_lightning.nn.mixers.mixer import State
@@ -96,9 +95,7 @@ class Task(LightningModule, ABC):
         self.input_size = int(input_size)
         self.output_size = int(output_size)
         self.save_hyperparameters(ignore=["init_from"])  # a loaded checkpoint must not look for another one
-        for name, value in self.hparams.items():
-            with suppress(ValueError):  # a subclass may still take it out; setup asks again
-                self.hparams[name] = plain(value, name)
+        self.save_hyperparameters(plain_values(self.hparams))
         if match_parameters is not None:
             dim = matching_dim(self._parameters_at, parse_count(match_parameters))
         self.hparams.update(dim=dim, match_parameters=None)  # nor for the width again
