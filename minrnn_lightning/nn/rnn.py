@@ -30,7 +30,8 @@ class GatedRNN(MinRNN):
             y = (delta_t.to(k.dtype).unsqueeze(-1) * F.softplus(k)).clamp_min(torch.finfo(k.dtype).tiny)
             k = y + torch.log(-torch.expm1(-y))
         z = torch.sigmoid(k)
-        return 1 - 2 * z if self.signed else 1 - z, z * self._candidate(v)
+        # σ(−k), not 1 − z, which loses its digits where z is near 1.
+        return 1 - 2 * z if self.signed else torch.sigmoid(-k), z * self._candidate(v)
 
     def _scan(
         self,
@@ -53,7 +54,7 @@ class GatedRNN(MinRNN):
 
     def _cell(self, logits: Sequence[Tensor], h: Tensor, delta_t: Tensor | None) -> Tensor:
         decay, update = self._maps(logits, delta_t)
-        return decay * h + update
+        return torch.addcmul(update, decay, h)
 
 
 class MinGRU(GatedRNN):
@@ -62,6 +63,8 @@ class MinGRU(GatedRNN):
     h_t = h_{t-1} + σ(k_t) · (c(v_t) − h_{t-1}), with the gate k_t and the candidate v_t linear in x_t. Source: "Were
     RNNs All We Needed?" (https://arxiv.org/abs/2410.01201), section 3.1. The parameters ``weight_ih_l0``,
     ``bias_ih_l0``, ``weight_ih_l0_reverse``, … hold the rows of gate and candidate, one after the other.
+
+    Inputs must be finite, and states within the range of their type: an infinite one may turn its channel to NaN.
 
     Args:
         input_size: Features of the input.
@@ -100,6 +103,8 @@ class MinLSTM(GatedRNN):
     f′ = f / (f + i) and i′ = i / (f + i), which is minGRU with the gate log i − log f; otherwise f′ = f and i′ = i.
     Source: "Were RNNs All We Needed?" (https://arxiv.org/abs/2410.01201), section 3.2. The parameters
     ``weight_ih_l0``, ``bias_ih_l0``, … hold the rows of forget gate, input gate and candidate, one after the other.
+
+    Inputs must be finite, and states within the range of their type: an infinite one may turn its channel to NaN.
 
     Args:
         input_size: Features of the input.
@@ -184,6 +189,7 @@ class MinLSTM(GatedRNN):
         if self.normalize:
             return super()._maps(logits, delta_t)
         forget, input_, candidate = logits
-        log_decay = F.logsigmoid(forget) if delta_t is None else F.logsigmoid(forget) * delta_t.unsqueeze(-1)
+        log_decay = F.logsigmoid(forget)
+        log_decay = log_decay if delta_t is None else log_decay * delta_t.to(forget.dtype).unsqueeze(-1)
         decay = log_decay.exp()
         return 2 * decay - 1 if self.signed else decay, torch.sigmoid(input_) * self._candidate(candidate)

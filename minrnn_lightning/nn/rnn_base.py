@@ -12,7 +12,11 @@ from torch.nn import functional as F
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 from minrnn_lightning.ops import Activation, positive
-from minrnn_lightning.ops.portable import state_dtype
+from minrnn_lightning.ops.portable import STORAGE, state_dtype
+from minrnn_lightning.ops.scan import check_dense
+
+TIMES = (*STORAGE, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+NUMBERS = "float16, bfloat16, float32, float64 or integers"
 
 
 class MinRNN(nn.Module):
@@ -138,7 +142,8 @@ class MinRNN(nn.Module):
             ValueError: The input has a wrong number of dimensions or a type other than the weights', or ``reset`` does
                 not fit.
             RuntimeError: A size of ``input`` or ``hx`` does not fit.
-            TypeError: ``hx`` is the pair of states that ``nn.LSTM`` takes.
+            TypeError: ``hx`` is the pair of states that ``nn.LSTM`` takes, or an argument is no dense tensor, or of a
+                type that it cannot have.
         """
         name = type(self).__name__
         if isinstance(hx, tuple):
@@ -146,7 +151,15 @@ class MinRNN(nn.Module):
         if isinstance(input, PackedSequence):
             if reset is not None or delta_t is not None:
                 raise ValueError(f"{name}: reset and delta_t need padded input, got a PackedSequence")
+            check_dense(f"{name}: input", input.data)
+            if hx is not None:
+                check_dense(f"{name}: hx", hx)
             return self._run_packed(input, hx)
+        check_dense(f"{name}: input", input)
+        if hx is not None:
+            check_dense(f"{name}: hx", hx)
+        if reset is not None:
+            check_dense(f"{name}: reset", reset, "bool")
         dims = input.dim()
         if dims not in (2, 3):
             raise ValueError(f"{name}: Expected input to be 2D or 3D, got {dims}D instead")
@@ -186,14 +199,21 @@ class MinRNN(nn.Module):
         Raises:
             RuntimeError: The layer is bidirectional, or a size does not fit.
             ValueError: The input has a wrong number of dimensions or a type other than the weights'.
+            TypeError: An argument is no dense tensor, or of a type that it cannot have.
         """
-        name, dims = type(self).__name__, input_t.dim()
+        name = type(self).__name__
+        check_dense(f"{name}.step: input_t", input_t)
+        if h is not None:
+            check_dense(f"{name}.step: h", h)
+        dims = input_t.dim()
         if self.bidirectional:
             raise RuntimeError(f"{name}.step needs bidirectional=False: the backward direction starts at the last step")
         if dims not in (1, 2):
             raise ValueError(f"{name}.step: Expected input_t to be 1D or 2D, got {dims}D instead")
         if h is not None and h.dim() != dims + 1:
             raise RuntimeError(f"For {dims}-D input_t, h should be {dims + 1}-D but got {h.dim()}-D tensor")
+        if delta_t is not None:
+            check_dense(f"{name}.step: delta_t", delta_t, NUMBERS)
         if dims == 1:
             h, delta_t = None if h is None else h.unsqueeze(1), None if delta_t is None else delta_t.unsqueeze(0)
             output_t, h = self.step(input_t.unsqueeze(0), h, delta_t=delta_t)
@@ -239,6 +259,9 @@ class MinRNN(nn.Module):
         name = type(self).__name__
         if self.signed:
             raise ValueError(f"{name}: delta_t needs signed=False: a negative decay has no power of a fraction")
+        check_dense(f"{name}: delta_t", delta_t, NUMBERS)
+        if delta_t.dtype not in TIMES:
+            raise TypeError(f"{name}: delta_t must be {NUMBERS}, got {delta_t.dtype}")
         if delta_t.shape != shape:
             raise ValueError(f"{name}: Expected delta_t of shape {tuple(shape)}, got {tuple(delta_t.shape)}")
 
@@ -295,7 +318,7 @@ class MinRNN(nn.Module):
     def _checked(self, x: Tensor, h_0: Tensor | None) -> tuple[Tensor, Tensor]:
         """The input, (batch, ..., features), and the initial state of every layer and direction."""
         dtype = self.weight_ih_l0.dtype
-        if x.dtype != dtype and not torch.is_autocast_enabled(x.device.type):
+        if x.dtype != dtype and not (torch.is_autocast_enabled(x.device.type) and x.dtype in STORAGE):
             raise ValueError(
                 f"RNN input dtype ({x.dtype}) does not match weight dtype ({dtype}). "
                 f"Convert input: input.to({dtype}), or convert model: model.to({x.dtype})"
@@ -308,6 +331,10 @@ class MinRNN(nn.Module):
         h_0 = self.initial_state(x.shape[0]).to(x.dtype) if h_0 is None else h_0
         if h_0.shape != expected:
             raise RuntimeError(f"Expected hidden size {expected}, got {list(h_0.shape)}")
+        if h_0.dtype not in STORAGE:
+            raise TypeError(
+                f"{type(self).__name__}: h_0 must be float16, bfloat16, float32 or float64, got {h_0.dtype}"
+            )
         return x, h_0
 
     def _names(self, layer: int, direction: str) -> list[str]:

@@ -218,3 +218,25 @@ def test_forget_bias_is_added_to_the_forget_rows():
     with pytest.raises(ValueError, match=r"forget_bias=3.0 needs a bias to add it to, got bias=False"):
         MinLSTM(3, 5, bias=False, forget_bias=3.0)
     assert MinLSTM(3, 5, bias=False)(X)[0].shape == (4, 2, 5)
+
+
+@pytest.mark.filterwarnings("ignore:.*(Sparse|nested).*")
+@pytest.mark.parametrize("odd", ["None", "list", "sparse", "nested"])
+@pytest.mark.parametrize("kind", [MinGRU, MinLSTM])
+def test_what_is_no_dense_tensor_is_refused(kind, odd):
+    rnn, name = kind(3, 4, batch_first=True), kind.__name__
+    convert = {
+        "None": lambda x: None,
+        "list": torch.Tensor.tolist,
+        "sparse": torch.Tensor.to_sparse,
+        "nested": lambda x: torch.nested.nested_tensor(list(x)),
+    }[odd]
+    x, h = torch.rand(2, 5, 3), torch.rand(1, 2, 4)
+    with pytest.raises(TypeError, match=f"{name}: input must be a dense tensor"):
+        rnn(convert(x))
+    with pytest.raises(TypeError, match=f"{name}.step: input_t must be a dense tensor"):
+        rnn.step(convert(x[:, 0]))
+    for option, value in (("hx", h), ("reset", torch.zeros(2, 5, dtype=torch.bool)), ("delta_t", torch.ones(2, 5))):
+        if odd != "None":
+            with pytest.raises(TypeError, match=f"{name}: {option} must be a dense tensor"):
+                rnn(x, **{option: convert(value)})

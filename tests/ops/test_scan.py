@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import math
 import os
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from minrnn_lightning.ops import gated_scan, linear_scan, use_kernel
+from minrnn_lightning.ops.reference import gated_scan_loop
 
 KERNELS = ["auto", "torch", "triton"]
 KINDS = ["linear", "positive", "identity"]
@@ -322,3 +324,54 @@ def test_wrong_types_and_kernels_are_named():
         use_kernel("fast"),
     ):
         pass
+
+
+ODD = {
+    "None": lambda x: None,
+    "list": lambda x: x.tolist(),
+    "array": lambda x: x.numpy(),
+    "sparse": lambda x: x.to_sparse(),
+    "nested": lambda x: torch.nested.nested_tensor(list(x)),
+    "mkldnn": lambda x: x.float().to_mkldnn(),
+    "complex": lambda x: x.to(torch.complex64),
+    "integer": lambda x: x.long(),
+    "quantised": lambda x: torch.quantize_per_tensor(x.float(), 0.1, 0, torch.qint8),
+}
+
+
+@pytest.mark.filterwarnings("ignore:.*(Sparse|nested|quant).*")
+@pytest.mark.parametrize("kind", ODD)
+@pytest.mark.parametrize("name", ["decay", "update", "gate", "candidate", "forget", "initial", "reset"])
+def test_what_is_no_dense_tensor_is_refused(name, kind):
+    scan = linear_scan if name in ("decay", "update") else gated_scan
+    names = ("decay", "update") if scan is linear_scan else ("gate", "candidate")
+    given = {key: torch.rand(2, 3, 4) for key in names}
+    value = {"initial": torch.rand(2, 4), "reset": torch.rand(2, 3) < 0.5}.get(name, torch.rand(2, 3, 4))
+    if kind == "None" and name in ("initial", "reset", "forget"):  # which is what these are by default
+        scan(**{**given, name: None})
+        return
+    with pytest.raises(TypeError, match=f"^{name} must be ") as refused:
+        scan(**{**given, name: ODD[kind](value)})
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("kernel", ["auto", "torch"])
+@pytest.mark.parametrize("activation", ["positive", "identity"])
+def test_infinite_gates_open_and_shut(activation, kernel):
+    gate = torch.tensor([0.0, math.inf, -math.inf, 0.5]).view(1, 4, 1)
+    candidate = torch.tensor([1.0, 2.0, 3.0, -4.0]).view(1, 4, 1)
+    exact = gated_scan_loop(gate.double(), candidate.double(), activation=activation)
+    with use_kernel(kernel):
+        assert torch.allclose(gated_scan(gate, candidate, activation=activation).double(), exact, rtol=1e-6)
+
+
+@pytest.mark.parametrize("kernel", ["auto", "torch"])
+def test_an_infinite_candidate_spoils_its_channel_from_there_on_only(kernel):
+    gate, candidate = torch.randn(2, 1, 9, 5)
+    candidate[0, 4, 2] = math.inf
+    with use_kernel(kernel):
+        h = gated_scan(gate, candidate)
+    spoilt = torch.zeros_like(h, dtype=torch.bool)
+    spoilt[0, 4:, 2] = True
+    assert h[~spoilt].isfinite().all()
+    assert not h[spoilt].isfinite().any()
