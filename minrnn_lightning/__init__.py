@@ -7,10 +7,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from minrnn_lightning.callbacks import LengthPicture, TextSamples
+    from minrnn_lightning.callbacks import AccuracyByLengthPlot, TextSamples
     from minrnn_lightning.data import (
         AssociativeRecallDataModule,
-        Data,
+        BaseDataModule,
         FormalLanguageDataModule,
         IMDBDataModule,
         InductionHeadsDataModule,
@@ -22,22 +22,22 @@ if TYPE_CHECKING:
         SequentialImageDataModule,
         ShakespeareDataModule,
         TextDataModule,
-        Trajectories,
+        TrajectoryBatch,
         TrajectoryDataModule,
     )
     from minrnn_lightning.nn import Backbone, MinGRU, MinLSTM
     from minrnn_lightning.tasks import ClassificationTask, LanguageTask, PolicyTask, TaggingTask, Task
 
 __all__ = [
+    "AccuracyByLengthPlot",
     "AssociativeRecallDataModule",
     "Backbone",
+    "BaseDataModule",
     "ClassificationTask",
-    "Data",
     "FormalLanguageDataModule",
     "IMDBDataModule",
     "InductionHeadsDataModule",
     "LanguageTask",
-    "LengthPicture",
     "ListOpsDataModule",
     "MQARDataModule",
     "MinGRU",
@@ -52,7 +52,7 @@ __all__ = [
     "Task",
     "TextDataModule",
     "TextSamples",
-    "Trajectories",
+    "TrajectoryBatch",
     "TrajectoryDataModule",
 ]
 

@@ -1,5 +1,5 @@
 """``python -m minrnn_lightning`` is ``minrnn``."""
 
-from minrnn_lightning.cli import main
+from minrnn_lightning.commands.main import main
 
 main()

@@ -16,12 +16,14 @@ from lightning.fabric.plugins import TorchCheckpointIO
 from tokenizers import Tokenizer
 from torch import nn
 
+from minrnn_lightning.errors import InputError
 
-class CheckpointError(ValueError):
+
+class CheckpointError(InputError):
     """A file that cannot be used as a checkpoint; its message says which file and why."""
 
 
-class WholeCheckpointIO(TorchCheckpointIO):
+class AtomicCheckpointIO(TorchCheckpointIO):
     """Plugin of the Trainer that writes a checkpoint beside its place and then renames it, and never unpickles code.
 
     Lightning moves it there from the folder for temporary files, which may be another disk: on a full one, half a file
@@ -200,7 +202,7 @@ def plain(value: Any, name: str) -> Any:
         name: its name, for the message.
 
     Raises:
-        ValueError: it has no plain value, so that a checkpoint with it could not be read without executing code.
+        InputError: it has no plain value, so that a checkpoint with it could not be read without executing code.
     """
     if value is None or type(value) in (bool, int, float, complex, str, bytes, torch.dtype, torch.device):
         return value
@@ -220,7 +222,7 @@ def plain(value: Any, name: str) -> Any:
     for kind in (bool, int, float, str):  # of a subclass
         if isinstance(value, kind):
             return kind(value)
-    raise ValueError(
+    raise InputError(
         f"{name} is a {type(value).__name__}, which a checkpoint cannot hold: give a number, a text, a list or a "
         "dictionary of these, or take it out of hparams"
     )

@@ -13,6 +13,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from minrnn_lightning.checkpoint import tokenizer_of
+from minrnn_lightning.errors import InputError
 from minrnn_lightning.memory import peak_memory
 from minrnn_lightning.tasks import LanguageTask, Task
 from minrnn_lightning.tasks.load import load_task
@@ -47,22 +48,22 @@ def generate(
         The next token of each sequence, (batch,) of int64.
 
     Raises:
-        ValueError: an argument is out of its range.
+        InputError: an argument is out of its range.
     """
     if tokens.ndim != 2 or tokens.shape[1] == 0:
-        raise ValueError(f"tokens must be (batch, length) with length at least 1, got {tuple(tokens.shape)}")
+        raise InputError(f"tokens must be (batch, length) with length at least 1, got {tuple(tokens.shape)}")
     if max_new_tokens < 1:
-        raise ValueError(f"max_new_tokens must be at least 1, got {max_new_tokens}")
+        raise InputError(f"max_new_tokens must be at least 1, got {max_new_tokens}")
     if not 0 <= temperature < float("inf"):
-        raise ValueError(f"temperature must be 0 or a positive number, got {temperature}")
+        raise InputError(f"temperature must be 0 or a positive number, got {temperature}")
     if top_k is not None and top_k < 1:
-        raise ValueError(f"top_k must be at least 1, got {top_k}")
+        raise InputError(f"top_k must be at least 1, got {top_k}")
     if top_p is not None and not 0 < top_p <= 1:
-        raise ValueError(f"top_p must be in (0, 1], got {top_p}")
+        raise InputError(f"top_p must be in (0, 1], got {top_p}")
     return _generate(task, tokens, max_new_tokens, temperature, top_k, top_p, generator)
 
 
-class DivergedError(ValueError):
+class DivergedError(InputError):
     """The outputs of a model are no finite numbers."""
 
 
@@ -161,7 +162,7 @@ def stream_text(tokenizer: Tokenizer, tokens: Iterable[int]) -> Iterator[str]:
     yield tokenizer.decode(pending, skip_special_tokens=False)[shown:]
 
 
-def measured(tokens: Iterable[Item], every: int, start: int = 0) -> Iterator[Item]:
+def report_speed(tokens: Iterable[Item], every: int, start: int = 0) -> Iterator[Item]:
     """Pass tokens on, and print speed and memory to standard error.
 
     Args:

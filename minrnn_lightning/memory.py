@@ -4,6 +4,8 @@ import ctypes
 import os
 import sys
 
+from minrnn_lightning.errors import InputError
+
 TRIM_THRESHOLD, TOP_PAD, MMAP_MAX = -1, -2, -4  # parameters of glibc's mallopt, <malloc.h>
 NEVER = -1
 GROWTH = 1 << 26  # bytes by which the heap grows at least
@@ -20,11 +22,11 @@ def keep_freed_memory() -> bool:
         Whether malloc was changed: not outside Linux, with another C library, or if the variable forbids it.
 
     Raises:
-        ValueError: ``MINRNN_KEEP_MEMORY`` is neither 0 nor 1.
+        InputError: ``MINRNN_KEEP_MEMORY`` is neither 0 nor 1.
     """
     wish = os.environ.get("MINRNN_KEEP_MEMORY", "1")
     if wish not in ("0", "1"):
-        raise ValueError(f"MINRNN_KEEP_MEMORY is {wish!r}; it can be 0 or 1")
+        raise InputError(f"MINRNN_KEEP_MEMORY is {wish!r}; it can be 0 or 1")
     if wish == "0" or sys.platform != "linux":
         return False
     libc = ctypes.CDLL(None)

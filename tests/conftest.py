@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from minrnn_lightning.cli import main
+from minrnn_lightning.commands.main import main
 
 WORDS = "the king of Rome shall speak, and we obey. what noise is this? O heavy day! exeunt omnes".split()  # noqa: SIM905
 

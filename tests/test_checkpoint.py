@@ -10,8 +10,8 @@ from lightning.fabric.plugins import TorchCheckpointIO
 from tokenizers import Tokenizer
 
 from minrnn_lightning.checkpoint import (
+    AtomicCheckpointIO,
     CheckpointError,
-    WholeCheckpointIO,
     check_fits,
     load_matching,
     read_checkpoint,
@@ -38,7 +38,7 @@ def test_reads_what_was_written(tmp_path):
 
 def test_a_failed_write_leaves_the_checkpoint_before(tmp_path, monkeypatch):
     file = tmp_path / "last.ckpt"
-    WholeCheckpointIO().save_checkpoint({"state_dict": {"step": 1}}, file)
+    AtomicCheckpointIO().save_checkpoint({"state_dict": {"step": 1}}, file)
 
     def full(self, checkpoint, path, storage_options=None):
         path.write_bytes(b"half")
@@ -46,7 +46,7 @@ def test_a_failed_write_leaves_the_checkpoint_before(tmp_path, monkeypatch):
 
     monkeypatch.setattr(TorchCheckpointIO, "save_checkpoint", full)
     with pytest.raises(OSError, match="No space left"):
-        WholeCheckpointIO().save_checkpoint({"state_dict": {"step": 2}}, file)
+        AtomicCheckpointIO().save_checkpoint({"state_dict": {"step": 2}}, file)
     assert read_checkpoint(file)["state_dict"] == {"step": 1}
     assert list(tmp_path.iterdir()) == [file]
 

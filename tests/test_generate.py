@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from minrnn_lightning import generate as module
 from minrnn_lightning.checkpoint import CheckpointError
-from minrnn_lightning.data.tokenizer import byte_tokenizer, char_tokenizer
+from minrnn_lightning.data.text.tokenizer import byte_tokenizer, char_tokenizer
 from minrnn_lightning.generate import generate, load_language_task, sample, stream_text
 from minrnn_lightning.tasks import LanguageTask
 

@@ -10,27 +10,32 @@ import pytest
 import minrnn_lightning
 
 PACKAGE = Path(minrnn_lightning.__file__).parent
-LAYERS = {
-    "ops": set(),
-    "nn": {"ops"},
-    "checkpoint": set(),
-    "tasks": {"nn", "checkpoint"},
-    "data": {"checkpoint"},
-    "tool": {"ops", "nn", "checkpoint", "tasks", "data", "memory", "tool"},
-    "lightning_cli": {"checkpoint", "tasks", "data", "tool"},
-    "benchmark": {"ops", "nn", "tasks", "tool", "lightning_cli", "__init__"},
-    "compare": {"nn", "tool", "benchmark"},
-    "memory": set(),
-    "cli": {"memory", "data", "tool", "lightning_cli", "benchmark", "compare", "__init__"},
-    "__main__": {"cli"},
-    "__init__": {"nn", "tasks", "data", "tool"},  # looked up when used
+BELOW = {  # what each folder, or module beside the folders, may import; nothing else
+    "errors": set(),
+    "signals": set(),
+    "memory": {"errors"},
+    "results": {"errors"},
+    "ops": {"errors"},
+    "checkpoint": {"errors"},
+    "nn": {"errors", "ops"},
+    "data": {"errors", "checkpoint"},
+    "tasks": {"errors", "checkpoint", "ops", "nn"},
+    "generate": {"errors", "checkpoint", "memory", "tasks"},
+    "rl": {"errors", "checkpoint", "data", "tasks"},
+    "callbacks": {"errors", "signals", "memory", "data", "tasks", "generate", "rl"},
+    "commands": {
+        *("errors", "signals", "memory", "results", "checkpoint", "ops", "nn", "data", "tasks", "generate", "rl"),
+        *("callbacks", "__init__"),
+    },
+    "cli": {"commands"},
+    "__main__": {"commands"},
+    "__init__": {"nn", "tasks", "data", "callbacks"},  # looked up when used
 }
 
 
 def layer(module: str) -> str:
-    """Layer of a dotted name inside the package; a file beside the folders is a tool unless it is listed."""
-    name = module.split(".")[0] or "__init__"
-    return name if name in LAYERS else "tool"
+    """The folder, or the module beside the folders, of a dotted name inside the package."""
+    return module.split(".")[0] or "__init__"
 
 
 def imported(file: Path) -> set[str]:
@@ -49,17 +54,56 @@ def imported(file: Path) -> set[str]:
     return {"" if name == "__version__" else name for name in inside}
 
 
+def arrows() -> set[tuple[str, str]]:
+    """Which layer imports which, for every pair of different ones."""
+    found = set()
+    for file in PACKAGE.rglob("*.py"):
+        here = layer(".".join(file.relative_to(PACKAGE).with_suffix("").parts))
+        found |= {(here, layer(name)) for name in imported(file) if layer(name) != here}
+    return found
+
+
+def floors() -> dict[str, int]:
+    """For every layer the longest way down, along what it may import."""
+    heights: dict[str, int] = {}
+    while len(heights) < len(BELOW):
+        ready = [
+            name
+            for name in BELOW
+            if name not in heights and all(below in heights for below in BELOW[name] - {"__init__"})
+        ]
+        assert ready, "the layers import each other in a circle"
+        heights |= {
+            name: 1 + max((heights[below] for below in BELOW[name] - {"__init__"}), default=0) for name in ready
+        }
+    return heights
+
+
+def drawing() -> str:
+    """The layers from the top to the ground, with what each of them imports."""
+    heights, found = floors(), arrows()
+    names = sorted(BELOW, key=lambda name: (-heights[name], name))
+    lines = [f"{heights[n]}  {n:12} -> {', '.join(sorted(there for here, there in found if here == n))}" for n in names]
+    up = sum(heights[there] >= heights[here] for here, there in found if there != "__init__")
+    lines.append(f"{len(BELOW)} layers, {max(heights.values())} floors, {len(found)} arrows, {up} of them upwards")
+    return "\n".join(lines)
+
+
 @pytest.mark.parametrize("file", sorted(PACKAGE.rglob("*.py")), ids=lambda file: str(file.relative_to(PACKAGE)))
 def test_imports_go_only_downwards(file):
     here = layer(".".join(file.relative_to(PACKAGE).with_suffix("").parts))
     for name in imported(file):
-        there = layer(name)
-        assert there == here or there in LAYERS[here], f"{here} must not import {name}"
+        assert layer(name) in {here, *BELOW[here]}, f"{here} must not import {name}"
+
+
+def test_every_layer_is_listed_and_has_its_floor():
+    assert {layer(".".join(f.relative_to(PACKAGE).with_suffix("").parts)) for f in PACKAGE.rglob("*.py")} == set(BELOW)
+    assert " 0 of them upwards" in drawing()
 
 
 def test_the_check_sees_what_it_should():
     assert {"callbacks", "data", "nn", "tasks"} <= imported(PACKAGE / "__init__.py")
-    assert imported(PACKAGE / "cli.py") >= {"", "lightning_cli", "generate"}
+    assert imported(PACKAGE / "commands/main.py") >= {"", "commands.fit", "generate"}
 
 
 def loaded_after(code: str) -> set[str]:
@@ -70,14 +114,15 @@ def loaded_after(code: str) -> set[str]:
 
 @pytest.mark.parametrize("words", [[], ["--help"], ["--version"], ["recipes"]], ids=str)
 def test_light_commands_do_not_import_torch(words):
-    loaded = loaded_after(f"from minrnn_lightning.cli import main; main({words})")
-    assert "minrnn_lightning.cli" in loaded
+    loaded = loaded_after(f"from minrnn_lightning.commands.main import main; main({words})")
+    assert "minrnn_lightning.commands.main" in loaded
     assert not loaded & {"torch", "lightning", "numpy"}
 
 
 @pytest.mark.parametrize("word", ["generate", "collect"])
 def test_help_does_not_import_torch(word):
-    code = f"from minrnn_lightning.cli import main\ntry:\n    main(['{word}', '--help'])\nexcept SystemExit:\n    pass"
+    code = "from minrnn_lightning.commands.main import main\ntry:\n    "
+    code += f"main(['{word}', '--help'])\nexcept SystemExit:\n    pass"
     assert not loaded_after(code) & {"torch", "lightning", "gymnasium", "minari"}
 
 
@@ -89,9 +134,9 @@ def test_layers_work_without_lightning(module):
 
 
 def test_data_and_collect_need_no_extra():
-    code = "import minrnn_lightning.collect, minrnn_lightning.data\nminrnn_lightning.data.TrajectoryDataModule"
+    code = "import minrnn_lightning.commands.collect, minrnn_lightning.data\nminrnn_lightning.data.TrajectoryDataModule"
     loaded = loaded_after(code)
-    assert "minrnn_lightning.data.minari" in loaded
+    assert "minrnn_lightning.data.offline_rl.minari" in loaded
     assert not loaded & {"gymnasium", "minari", "mujoco", "h5py"}
 
 
@@ -101,3 +146,7 @@ def test_public_names():
         assert name in dir(minrnn_lightning)
     with pytest.raises(AttributeError, match="nonsense"):
         _ = minrnn_lightning.nonsense
+
+
+if __name__ == "__main__":
+    print(drawing())

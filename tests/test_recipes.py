@@ -15,10 +15,10 @@ import yaml
 from lra_files import write_imdb, write_pathfinder, write_retrieval
 from rl_files import write_d4rl, write_minari
 
-from minrnn_lightning.cli import recipes_folder
-from minrnn_lightning.data.d4rl import ENVIRONMENTS, NAMES, SIZES, file_name
-from minrnn_lightning.environments import make
+from minrnn_lightning.commands.main import recipes_folder
+from minrnn_lightning.data.offline_rl.d4rl import ENVIRONMENTS, NAMES, SIZES, file_name
 from minrnn_lightning.generate import load_language_task
+from minrnn_lightning.rl.environments import make
 
 OVERLAYS = sorted(recipes_folder().glob("hardware/*.yaml"))
 SMALL = sorted(recipes_folder().glob("small/*.yaml"))
@@ -81,7 +81,7 @@ def corpus(tmp_path, monkeypatch, text):
 @pytest.fixture(autouse=True)
 def short_episodes(monkeypatch):
     """Episodes in an environment end after 20 steps; one of HalfCheetah would last 1,000, whatever the policy."""
-    monkeypatch.setattr("minrnn_lightning.rollout.make", partial(make, max_episode_steps=20))
+    monkeypatch.setattr("minrnn_lightning.rl.rollout.make", partial(make, max_episode_steps=20))
 
 
 @pytest.mark.filterwarnings("ignore:.*is empty and left out", "ignore:.*is not the file of D4RL")

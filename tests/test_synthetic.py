@@ -9,7 +9,7 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from minrnn_lightning.benchmark import train
+from minrnn_lightning.commands.benchmark import train
 
 QUIET = ["--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false"]
 TINY = [*QUIET, "--trainer.precision=32-true", "--model=TaggingTask", "--model.dim=16", "--model.depth=1"]
@@ -34,7 +34,7 @@ def last_scores(folder: Path) -> dict[str, float]:
 
 def test_learns_and_draws(minrnn, tmp_path):
     """Two data tokens among eight positions, and among twice as many."""
-    words = [*COPY, "--model.lr=1e-2", "--model.mlp_ratio=2", "--trainer.callbacks+=LengthPicture"]
+    words = [*COPY, "--model.lr=1e-2", "--model.mlp_ratio=2", "--trainer.callbacks+=AccuracyByLengthPlot"]
     words += [f"--trainer.default_root_dir={tmp_path}"]
     limits = ["--trainer.max_steps=300", "--trainer.val_check_interval=150", "--trainer.check_val_every_n_epoch=null"]
     code, _, errors = minrnn("fit", *words, *limits)
@@ -57,10 +57,14 @@ def test_learns_and_draws(minrnn, tmp_path):
 
 
 def test_no_picture_without_matplotlib(minrnn, tmp_path, monkeypatch):
-    monkeypatch.setattr("minrnn_lightning.callbacks.find_spec", lambda name: None)
+    monkeypatch.setattr("minrnn_lightning.callbacks.accuracy_by_length.find_spec", lambda name: None)
     said = []
-    monkeypatch.setattr("minrnn_lightning.callbacks.rank_zero_info", said.append)
-    words = ["--trainer.max_steps=2", "--trainer.callbacks+=LengthPicture", f"--trainer.default_root_dir={tmp_path}"]
+    monkeypatch.setattr("minrnn_lightning.callbacks.accuracy_by_length.rank_zero_info", said.append)
+    words = [
+        "--trainer.max_steps=2",
+        "--trainer.callbacks+=AccuracyByLengthPlot",
+        f"--trainer.default_root_dir={tmp_path}",
+    ]
     code, _, errors = minrnn("fit", *COPY, *words, "--trainer.val_check_interval=2")
     assert code == 0, errors
     assert said[0].startswith("No picture without matplotlib: pip install")

@@ -1,23 +1,23 @@
 """Data modules: from files or generators to batches; they know nothing of models."""
 
-from minrnn_lightning.data.data import Data
-from minrnn_lightning.data.formal_languages import FormalLanguageDataModule
-from minrnn_lightning.data.images import SequentialImageDataModule
-from minrnn_lightning.data.imdb import IMDBDataModule
-from minrnn_lightning.data.listops import ListOpsDataModule
-from minrnn_lightning.data.mqar import MQARDataModule
-from minrnn_lightning.data.pathfinder import PathfinderDataModule
-from minrnn_lightning.data.recall import AssociativeRecallDataModule, InductionHeadsDataModule
-from minrnn_lightning.data.retrieval import RetrievalDataModule
-from minrnn_lightning.data.selective_copying import SelectiveCopyingDataModule
-from minrnn_lightning.data.shakespeare import ShakespeareDataModule
-from minrnn_lightning.data.text import TextDataModule
-from minrnn_lightning.data.trajectories import TrajectoryDataModule
-from minrnn_lightning.data.trajectory_rows import Trajectories
+from minrnn_lightning.data.long_range_arena.images import SequentialImageDataModule
+from minrnn_lightning.data.long_range_arena.imdb import IMDBDataModule
+from minrnn_lightning.data.long_range_arena.listops import ListOpsDataModule
+from minrnn_lightning.data.long_range_arena.pathfinder import PathfinderDataModule
+from minrnn_lightning.data.long_range_arena.retrieval import RetrievalDataModule
+from minrnn_lightning.data.module import BaseDataModule
+from minrnn_lightning.data.offline_rl.module import TrajectoryDataModule
+from minrnn_lightning.data.offline_rl.rows import TrajectoryBatch
+from minrnn_lightning.data.synthetic.formal_languages import FormalLanguageDataModule
+from minrnn_lightning.data.synthetic.mqar import MQARDataModule
+from minrnn_lightning.data.synthetic.recall import AssociativeRecallDataModule, InductionHeadsDataModule
+from minrnn_lightning.data.synthetic.selective_copying import SelectiveCopyingDataModule
+from minrnn_lightning.data.text.module import TextDataModule
+from minrnn_lightning.data.text.shakespeare import ShakespeareDataModule
 
 __all__ = [
     "AssociativeRecallDataModule",
-    "Data",
+    "BaseDataModule",
     "FormalLanguageDataModule",
     "IMDBDataModule",
     "InductionHeadsDataModule",
@@ -29,6 +29,6 @@ __all__ = [
     "SequentialImageDataModule",
     "ShakespeareDataModule",
     "TextDataModule",
-    "Trajectories",
+    "TrajectoryBatch",
     "TrajectoryDataModule",
 ]

@@ -19,6 +19,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import wrap_file
 
+from minrnn_lightning.errors import InputError
+
 
 def download(url: str, file: Path, sha256: str) -> None:
     """Fetch a file; it appears under its name only when it is complete and its checksum is right.
@@ -30,7 +32,7 @@ def download(url: str, file: Path, sha256: str) -> None:
 
     Raises:
         ConnectionError: If the address cannot be reached or the transfer breaks off.
-        ValueError: If the checksum is wrong; nothing is kept.
+        InputError: If the checksum is wrong; nothing is kept.
     """
     file.parent.mkdir(parents=True, exist_ok=True)
     descriptor, partial = tempfile.mkstemp(prefix=f"{file.name}.", dir=file.parent)
@@ -41,7 +43,7 @@ def download(url: str, file: Path, sha256: str) -> None:
                 digest.update(block)
                 target.write(block)
         if digest.hexdigest() != sha256:
-            raise ValueError(f"{url} has sha256 {digest.hexdigest()} instead of {sha256}; the file was removed.")
+            raise InputError(f"{url} has sha256 {digest.hexdigest()} instead of {sha256}; the file was removed.")
         os.chmod(partial, 0o644)  # mkstemp lets only the owner read
         os.replace(partial, file)
     finally:
@@ -99,7 +101,7 @@ def read_sdist(requirement: str, sha256: str, pattern: str) -> dict[str, bytes]:
 
 
 @contextmanager
-def whole_folder(folder: Path) -> Iterator[Path]:
+def atomic_folder(folder: Path) -> Iterator[Path]:
     """A temporary folder to fill, which becomes ``folder`` when all has gone well and vanishes otherwise."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(prefix=f"{folder.name}.", dir=folder.parent))

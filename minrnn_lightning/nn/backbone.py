@@ -7,10 +7,11 @@ from typing import Any, cast
 
 from torch import Tensor, nn
 
+from minrnn_lightning.errors import InputError
 from minrnn_lightning.nn.conv import CausalConv
 from minrnn_lightning.nn.dropout import Dropout
 from minrnn_lightning.nn.mixers import MIXERS, Mixer
-from minrnn_lightning.nn.mixers.mixer import State
+from minrnn_lightning.nn.mixers.base import State
 
 
 class Block(nn.Module):
@@ -67,7 +68,7 @@ class Block(nn.Module):
             return {}
         if not self.mixer.timed:
             timed = ", ".join(name for name, mixer in MIXERS.items() if getattr(mixer, "timed", False))
-            raise ValueError(f"{type(self.mixer).__name__} takes no delta_t; the mixers that do are {timed}")
+            raise InputError(f"{type(self.mixer).__name__} takes no delta_t; the mixers that do are {timed}")
         return {"delta_t": delta_t}
 
     def _add_mlp(self, x: Tensor) -> Tensor:
@@ -92,7 +93,7 @@ class Backbone(nn.Module):
         dropout: Probability of dropping an element of what mixers and MLPs add.
 
     Raises:
-        ValueError: A size is out of range, or a mixer or one of its arguments unknown.
+        InputError: A size is out of range, or a mixer or one of its arguments unknown.
     """
 
     def __init__(
@@ -111,15 +112,15 @@ class Backbone(nn.Module):
         pattern = [mixer] if isinstance(mixer, str) else list(mixer or [])
         _check(dim=dim, depth=depth, expansion=expansion)
         if kernel_size < 0 or mlp_ratio < 0:
-            raise ValueError(f"kernel_size and mlp_ratio must be at least 0, got {kernel_size} and {mlp_ratio}")
+            raise InputError(f"kernel_size and mlp_ratio must be at least 0, got {kernel_size} and {mlp_ratio}")
         if not 0 <= dropout < 1:
-            raise ValueError(f"dropout must be at least 0 and below 1, got {dropout}")
+            raise InputError(f"dropout must be at least 0 and below 1, got {dropout}")
         if not 1 <= len(pattern) <= depth:
-            raise ValueError(f"mixer must name 1 to {depth} kinds for depth {depth}, got {len(pattern)}")
+            raise InputError(f"mixer must name 1 to {depth} kinds for depth {depth}, got {len(pattern)}")
         mixer_args = mixer_args or {}
         for name in (*pattern, *mixer_args):
             if name not in MIXERS:
-                raise ValueError(f"mixer {name!r} is unknown; it can be {', '.join(sorted(MIXERS))}")
+                raise InputError(f"mixer {name!r} is unknown; it can be {', '.join(sorted(MIXERS))}")
         for name, given in mixer_args.items():
             _check_args(name, given)
         names = (pattern[i % len(pattern)] for i in range(depth))
@@ -146,7 +147,7 @@ class Backbone(nn.Module):
             (batch, length, dim), and the state after the last step.
 
         Raises:
-            ValueError: There is a ``delta_t``, and a mixer that takes none.
+            InputError: There is a ``delta_t``, and a mixer that takes none.
         """
         states = [None] * len(self.blocks) if state is None else state
         after = []
@@ -172,15 +173,15 @@ def _check_args(name: str, given: Mapping[str, Any]) -> None:
     """Refuse arguments that a mixer does not have, and values of another type than it says."""
     known = dict(list(signature(MIXERS[name], eval_str=True).parameters.items())[1:])  # without dim
     if unknown := set(given).difference(known):
-        raise ValueError(f"mixer_args: {name} has no {', '.join(sorted(unknown))}; it has {', '.join(known)}")
+        raise InputError(f"mixer_args: {name} has no {', '.join(sorted(unknown))}; it has {', '.join(known)}")
     for key, value in given.items():
         kind = known[key].annotation
         if isinstance(kind, type | UnionType) and not isinstance(value, int | float if kind is float else kind):
             kind = str(kind).replace("None", "null") if isinstance(kind, UnionType) else kind.__name__
-            raise ValueError(f"mixer_args: {key} of {name} must be {kind}, got {value!r}")
+            raise InputError(f"mixer_args: {key} of {name} must be {kind}, got {value!r}")
 
 
 def _check(**sizes: float) -> None:
     for name, size in sizes.items():
         if size <= 0:
-            raise ValueError(f"{name} must be above 0, got {size}")
+            raise InputError(f"{name} must be above 0, got {size}")

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from minrnn_lightning.nn.rnn_base import MinRNN
 from minrnn_lightning.ops import Activation, gated_scan, linear_scan
-from minrnn_lightning.ops.portable import gate_logit, state_dtype
+from minrnn_lightning.ops.eager import gate_logit, state_dtype
 
 SHUT, OPEN = -1e4, 1e4  # logits whose sigmoid is 0 and 1 in every type, finite in float16
 

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
+from minrnn_lightning.errors import InputError
 from minrnn_lightning.ops import Activation, positive
-from minrnn_lightning.ops.portable import STORAGE, state_dtype
+from minrnn_lightning.ops.eager import STORAGE, state_dtype
 from minrnn_lightning.ops.scan import check_dense
 
 TIMES = (*STORAGE, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
@@ -57,7 +58,7 @@ class MinRNN(nn.Module):
             if size <= 0:
                 raise ValueError(f"{name} must be greater than zero")
         if activation not in ("positive", "identity"):
-            raise ValueError(f"activation is {activation!r}; it can be 'positive' or 'identity'")
+            raise InputError(f"activation is {activation!r}; it can be 'positive' or 'identity'")
         if dropout > 0 and num_layers == 1:
             warnings.warn(
                 "dropout option adds dropout after all but last recurrent layer, so non-zero dropout expects "

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from minrnn_lightning.ops.portable import candidate
+from minrnn_lightning.ops.eager import candidate
 
 
 def linear_scan_loop(

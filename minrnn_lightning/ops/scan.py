@@ -24,8 +24,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from minrnn_lightning.ops import portable
-from minrnn_lightning.ops.compilers import TRITON_RANGE, CompilerError
+from minrnn_lightning.errors import InputError
+from minrnn_lightning.ops import eager
+from minrnn_lightning.ops.cuda.compilers import TRITON_RANGE, CompilerError
 
 Activation = Literal["positive", "identity"]
 Kernel = Literal["auto", "torch", "triton"]
@@ -33,7 +34,7 @@ Kernel = Literal["auto", "torch", "triton"]
 KERNELS = ("auto", "torch", "triton")
 _chosen: str = os.environ.get("MINRNN_KERNEL", "auto")
 if _chosen not in KERNELS:
-    raise ValueError(f"MINRNN_KERNEL is {_chosen!r}; it can be {', '.join(KERNELS[:-1])} or {KERNELS[-1]}")
+    raise InputError(f"MINRNN_KERNEL is {_chosen!r}; it can be {', '.join(KERNELS[:-1])} or {KERNELS[-1]}")
 
 
 def linear_scan(
@@ -99,14 +100,14 @@ def gated_scan(
         TypeError: An argument is no dense tensor, or not of a floating-point type (bool for ``reset``).
     """
     if activation not in ("positive", "identity"):
-        raise ValueError(f"activation is {activation!r}; it can be 'positive' or 'identity'")
+        raise InputError(f"activation is {activation!r}; it can be 'positive' or 'identity'")
     sequences = {"gate": gate, "candidate": candidate} | ({} if forget is None else {"forget": forget})
     return _checked_scan(sequences, initial, reset, activation, reverse)
 
 
 def positive(x: Tensor) -> Tensor:
     """The paper's g: x + ½ for x ≥ 0 and σ(x) below, always above zero (section B.2.1)."""
-    return portable.candidate(x, "positive")
+    return eager.candidate(x, "positive")
 
 
 def check_dense(name: str, x: object, types: str = "float16, bfloat16, float32 or float64") -> None:
@@ -130,7 +131,7 @@ def check_dense(name: str, x: object, types: str = "float16, bfloat16, float32 o
 def use_kernel(name: Kernel) -> Iterator[None]:
     """Choose the kernel inside a ``with`` block.
 
-    ``auto`` is the fastest for the device, ``torch`` the portable one, ``triton`` that for GPUs, which runs on CPU
+    ``auto`` is the fastest for the device, ``torch`` the eager one, ``triton`` that for GPUs, which runs on CPU
     tensors only where Triton was imported with ``TRITON_INTERPRET=1`` in the environment (slowly, for tests).
     The environment variable ``MINRNN_KERNEL`` chooses for the whole process.
 
@@ -139,7 +140,7 @@ def use_kernel(name: Kernel) -> Iterator[None]:
     """
     global _chosen
     if name not in KERNELS:
-        raise ValueError(f"the kernel is {name!r}; it can be 'auto', 'torch' or 'triton'")
+        raise InputError(f"the kernel is {name!r}; it can be 'auto', 'torch' or 'triton'")
     before, _chosen = _chosen, name
     try:
         yield
@@ -175,12 +176,12 @@ def _checked_scan(
         if tensor is not None and tensor.device != device:
             raise ValueError(f"{name} must be on the device of {first}, {device}, got {tensor.device}")
     for name, tensor in (*sequences.items(), ("initial", initial)):
-        if tensor is not None and tensor.dtype not in portable.STORAGE:
+        if tensor is not None and tensor.dtype not in eager.STORAGE:
             raise TypeError(f"{name} must be float16, bfloat16, float32 or float64, got {tensor.dtype}")
     dtype = functools.reduce(torch.promote_types, (sequence.dtype for sequence in sequences.values()))
     k, v, *f = (sequence.to(dtype) for sequence in sequences.values())
     if initial is not None:
-        initial = initial.to(portable.state_dtype(dtype))
+        initial = initial.to(eager.state_dtype(dtype))
     states: Tensor = scan(k, v, f[0] if f else None, initial, reset, kind, reverse)
     return states
 
@@ -189,10 +190,10 @@ _loaded: dict[str, ModuleType] = {}  # the kernels of each type of device that '
 
 
 def _compiled(name: str, compiler: str) -> ModuleType:
-    """The kernels of that name, or the portable ones where what compiles them does not load."""
+    """The kernels of that name, or the eager ones where what compiles them does not load."""
     if name not in _loaded:
         try:
-            _loaded[name] = import_module(f"minrnn_lightning.ops.{name}")
+            _loaded[name] = import_module(f"minrnn_lightning.ops.{name}.launch")
         except Exception as error:  # a version that the kernels were not written for fails in any way
             supported = f"; {TRITON_RANGE} are supported" if compiler == "Triton" else ""
             _fall_back(name, f"{_version(compiler)} does not load ({error}{supported})")
@@ -200,9 +201,9 @@ def _compiled(name: str, compiler: str) -> ModuleType:
 
 
 def _fall_back(name: str, reason: str) -> None:
-    """From here on the portable kernels in place of those of that name."""
+    """From here on the eager kernels in place of those of that name."""
     warnings.warn(f"{reason}: the slower torch kernel runs instead", stacklevel=3)
-    _loaded[name] = portable
+    _loaded[name] = eager
 
 
 def _version(compiler: str) -> str:
@@ -217,7 +218,7 @@ def _triton(device: torch.device) -> ModuleType:
         RuntimeError: Triton does not load, or cannot run on this device.
     """
     try:
-        from minrnn_lightning.ops import cuda
+        from minrnn_lightning.ops.cuda import launch as cuda
     except Exception as error:
         raise RuntimeError(
             f"the triton kernel needs Triton {TRITON_RANGE}, and {_version('Triton')} does not load ({error}): "
@@ -236,11 +237,11 @@ def _kernels(device: torch.device) -> ModuleType:
     if _chosen == "triton":
         return _triton(device)
     compiler = {"cpu": "Numba", "cuda": "Triton"}.get(device.type)
-    return portable if _chosen == "torch" or compiler is None else _compiled(device.type, compiler)
+    return eager if _chosen == "torch" or compiler is None else _compiled(device.type, compiler)
 
 
 def _run(function: str, sequence: Tensor, *rest: Any) -> Any:
-    """That function of the device's kernels, or of the portable ones where the device's cannot be compiled.
+    """That function of the device's kernels, or of the eager ones where the device's cannot be compiled.
 
     Raises:
         RuntimeError: The kernels that were asked for by name cannot be compiled.
@@ -254,7 +255,7 @@ def _run(function: str, sequence: Tensor, *rest: Any) -> Any:
                 f"{error}: install Triton {TRITON_RANGE}, or choose the kernel 'auto' or 'torch'"
             ) from error
         _fall_back(sequence.device.type, str(error))
-        return getattr(portable, function)(sequence, *rest)
+        return getattr(eager, function)(sequence, *rest)
 
 
 # Not torch.library.custom_op: its first call imports torch._dynamo, which takes longer than all the rest.
@@ -296,7 +297,7 @@ def _fake_scan_backward(
         k.new_empty(k.shape),
         k.new_empty(k.shape),
         d_f,
-        k.new_empty((batch, dim), dtype=portable.state_dtype(k.dtype)),
+        k.new_empty((batch, dim), dtype=eager.state_dtype(k.dtype)),
     )
 
 

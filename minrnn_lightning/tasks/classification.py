@@ -6,9 +6,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from minrnn_lightning.errors import InputError
 from minrnn_lightning.nn.backbone import Backbone
+from minrnn_lightning.nn.size import flops, products
 from minrnn_lightning.tasks.scored import ScoredTask
-from minrnn_lightning.tasks.size import flops, products
 
 OPTIONS = ("expansion", "kernel_size", "mlp_ratio", "dropout", "mixer_args")  # of a Backbone
 
@@ -29,7 +30,7 @@ class ClassificationTask(ScoredTask):
         options: Of ``Task``.
 
     Raises:
-        ValueError: A size is out of range, or mixer or pooling are unknown.
+        InputError: A size is out of range, or mixer or pooling are unknown.
     """
 
     def __init__(
@@ -42,7 +43,7 @@ class ClassificationTask(ScoredTask):
         **options: Any,
     ) -> None:
         if pooling not in ("mean", "last"):
-            raise ValueError(f"pooling must be mean or last, got {pooling}")
+            raise InputError(f"pooling must be mean or last, got {pooling}")
         super().__init__(input_size, output_size, **options)
         self.pooling = pooling
         self.pairs = pairs

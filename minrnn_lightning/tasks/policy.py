@@ -8,9 +8,10 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from minrnn_lightning.nn.mixers.mixer import State
+from minrnn_lightning.errors import InputError
+from minrnn_lightning.nn.mixers.base import State
 from minrnn_lightning.tasks.metrics import Mean
-from minrnn_lightning.tasks.steps import StepEncoder
+from minrnn_lightning.tasks.step_encoder import StepEncoder
 from minrnn_lightning.tasks.task import Task
 
 BOUNDS = ("action_low", "action_high")  # as a data module and the environment in a checkpoint call them
@@ -49,7 +50,7 @@ class PolicyTask(Task):
         options: Of ``Task``.
 
     Raises:
-        ValueError: A size is out of range, or mixer or layout are unknown.
+        InputError: A size is out of range, or mixer or layout are unknown.
     """
 
     observation_mean: Tensor
@@ -70,9 +71,9 @@ class PolicyTask(Task):
         **options: Any,
     ) -> None:
         if layout not in ("decision_transformer", "compact"):
-            raise ValueError(f"layout must be decision_transformer or compact, got {layout}")
+            raise InputError(f"layout must be decision_transformer or compact, got {layout}")
         if return_scale <= 0 or max_timestep < 0:
-            raise ValueError(
+            raise InputError(
                 "return_scale must be above 0 and max_timestep at least 0, "
                 f"got return_scale {return_scale}, max_timestep {max_timestep}"
             )
@@ -101,14 +102,14 @@ class PolicyTask(Task):
             high: The greatest, (output_size,).
 
         Raises:
-            ValueError: Actions are discrete, or the bounds of another size, not finite or not one below the other.
+            InputError: Actions are discrete, or the bounds of another size, not finite or not one below the other.
         """
         ends = [_exact(end) for end in (low, high)]
         middle, scale = ends[0] / 2 + ends[1] / 2, ends[1] / 2 - ends[0] / 2
         if self.discrete:
-            raise ValueError("discrete actions have no bounds: bound_actions is for discrete=False")
+            raise InputError("discrete actions have no bounds: bound_actions is for discrete=False")
         if any(end.shape != (self.output_size,) for end in ends) or not (scale > 0).all() & scale.isfinite().all():
-            raise ValueError(
+            raise InputError(
                 f"low and high must be {self.output_size} finite numbers each, low below high, "
                 f"got {ends[0].tolist()} and {ends[1].tolist()}"
             )
@@ -255,7 +256,7 @@ class PolicyTask(Task):
         if stage == "fit" and hasattr(data, "observation_mean"):
             if data.discrete != self.discrete:
                 kinds = ("continuous", "discrete")
-                raise ValueError(
+                raise InputError(
                     f"the actions of the data are {kinds[data.discrete]}: give --model.discrete {data.discrete}".lower()
                 )
             self.observation_mean.copy_(torch.as_tensor(data.observation_mean))

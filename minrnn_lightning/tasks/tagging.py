@@ -1,4 +1,4 @@
-"""Answers at marked positions of a sequence: copying, recall, formal languages."""
+"""AnswerBatch at marked positions of a sequence: copying, recall, formal languages."""
 
 from collections.abc import Sequence
 

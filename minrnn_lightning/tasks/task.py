@@ -12,11 +12,12 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
 from minrnn_lightning.checkpoint import load_matching, plain, plain_values
+from minrnn_lightning.errors import InputError
 from minrnn_lightning.nn.backbone import Backbone
 from minrnn_lightning.nn.dropout import Dropout
-from minrnn_lightning.nn.mixers.mixer import State
+from minrnn_lightning.nn.mixers.base import State
+from minrnn_lightning.nn.size import flops, matching_dim, parse_count, products
 from minrnn_lightning.tasks.schedule import WarmupCosine, keep_settings
-from minrnn_lightning.tasks.size import flops, matching_dim, parse_count, products
 
 
 class Task(LightningModule, ABC):
@@ -50,7 +51,7 @@ class Task(LightningModule, ABC):
             different mixers compare at equal size.
 
     Raises:
-        ValueError: A size is out of range, the mixer unknown, or the number of parameters out of reach.
+        InputError: A size is out of range, the mixer unknown, or the number of parameters out of reach.
     """
 
     tokens_per_step = 1  # of the backbone, for each step of the data
@@ -78,9 +79,9 @@ class Task(LightningModule, ABC):
         super().__init__()
         _check(input_size=input_size, output_size=output_size, dim=dim)
         if not 0 <= dropout < 1:
-            raise ValueError(f"dropout must be at least 0 and below 1, got {dropout}")
+            raise InputError(f"dropout must be at least 0 and below 1, got {dropout}")
         if lr <= 0 or weight_decay < 0 or warmup < 0:
-            raise ValueError(
+            raise InputError(
                 "lr must be above 0, weight_decay and warmup at least 0, "
                 f"got lr {lr}, weight_decay {weight_decay}, warmup {warmup}"
             )
@@ -108,7 +109,7 @@ class Task(LightningModule, ABC):
         self.dropout = Dropout(dropout)
         self.backbone = Backbone(dim, depth, mixer, **options)
         if self.causal and not self.backbone.causal:
-            raise ValueError(f"{type(self).__name__} cannot use a bidirectional mixer: a step would see those after it")
+            raise InputError(f"{type(self).__name__} cannot use a bidirectional mixer: a step would see those after it")
         self.head: nn.Module = self.make_head(dim)
         self._seed: int | None = None
 
@@ -185,7 +186,7 @@ class Task(LightningModule, ABC):
         """Take the weights of ``init_from``; a checkpoint to resume from is read later and overrules them.
 
         Raises:
-            ValueError: A hyper-parameter is no plain value, so that no checkpoint could be read.
+            InputError: A hyper-parameter is no plain value, so that no checkpoint could be read.
         """
         data = getattr(self._trainer, "datamodule", None)
         for owner in (self, data) if isinstance(data, LightningDataModule) else (self,):
@@ -248,4 +249,4 @@ def _decays(parameter: nn.Parameter) -> bool:
 def _check(**sizes: int) -> None:
     for name, size in sizes.items():
         if size < 1:
-            raise ValueError(f"{name} must be at least 1, got {size}")
+            raise InputError(f"{name} must be at least 1, got {size}")

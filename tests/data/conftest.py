@@ -3,8 +3,8 @@
 import random
 
 import pytest
-import torch
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import Trainer
+from silent import Silent
 
 
 @pytest.fixture(autouse=True)
@@ -22,31 +22,6 @@ def text_file(tmp_path):
     file = tmp_path / "text.txt"
     file.write_text("".join(random.Random(0).choices("abcdefgh \n", k=2000)))
     return file
-
-
-class Silent(LightningModule):
-    """Keeps the inputs it is given and learns nothing."""
-
-    def __init__(self):
-        super().__init__()
-        self.weight = torch.nn.Parameter(torch.zeros(()))
-        self.seen = {"train": [], "validation": [], "test": []}
-
-    def training_step(self, batch):
-        self.seen["train"].append(batch[0])
-        return self.weight * 0
-
-    def validation_step(self, batch):
-        self.seen["validation"].append(batch[0])
-
-    def test_step(self, batch):
-        self.seen["test"].append(batch[0])
-
-    def predict_step(self, batch):
-        return batch[0]
-
-    def configure_optimizers(self):
-        return torch.optim.SGD(self.parameters(), lr=0.1)
 
 
 @pytest.fixture

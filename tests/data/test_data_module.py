@@ -5,11 +5,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from minrnn_lightning.data import Data
-from minrnn_lightning.data.data import writable
+from minrnn_lightning.data import BaseDataModule
+from minrnn_lightning.data.module import writable
 
 
-class Letters(Data):
+class Letters(BaseDataModule):
     """The smallest data module."""
 
     input_size = output_size = 26
@@ -28,7 +28,7 @@ def test_sizes_out_of_range(name, value, least):
 
 
 def test_sizes_must_be_given():
-    class Sizeless(Data):
+    class Sizeless(BaseDataModule):
         pass
 
     with pytest.raises(TypeError, match="abstract"):

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 
 from minrnn_lightning.data import download as module
-from minrnn_lightning.data.download import download, read_sdist, whole_folder
+from minrnn_lightning.data.download import atomic_folder, download, read_sdist
 
 CONTENTS = bytes(range(256)) * 1000
 SHA256 = hashlib.sha256(CONTENTS).hexdigest()
@@ -93,11 +93,11 @@ def test_read_sdist_fails(monkeypatch, members, returncode):
 
 
 def test_whole_folder(tmp_path):
-    folder = whole_folder(tmp_path / "a" / "b")
+    folder = atomic_folder(tmp_path / "a" / "b")
     (folder.__enter__() / "half").touch()
     assert not folder.__exit__(KeyboardInterrupt, KeyboardInterrupt(), None)
     assert list((tmp_path / "a").iterdir()) == []
-    with whole_folder(tmp_path / "a" / "b") as mine, whole_folder(tmp_path / "a" / "b") as other:
+    with atomic_folder(tmp_path / "a" / "b") as mine, atomic_folder(tmp_path / "a" / "b") as other:
         (mine / "file").write_text("mine")
         (other / "file").write_text("other")
     assert (tmp_path / "a" / "b" / "file").read_text() == "other"

@@ -14,7 +14,7 @@ import sys
 import torch
 from lightning.pytorch import Trainer
 sys.path.insert(0, {tests!r})
-from conftest import Silent
+from silent import Silent
 from minrnn_lightning.data import TextDataModule
 
 if __name__ == "__main__":
@@ -31,7 +31,11 @@ if __name__ == "__main__":
 @pytest.mark.slow
 @pytest.mark.parametrize("num_workers", [0, 1])
 def test_two_processes(text_file, tmp_path, silent, trainer, num_workers):
-    names = {"tests": os.path.dirname(__file__), "text": str(text_file), "folder": str(tmp_path)}
+    names = {
+        "tests": os.path.join(os.path.dirname(__file__), "../fixtures"),
+        "text": str(text_file),
+        "folder": str(tmp_path),
+    }
     (tmp_path / "script.py").write_text(SCRIPT.format(**names, num_workers=num_workers))
     subprocess.run([sys.executable, tmp_path / "script.py"], check=True, capture_output=True, timeout=300)
     seen = [torch.load(tmp_path / f"seen{rank}", weights_only=True) for rank in range(2)]

@@ -40,7 +40,7 @@ def interpreted_kernels():
     from triton.runtime import interpreter
 
     with mock.patch.dict(os.environ, {"TRITON_INTERPRET": "1"}):
-        from minrnn_lightning.ops import cuda
+        from minrnn_lightning.ops.cuda import launch as cuda
     assert cuda.INTERPRETED
     with (
         mock.patch.object(interpreter.ScanOps, "generic_scan", tree_scan),

@@ -74,7 +74,7 @@ def threads(count):
     """Also for few elements as many threads as that, so that the length is split where the channels do not suffice."""
     before = torch.get_num_threads()
     torch.set_num_threads(count)
-    with mock.patch("minrnn_lightning.ops.cpu.ALONE", 0):
+    with mock.patch("minrnn_lightning.ops.cpu.launch.ALONE", 0):
         yield
     torch.set_num_threads(before)
 
@@ -276,7 +276,7 @@ def test_without_a_folder_for_compiled_kernels_they_are_compiled_anew():
 
 def test_environment_chooses_the_kernel():
     code = "import torch; from minrnn_lightning.ops import gated_scan; k = torch.ones(2, 3, 4); gated_scan(k, k)"
-    code += "\nimport sys; raise SystemExit(int('minrnn_lightning.ops.cpu' in sys.modules))"
+    code += "\nimport sys; raise SystemExit(int('minrnn_lightning.ops.cpu.launch' in sys.modules))"
     for kernel, loaded in (("torch", 0), ("auto", 1)):
         done = subprocess.run([sys.executable, "-c", code], env={**os.environ, "MINRNN_KERNEL": kernel})
         assert done.returncode == loaded

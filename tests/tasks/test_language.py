@@ -171,7 +171,7 @@ sys.path.insert(0, {tests!r})
 from test_language import batches, language_task, trainer
 from torch.utils.data import DataLoader
 
-class Data(torch.utils.data.Dataset):
+class BaseDataModule(torch.utils.data.Dataset):
     def __len__(self):
         return 6
     def __getitem__(self, index):

@@ -39,7 +39,7 @@ def questions(seed=0, batch=6, positions=10):
 
 
 def sequences(lengths, positions, filler=0, seed=0):
-    """Labelled sequences of these lengths, filled up to ``positions`` with ``filler``."""
+    """LabelledBatch sequences of these lengths, filled up to ``positions`` with ``filler``."""
     random = torch.Generator().manual_seed(seed)
     tokens = torch.randint(9, (len(lengths), max(lengths)), generator=random)
     tokens = F.pad(tokens, (0, positions - max(lengths)))

@@ -3,12 +3,12 @@
 from collections.abc import Callable
 
 from minrnn_lightning.nn.mixers.attention import AttentionMixer
+from minrnn_lightning.nn.mixers.base import Mixer, RecurrentMixer
 from minrnn_lightning.nn.mixers.gru import GRUMixer
 from minrnn_lightning.nn.mixers.lstm import LSTMMixer
 from minrnn_lightning.nn.mixers.mamba import MambaMixer
 from minrnn_lightning.nn.mixers.mingru import MinGRUMixer
 from minrnn_lightning.nn.mixers.minlstm import MinLSTMMixer
-from minrnn_lightning.nn.mixers.mixer import Mixer, RecurrentMixer
 from minrnn_lightning.nn.mixers.s4d import S4DMixer
 
 MIXERS: dict[str, Callable[..., Mixer]] = {

@@ -4,8 +4,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from minrnn_lightning.nn.mixers.mixer import Mixer, hidden_size, is_exporting
-from minrnn_lightning.ops.portable import state_dtype
+from minrnn_lightning.errors import InputError
+from minrnn_lightning.nn.mixers.base import Mixer, hidden_size, is_exporting
+from minrnn_lightning.ops.eager import state_dtype
 
 HEAD = 64  # channels of a head, where nothing else is said
 
@@ -33,7 +34,7 @@ class AttentionMixer(Mixer):
         base: Steps, over 2π, of the slowest rotation.
 
     Raises:
-        ValueError: The heads do not divide the width into even parts, kv_heads does not divide the heads, or a value
+        InputError: The heads do not divide the width into even parts, kv_heads does not divide the heads, or a value
             is out of range.
     """
 
@@ -54,15 +55,15 @@ class AttentionMixer(Mixer):
         heads = _default_heads(width) if heads is None else heads
         kv_heads = heads if kv_heads is None else kv_heads
         if heads < 1 or width % (2 * heads):
-            raise ValueError(f"heads must divide the width {width} into even parts, got heads={heads}")
+            raise InputError(f"heads must divide the width {width} into even parts, got heads={heads}")
         if kv_heads < 1 or heads % kv_heads:
-            raise ValueError(f"kv_heads must divide the {heads} heads, got kv_heads={kv_heads}")
+            raise InputError(f"kv_heads must divide the {heads} heads, got kv_heads={kv_heads}")
         if window is not None and window < 1:
-            raise ValueError(f"window must be at least 1 step, or none for all, got {window}")
+            raise InputError(f"window must be at least 1 step, or none for all, got {window}")
         if base <= 0:
-            raise ValueError(f"base must be above 0, got {base}")
+            raise InputError(f"base must be above 0, got {base}")
         if not 0 <= dropout < 1:
-            raise ValueError(f"dropout must be at least 0 and below 1, got {dropout}")
+            raise InputError(f"dropout must be at least 0 and below 1, got {dropout}")
         self.heads, self.kv_heads, self.head_dim = heads, kv_heads, width // heads
         self.window, self.dropout, self.base = window, dropout, base
         self.qkv = nn.Linear(dim, (heads + 2 * kv_heads) * self.head_dim, bias=bias)

@@ -10,11 +10,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from minrnn_lightning.errors import InputError
 from minrnn_lightning.nn.conv import CausalConv
-from minrnn_lightning.nn.mixers.mixer import Mixer, hidden_size
+from minrnn_lightning.nn.mixers.base import Mixer, hidden_size
 from minrnn_lightning.nn.mixers.ssm import log_step_sizes, undecayed
 from minrnn_lightning.ops import linear_scan
-from minrnn_lightning.ops.portable import state_dtype
+from minrnn_lightning.ops.eager import state_dtype
 
 State = tuple[Tensor, Tensor]
 
@@ -38,7 +39,7 @@ class MambaMixer(Mixer):
         dt_rank: Rank of the linear map from u to Δ; dim/16, rounded up, if None.
 
     Raises:
-        ValueError: A size is below 1.
+        InputError: A size is below 1.
     """
 
     def __init__(
@@ -54,7 +55,7 @@ class MambaMixer(Mixer):
         rank = math.ceil(dim / 16) if dt_rank is None else dt_rank
         for name, size in (("state_size", state_size), ("d_conv", d_conv), ("dt_rank", rank)):
             if size < 1:
-                raise ValueError(f"{name} must be at least 1, got {size}")
+                raise InputError(f"{name} must be at least 1, got {size}")
         inner = hidden_size(dim, expansion)
         self.in_proj = nn.Linear(dim, 2 * inner, bias=False)
         self.conv = CausalConv(inner, d_conv)

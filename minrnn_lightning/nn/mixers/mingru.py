@@ -4,7 +4,8 @@ import math
 
 import torch
 
-from minrnn_lightning.nn.mixers.mixer import RecurrentMixer, hidden_size, log_timescales
+from minrnn_lightning.errors import InputError
+from minrnn_lightning.nn.mixers.base import RecurrentMixer, hidden_size, log_timescales
 from minrnn_lightning.nn.rnn import MinGRU
 from minrnn_lightning.ops import Activation
 
@@ -41,7 +42,7 @@ class MinGRUMixer(RecurrentMixer):
         counters: float = 0.0,
     ) -> None:
         if not 0 <= counters <= 1:
-            raise ValueError(f"counters must be a share of the units from 0 to 1, got {counters}")
+            raise InputError(f"counters must be a share of the units from 0 to 1, got {counters}")
         hidden = hidden_size(dim, expansion)
         counting = round(counters * hidden)
         averaging = hidden - counting

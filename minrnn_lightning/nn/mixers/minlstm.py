@@ -2,7 +2,7 @@
 
 import torch
 
-from minrnn_lightning.nn.mixers.mixer import RecurrentMixer, hidden_size, log_timescales
+from minrnn_lightning.nn.mixers.base import RecurrentMixer, hidden_size, log_timescales
 from minrnn_lightning.nn.rnn import MinLSTM
 from minrnn_lightning.ops import Activation
 

@@ -7,10 +7,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from minrnn_lightning.nn.mixers.mixer import Mixer, hidden_size
+from minrnn_lightning.errors import InputError
+from minrnn_lightning.nn.mixers.base import Mixer, hidden_size
 from minrnn_lightning.nn.mixers.segments import split_at_resets
 from minrnn_lightning.nn.mixers.ssm import log_step_sizes, undecayed
-from minrnn_lightning.ops.portable import state_dtype
+from minrnn_lightning.ops.eager import state_dtype
 
 BLOCK = 64  # steps whose powers of Ā are computed one by one; further ones are products of two
 
@@ -35,7 +36,7 @@ class S4DMixer(Mixer):
             HiPPO-LegS, A_n = −1/2 + i(N/π)(N/(2n+1) − 1) (S4D-Inv).
 
     Raises:
-        ValueError: ``state_size`` is odd or below 2, ``init`` is unknown, or there would be no inner channel.
+        InputError: ``state_size`` is odd or below 2, ``init`` is unknown, or there would be no inner channel.
     """
 
     def __init__(
@@ -43,9 +44,9 @@ class S4DMixer(Mixer):
     ) -> None:
         super().__init__()
         if state_size < 2 or state_size % 2:
-            raise ValueError(f"state_size must be even and at least 2, got {state_size}")
+            raise InputError(f"state_size must be even and at least 2, got {state_size}")
         if init not in ("lin", "inv"):
-            raise ValueError(f"init is {init!r}; it can be 'lin' or 'inv'")
+            raise InputError(f"init is {init!r}; it can be 'lin' or 'inv'")
         inner, pairs = hidden_size(dim, expansion), state_size // 2
         n = torch.arange(pairs)
         frequency = math.pi * n if init == "lin" else state_size / math.pi * (state_size / (2 * n + 1) - 1)

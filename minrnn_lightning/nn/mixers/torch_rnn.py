@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_sequence, unpack_sequence
 
-from minrnn_lightning.nn.mixers.mixer import Mixer, hidden_size, is_exporting
+from minrnn_lightning.nn.mixers.base import Mixer, hidden_size, is_exporting
 
 
 class TorchRNNMixer(Mixer):

@@ -1,0 +1,92 @@
+"""The return of a policy in its environment, logged at validations."""
+
+from __future__ import annotations
+
+import statistics
+from typing import TYPE_CHECKING, Any
+
+import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from minrnn_lightning.data.offline_rl.d4rl import normalized_score
+from minrnn_lightning.errors import InputError
+from minrnn_lightning.rl.environments import environment_of
+from minrnn_lightning.rl.rollout import Mode, rollout
+from minrnn_lightning.tasks import PolicyTask
+
+if TYPE_CHECKING:
+    pass
+
+SLOW_DISK = 1e8  # bytes a second
+
+
+class EnvironmentReturn(Callback):
+    """Let a policy act in its environment after validations, and log the return that it gets there.
+
+    Logged: ``val/return`` of the first target; for every target ``val/return/<target>`` and, where D4RL has references
+    for the environment, ``val/score/<target>``; without the conditioning ``val/score``. At a test the same as
+    ``test/…``. Every time the same episodes start, and in every process, so that all agree.
+
+    Args:
+        env_id: The environment; that of the training data if None.
+        episodes: How many to play for each target.
+        targets: Returns to ask for; the highest of the training data if None.
+        mode: As for `minrnn_lightning.rl.rollout.rollout`.
+        window: As for `minrnn_lightning.rl.rollout.rollout`; the length of the rows of the training data if None.
+        every_n_validations: Play at every so many validations, and at that of the last step.
+        seed: Of the first episode.
+    """
+
+    def __init__(
+        self,
+        env_id: str | None = None,
+        episodes: int = 10,
+        targets: list[float] | None = None,
+        mode: Mode = "carry",
+        window: int | None = None,
+        every_n_validations: int = 1,
+        seed: int = 1_000_000,
+    ) -> None:
+        if every_n_validations < 1:
+            raise InputError(f"every_n_validations must be at least 1, got {every_n_validations}")
+        self.env_id = env_id
+        self.targets = targets
+        self.every_n_validations = every_n_validations
+        self.options: dict[str, Any] = {"episodes": episodes, "mode": mode, "window": window, "seed": seed}
+        self.validations = 0
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Refuse another task before the training starts."""
+        if not isinstance(pl_module, PolicyTask):
+            raise MisconfigurationException("EnvironmentReturn needs a PolicyTask")
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Play, if it is time."""
+        if trainer.sanity_checking:
+            return
+        self.validations += 1
+        last = trainer.global_step >= trainer.max_steps > 0 or trainer.state.fn == "validate"
+        if last or self.validations % self.every_n_validations == 0:
+            self._play(trainer, pl_module, "val")
+
+    def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Play."""
+        self._play(trainer, pl_module, "test")
+
+    def _play(self, trainer: Trainer, task: LightningModule, part: str) -> None:
+        assert isinstance(task, PolicyTask)
+        known = task.environment
+        env_id = environment_of(task, self.env_id)
+        if env_id is None:
+            raise MisconfigurationException("the data do not say which environment they are from: give an env_id")
+        targets: list[Any] = self.targets or [known["max_return"]] if task.condition_on_return else [None]
+        options = {**self.options, "window": self.options["window"] or known.get("window", 20)}
+        options |= {"episodes": 1} if trainer.fast_dev_run else {}  # type: ignore[attr-defined]
+        for number, played in enumerate(rollout(task, env_id, targets=targets, **options)):
+            mean = statistics.mean(played.returns)
+            ending = "" if played.target is None else f"/{played.target:g}"
+            figures = {f"{part}/return{ending}": mean, f"{part}/score{ending}": normalized_score(env_id, mean)}
+            figures |= {} if number else {f"{part}/return": mean}
+            shown = {name: torch.tensor(value) for name, value in figures.items() if value is not None}
+            task.log_dict(shown, prog_bar=False, sync_dist=True)

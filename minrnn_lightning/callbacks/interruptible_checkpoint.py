@@ -1,0 +1,154 @@
+"""``last.ckpt``: written regularly and when a run is interrupted."""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.utilities import rank_zero_info
+
+from minrnn_lightning.signals import ENDING, Stopped
+
+if TYPE_CHECKING:
+    pass
+
+SLOW_DISK = 1e8  # bytes a second
+
+
+class AtTrainEnd(Callback):
+    """Calls a function when training ends, before the callbacks that come after it.
+
+    Args:
+        function: Gets the trainer.
+    """
+
+    def __init__(self, function: Callable[[Trainer], None]) -> None:
+        self.function = function
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Call it."""
+        self.function(trainer)
+
+
+class InterruptibleCheckpoint(ModelCheckpoint):
+    """Writes ``last.ckpt`` after every validation, every few minutes, when training ends, and at Ctrl-C.
+
+    Ctrl-C ends the training after the step in progress and the validation that follows it, in all processes alike: an
+    interrupt inside the optimizer would leave weights of which some have taken the step and some have not, and one
+    before the validation would leave that out of the curve. A second Ctrl-C ends it at once. SIGTERM and SIGHUP do the
+    same. While gradients are accumulated, which no checkpoint holds, it waits until they are used.
+
+    Args:
+        minutes: Time between two checkpoints where no validation comes before; 0 waits for the validation. A model so
+            large that writing it would take more than 1 % of the time is written less often.
+    """
+
+    def __init__(self, minutes: float = 5.0) -> None:
+        super().__init__(filename="last", enable_version_counter=False, save_top_k=0)
+        self.minutes = minutes
+        self.signal: int | None = None  # that asked to end
+        self.handlers: dict[int, Any] = {}
+        self.due = False  # after a validation amid the accumulation of gradients
+        self.finished = False
+        self.cost, self.saved_at = 0.0, 0.0  # seconds that a save takes, and time of the last one
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Take over Ctrl-C and the like, and start the clock."""
+        super().on_train_start(trainer, pl_module)
+        self.signal, self.due, self.finished = None, False, False
+        self.saved_at = time.monotonic()
+        # Until it is measured: weights and AdamW's two moments at the speed of a slow disk.
+        self.cost = 3 * sum(p.numel() * p.element_size() for p in pl_module.parameters()) / SLOW_DISK
+        if threading.current_thread() is threading.main_thread():
+            for number in ENDING:
+                handler = signal.getsignal(number)
+                if handler is not signal.SIG_IGN and not _requeues(handler):
+                    self.handlers[number] = signal.signal(number, self._interrupt)
+
+    def _interrupt(self, number: int, frame: FrameType | None) -> None:
+        self.signal = number
+        self._give_back()
+        what = "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name
+        rank_zero_info(f"\n{what}: training ends after this step; once more ends it at once")
+
+    def _give_back(self) -> None:
+        for number, handler in self.handlers.items():
+            signal.signal(number, handler)
+        self.handlers.clear()
+
+    def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
+        """Save if it is time, and end if that is wanted, unless gradients or a validation are to come first."""
+        loop = trainer.fit_loop.epoch_loop
+        validates = loop._should_check_val_fx(trainer.fit_loop._data_fetcher) and not loop.val_loop.skip  # type: ignore[arg-type]
+        if validates or loop._should_accumulate():
+            return
+        elapsed = time.monotonic() - self.saved_at
+        timely = self.minutes > 0 and elapsed >= max(60 * self.minutes, 100 * self.cost)
+        # A checkpoint of weights that are lost would take the place of one that can be gone on with.
+        loss = trainer.callback_metrics.get("train/loss")
+        timely = timely and trainer.is_global_zero and (loss is None or bool(loss.isfinite()))
+        self._save_or_end(trainer, timely)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Save, and end if that is wanted; after an interrupt the validation is finished first."""
+        if trainer.state.fn == "fit" and not trainer.sanity_checking:
+            if trainer.fit_loop.epoch_loop._should_accumulate():
+                self.due = True
+            else:
+                self._save_or_end(trainer, True)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Nothing: an epoch of a stream means nothing."""
+
+    def _save_or_end(self, trainer: Trainer, save: bool) -> None:
+        """Save if any process wants it; end if any was asked to."""
+        end = self.signal is not None
+        save = save or self.due or end
+        if trainer.world_size > 1:
+            save = trainer.strategy.reduce_boolean_decision(save, all=False)
+            end = save and trainer.strategy.reduce_boolean_decision(end, all=False)
+        if save:
+            self._save(trainer)
+            self.due = False
+        if end:
+            rank_zero_info(f"Saved {self.dirpath}/last.ckpt; --ckpt_path continues from it")
+            raise Stopped(self.signal or signal.SIGINT)
+
+    def finish(self, trainer: Trainer) -> None:
+        """Save at the end of the training, whether or not the last step was validated.
+
+        That is before a callback such as EMAWeightAveraging puts its average in the place of the trained weights, from
+        which a longer run would then start.
+        """
+        if not self.finished:
+            self._save(trainer)
+            self.finished = True
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Save, unless ``finish`` was called before."""
+        self.finish(trainer)
+
+    def _save(self, trainer: Trainer) -> None:
+        if self.dirpath and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+            started = time.monotonic()
+            trainer.save_checkpoint(Path(self.dirpath) / "last.ckpt", weights_only=False)
+            self.saved_at = time.monotonic()
+            self.cost = self.saved_at - started
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Give Ctrl-C and the like back."""
+        super().teardown(trainer, pl_module, stage)
+        self._give_back()
+
+
+def _requeues(handler: Any) -> bool:
+    """Whether this handler of Lightning saves and puts a job of Slurm back into the queue."""
+    parts = getattr(handler, "signal_handlers", [handler])
+    return any(getattr(part, "__name__", "") == "_slurm_sigusr_handler_fn" for part in parts)

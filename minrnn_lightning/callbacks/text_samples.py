@@ -1,0 +1,87 @@
+"""Text that a language model generates after each validation."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.strategies import FSDPStrategy
+from lightning.pytorch.utilities import rank_zero_warn
+
+from minrnn_lightning.data.text.tokenizer import encode
+from minrnn_lightning.generate import DivergedError, generate
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+SLOW_DISK = 1e8  # bytes a second
+
+
+class TextSamples(Callback):
+    """Let the model continue a prompt after each validation: into TensorBoard, and printed when training ends.
+
+    The samples draw from a random generator of their own, so that training goes on as it would without them.
+
+    Args:
+        prompt: the text to continue; where the vocabulary lacks one of its characters, the first token instead.
+        max_new_tokens: length of the sample in tokens.
+        temperature: as for `minrnn_lightning.generate.generate`.
+        top_k: as for `minrnn_lightning.generate.generate`.
+        top_p: as for `minrnn_lightning.generate.generate`.
+        seed: of the random generator; every sample starts from it, so that samples differ by the weights alone.
+    """
+
+    def __init__(
+        self,
+        prompt: str = "\n",
+        max_new_tokens: int = 200,
+        temperature: float = 0.8,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        seed: int = 0,
+    ) -> None:
+        self.prompt = prompt
+        self.seed = seed
+        self.sampling: dict[str, Any] = {
+            "max_new_tokens": max_new_tokens,
+            "temperature": temperature,
+            "top_k": top_k,
+            "top_p": top_p,
+        }
+        self.text = ""
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Refuse a data module that has no vocabulary before the training starts."""
+        if not hasattr(getattr(trainer, "datamodule", None), "tokenizer"):
+            raise MisconfigurationException("TextSamples needs a data module with a `tokenizer`, like TextDataModule")
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Sample and log; on the first process only, and not where the weights are spread over processes."""
+        if trainer.sanity_checking or not trainer.is_global_zero or isinstance(trainer.strategy, FSDPStrategy):
+            return
+        tokenizer: Tokenizer = trainer.datamodule.tokenizer  # type: ignore[attr-defined]
+        try:
+            prompt = encode(tokenizer, self.prompt) or [0]
+        except ValueError:  # another vocabulary than the recipe's
+            prompt = [0]
+        device = pl_module.device
+        generator = torch.Generator(device).manual_seed(self.seed)
+        tokens = generate(pl_module, torch.tensor([prompt], device=device), generator=generator, **self.sampling)  # type: ignore[arg-type]
+        try:
+            self.text = tokenizer.decode([*prompt, *map(int, tokens)], skip_special_tokens=False)
+        except DivergedError as error:
+            rank_zero_warn(f"No sample of text after step {trainer.global_step}: {error}")
+            self.text = ""
+            return
+        for logger in trainer.loggers:
+            if isinstance(logger, TensorBoardLogger):
+                markdown = "\n".join("    " + line for line in self.text.splitlines())  # shown as it is
+                logger.experiment.add_text("sample", markdown, trainer.global_step)
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Print the last sample."""
+        if self.text:
+            print(f"\nA sample after {trainer.global_step} steps:\n{self.text}\n", flush=True)

@@ -1,0 +1,55 @@
+"""Time and memory of training steps, logged at validations."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from typing import TYPE_CHECKING, Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from minrnn_lightning.memory import peak_memory
+
+if TYPE_CHECKING:
+    pass
+
+SLOW_DISK = 1e8  # bytes a second
+
+
+class TrainingCost(Callback):
+    """Logs what training steps cost, at every validation.
+
+    ``seconds_per_step`` is the median since the last validation, without waiting for data, ``peak_mb`` the most memory
+    so far: of the process on a CPU, of the tensors on a GPU.
+    """
+
+    def __init__(self) -> None:
+        self.seconds: list[float] = []
+        self.started = 0.0
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Start the clock."""
+        self.started = time.perf_counter()
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
+        """Stop it, when a GPU has finished too."""
+        if pl_module.device.type == "cuda":
+            torch.cuda.synchronize(pl_module.device)
+        self.seconds.append(time.perf_counter() - self.started)
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Log them, and the number of steps so far: that of Lightning's loggers differs by one after resuming."""
+        if not self.seconds:
+            return
+        if pl_module.device.type == "cuda":
+            peak: float | None = torch.cuda.max_memory_allocated(pl_module.device) / 1e6
+        else:
+            peak = peak_memory()
+        costs = {"seconds_per_step": statistics.median(self.seconds), "peak_mb": peak, "steps": trainer.global_step}
+        pl_module.log_dict({name: cost for name, cost in costs.items() if cost is not None}, rank_zero_only=True)
+        self.seconds.clear()
+
+
+class StepCost(TrainingCost):
+    """The former name of ``TrainingCost``, for recipes that have it."""

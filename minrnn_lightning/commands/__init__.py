@@ -1,0 +1,1 @@
+"""The ``minrnn`` command: one module per subcommand; ``main`` dispatches to them."""

@@ -1,0 +1,205 @@
+"""What a benchmark leaves behind: a table at once; JSON, CSV and a plot in a folder; the ratio to an earlier run."""
+
+import json
+import math
+import platform
+import subprocess
+import sys
+import textwrap
+from collections.abc import Mapping, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from minrnn_lightning import __version__
+from minrnn_lightning.errors import InputError
+from minrnn_lightning.results import write_csv, write_json, write_plot
+
+Row = dict[str, Any]
+Figures = dict[tuple[str, int], float | None]  # of a name at a length
+
+COLUMNS = {  # of rows that hold them, with their heads in tables and plots
+    "ms": "ms",
+    "ms_min": "min",
+    "ms_max": "max",
+    "us_per_token": "µs per token",
+    "peak_mb": "peak memory, MB",
+    "tokens_per_s": "tokens/s",
+    "env_steps_per_s": "environment steps/s",
+    "state_kb": "state, kB",
+    "parameters_m": "parameters, M",
+    "float32": "float32 error",
+    "bfloat16": "bfloat16 error",
+    "float16": "float16 error",
+}
+
+
+class Report:
+    """The rows of one benchmark run, each the figures of one name at one length.
+
+    Args:
+        benchmark: Its name, and that of the files.
+        plotted: The columns to plot against the length; the first is what ratios are made of.
+        about: The setting, which is written down with the machine and the versions.
+        device: Where it runs.
+        output: Folder for ``<benchmark>.json``, ``.csv`` and ``.png``; none if None.
+        compare: The JSON file of an earlier run, to whose figures the table shows the ratio; none if None.
+
+    Raises:
+        InputError: The earlier file is not one of this benchmark.
+        OSError: It cannot be read, or the folder cannot be made.
+    """
+
+    def __init__(
+        self,
+        benchmark: str,
+        plotted: list[str],
+        about: Mapping[str, object],
+        device: torch.device,
+        output: str | None,
+        compare: str | None,
+    ) -> None:
+        self.benchmark = benchmark
+        self.plotted = plotted
+        self.about = {**machine(device), **about}
+        self.rows: list[Row] = []
+        self.folder = Path(output) if output else None
+        self.earlier: Figures | None = None
+        if self.folder:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        if compare:
+            about, self.earlier = _read(compare, benchmark, plotted[0])
+            changes = (
+                f"{key} {about.get(key)} (now {now})" for key, now in self.about.items() if about.get(key) != now
+            )
+            print(f"The earlier run had {', '.join(changes) or 'the same setting'}.", file=sys.stderr)
+
+    def add(self, title: str, rows: list[Row], bases: Sequence[str] = ()) -> None:
+        """Keep some rows and show them as a table.
+
+        Args:
+            title: What they have in common.
+            rows: With ``name``, ``length`` and the figures.
+            bases: Names among them, to whose first figure a column shows everyone's ratio.
+        """
+        if not rows:
+            return
+        console = Console(width=160)
+        if not self.rows:
+            console.print(self._setting(), highlight=False)
+        self.rows += rows
+        main = [row[self.plotted[0]] for row in rows]
+        columns = {"": [row["name"] for row in rows]}
+        if len({row["length"] for row in rows}) > 1:
+            columns["length"] = [f"{row['length']:,}" for row in rows]
+        for column, head in COLUMNS.items():
+            if column in rows[0]:
+                columns[head] = [_number(row[column]) for row in rows]
+        for base in bases:
+            if base in columns[""]:
+                columns[f"times {base}"] = [_ratio(value, main[columns[""].index(base)]) for value in main]
+        if self.earlier is not None:
+            before = [self.earlier.get((row["name"], row["length"])) for row in rows]
+            columns["times the earlier run"] = list(map(_ratio, main, before))
+        table = Table(title=title, title_justify="left")
+        for head in columns:
+            table.add_column(head, justify="right" if head else "left")
+        for cells in zip(*columns.values(), strict=True):
+            table.add_row(*cells)
+        console.print(table)
+
+    def save(self) -> None:
+        """Write JSON and CSV, and a plot where matplotlib is installed."""
+        if self.folder is None:
+            return
+        file = self.folder / self.benchmark
+        write_json(file.with_suffix(".json"), {"benchmark": self.benchmark, "about": self.about, "rows": self.rows})
+        write_csv(file.with_suffix(".csv"), self.rows)
+        write_plot(file.with_suffix(".png"), (5 * len(self.plotted) + 3.5, 4.5), self.draw)
+
+    def draw(self, figure: Any) -> None:
+        """Draw a panel for each plotted column, against the length, as in figure 1 of the paper."""
+        for axes, column in zip(figure.subplots(1, len(self.plotted), squeeze=False)[0], self.plotted, strict=True):
+            for number, name in enumerate(dict.fromkeys(row["name"] for row in self.rows)):
+                points = [(row["length"], row[column]) for row in self.rows if row["name"] == name and row[column]]
+                marker = "osv^D<>pP*"[number // 10 % 10]  # matplotlib has ten colours
+                axes.plot(*zip(*points, strict=True) if points else ([], []), marker=marker, label=name)
+            axes.set(xscale="log", yscale="log", xlabel="sequence length", ylabel=COLUMNS[column])
+            axes.set_xscale("log", base=2)
+            axes.grid(alpha=0.3)
+        figure.legend(*axes.get_legend_handles_labels(), loc="outside right center", fontsize="small")
+        figure.suptitle(textwrap.fill(self._setting(), round(14 * figure.get_figwidth())), fontsize="small")
+
+    def _setting(self) -> str:
+        return ", ".join(f"{key} {value}" for key, value in self.about.items() if key not in ("python", "platform"))
+
+
+def machine(device: torch.device) -> dict[str, object]:
+    """The machine and the versions that a figure depends on."""
+    cpu = platform.machine()
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        lines = info.read_text(encoding="utf-8").splitlines()
+        names = (line.partition(":")[2].strip() for line in lines if "model name" in line)
+        cpu = next(names, cpu)
+    about: dict[str, object] = {"device": str(device), "cpu": cpu, "threads": torch.get_num_threads()}
+    if device.type == "cuda":
+        about["gpu"] = torch.cuda.get_device_name(device)
+    about |= {"platform": platform.platform(), "python": platform.python_version(), "torch": torch.__version__}
+    about["minrnn-lightning"] = _commit() or __version__
+    for peer in ("minGRU-pytorch", "mingru-scans"):
+        try:
+            about[peer] = metadata.version(peer)
+        except metadata.PackageNotFoundError:
+            continue
+    return about
+
+
+def _commit() -> str | None:
+    """The commit of a source tree, with ``-dirty`` if it was changed since; None for an installed package."""
+    tree = Path(__file__).parents[3]
+    if not (tree / ".git").exists():
+        return None
+    try:
+        command = ["git", "-C", str(tree), "describe", "--always", "--dirty"]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def _read(path: str, benchmark: str, column: str) -> tuple[dict[str, object], Figures]:
+    """The setting and the figures in a file that ``save`` wrote."""
+    kind = None
+    try:
+        record = json.loads(Path(path).read_bytes())
+        kind = record["benchmark"]
+        if kind == benchmark:
+            return dict(record["about"]), {(row["name"], row["length"]): row[column] for row in record["rows"]}
+    except (ValueError, TypeError, KeyError):  # not JSON, or of another shape
+        pass
+    what = "not a file to compare with" if kind in (None, benchmark) else f"of `minrnn benchmark {kind}`"
+    raise InputError(
+        f"{path} is {what}; "
+        f"--compare takes a {benchmark}.json that `minrnn benchmark {benchmark} --output FOLDER` wrote"
+    )
+
+
+def finite(value: float) -> float | None:
+    """The value, or None for one that is not a number or infinite, which JSON does not have."""
+    return value if math.isfinite(value) else None
+
+
+def _number(value: float | None) -> str:
+    if value is None:
+        return "not finite"
+    if value == 0 or 0.01 <= value < 1e6:
+        return f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"
+    return f"{value:.1e}"
+
+
+def _ratio(value: float | None, base: float | None) -> str:
+    return f"{value / base:.2f}" if value and base else ""

@@ -1,0 +1,181 @@
+"""``minrnn collect``: a small teacher is trained in an environment, and its episodes become data sets of Minari."""
+
+from __future__ import annotations
+
+import warnings
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from minrnn_lightning.errors import InputError
+from minrnn_lightning.rl.environments import make
+from minrnn_lightning.rl.random_search import Episode, Policy, Settings, Trial, rollout, search
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+SETTINGS = {  # by the name of the environment without its version
+    "Hopper": Settings(8, 4, 0.01, 0.025, 100),
+    "HalfCheetah": Settings(16, 8, 0.02, 0.03, 50),
+}
+OTHERS = Settings(16, 8, 0.02, 0.03, 100)
+CHECKPOINTS, TRIES = 20, 5  # policies on the way that medium is chosen among, and episodes to judge each by
+
+
+def collect(
+    env: str = "Hopper-v5",
+    output: str | None = None,
+    namespace: str = "selfmade",
+    episodes: int = 200,
+    iterations: int | None = None,
+    noise: float = 0.1,
+    seed: int = 0,
+) -> None:
+    """Train a small teacher and save its episodes as three data sets of Minari, for TrajectoryDataModule.
+
+    The teacher is a linear policy, found by augmented random search. `NAMESPACE/ENVIRONMENT/medium-v0` are episodes of
+    a policy on the way, which returned about half of what the last one does in a few episodes; `.../replay-v0` are
+    those that the search tried up to it, evenly spread; `.../medium-expert-v0` are the medium ones and as many of the
+    last policy. The same seed and versions give the same data.
+
+    Args:
+        env: a Gymnasium environment whose observations and actions are vectors of real numbers.
+        output: the folder of the data sets; by default $MINARI_DATASETS_PATH, else minari in the data folder.
+        namespace: first part of the names of the data sets.
+        episodes: how many episodes to save of each policy, and of the search.
+        iterations: steps of the search; by default as many as suit the environment.
+        noise: standard deviation of the Gaussian noise on the actions of medium and expert.
+        seed: of the search and the episodes.
+
+    Raises:
+        InputError: an argument is out of range, the environment unknown or of another kind, or a data set is there.
+    """
+    for name, value in (("episodes", episodes), ("iterations", 1 if iterations is None else iterations)):
+        if value < 1:
+            raise InputError(f"{name} must be at least 1, got {value}")
+    if not 0 <= noise < float("inf") or seed < 0:
+        raise InputError(f"noise and seed must be 0 or more, got noise {noise}, seed {seed}")
+    from minrnn_lightning.data.module import data_folder
+    from minrnn_lightning.data.offline_rl.minari import ID, new_storage
+
+    world = make_environment(env)
+    prefix = f"{namespace}/{world.spec.name.lower()}"
+    names = {kind: f"{prefix}/{kind}-v0" for kind in ("medium", "replay", "medium-expert")}
+    storage = Path(output).expanduser() if output else new_storage(data_folder())
+    for name in names.values():
+        if not ID.fullmatch(name):
+            raise InputError(
+                f"namespace must be two or more letters, digits, -, _ and / between them, got {namespace!r}"
+            )
+        if (storage / name).exists():
+            raise InputError(f"{storage / name} is there already; remove it, or give another --namespace or --output")
+    settings = SETTINGS.get(world.spec.name, OTHERS)
+    if iterations is not None:
+        settings = settings._replace(iterations=iterations)
+    sets, teacher = _episodes(world, settings, episodes, noise, seed)
+    _save({names[kind]: found for kind, found in sets.items()}, world, storage, noise, seed)
+    _report({"teacher, no noise": teacher, **{names[kind]: found for kind, found in sets.items()}}, env)
+    print(f"Saved in {storage}: minrnn fit --data TrajectoryDataModule --data.dataset {storage / names['medium']} ...")
+
+
+def make_environment(env: str) -> Any:
+    """A Gymnasium environment that a linear policy can act in.
+
+    Raises:
+        InputError: If it is unknown or of another kind, or the extra ``rl`` is not installed.
+    """
+    world = make(env, disable_env_checker=True)
+    from gymnasium.spaces import Box
+
+    for what, space in (("observations", world.observation_space), ("actions", world.action_space)):
+        if not isinstance(space, Box) or len(space.shape) != 1:
+            raise InputError(f"{env} has {what} {space}; the teacher needs a vector of real numbers, Box")
+    if world.spec.max_episode_steps is None:
+        raise InputError(f"{env} has no limit of steps, so that an episode might never end")
+    return world
+
+
+def _episodes(
+    world: Any, settings: Settings, episodes: int, noise: float, seed: int
+) -> tuple[dict[str, list[Episode]], list[Episode]]:
+    """The episodes of each data set, and those of the last policy without noise."""
+    policies: list[Policy] = []
+    trials: list[list[Trial]] = []
+    for number, (policy, tried) in enumerate(search(world, settings, seed), 1):
+        policies.append(policy)
+        trials.append(tried)
+        if number % max(1, settings.iterations // 10) == 0 or number == settings.iterations:
+            mean = np.mean([trial.score for trial in tried])
+            print(f"iteration {number} of {settings.iterations}: policies around it return {mean:,.1f}", flush=True)
+    random = np.random.default_rng((seed, 1))
+
+    def run(policy: Policy, count: int, noise: float) -> list[Episode]:
+        return [rollout(world, policy, int(s), noise) for s in random.integers(2**31, size=count)]
+
+    expert = run(policies[-1], episodes, noise)
+    candidates = np.unique(np.linspace(0, len(policies) - 1, CHECKPOINTS).round().astype(int))
+    distance = [abs(mean_return(run(policies[c], TRIES, noise)) - mean_return(expert) / 2) for c in candidates]
+    chosen = int(candidates[np.argmin(distance)])
+    medium = run(policies[chosen], episodes, noise)
+    print(f"medium is the policy of iteration {chosen + 1}")
+    before = [trial for tried in trials[: chosen + 1] for trial in tried]
+    spread = np.unique(np.linspace(0, len(before) - 1, episodes).round().astype(int))
+    replay = [rollout(world, before[number].policy, before[number].seed) for number in spread]
+    sets = {"medium": medium, "replay": replay, "medium-expert": medium + expert}
+    return sets, run(policies[-1], TRIES, 0.0)
+
+
+def mean_return(episodes: Sequence[Episode]) -> float:
+    """Mean over episodes of the sum of rewards."""
+    return float(np.mean([episode.rewards.sum() for episode in episodes]))
+
+
+def _save(sets: dict[str, list[Episode]], world: Any, storage: Path, noise: float, seed: int) -> None:
+    """Write the data sets; all of them are there at the end or none."""
+    from minrnn_lightning.data.offline_rl.episodes import rl_module
+    from minrnn_lightning.data.offline_rl.minari import new_sets
+
+    minari = rl_module("minari")
+    buffer = rl_module("minari.data_collector.episode_buffer").EpisodeBuffer
+    with new_sets(storage), warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # about metadata that there is none of, such as an e-mail address
+        for name, found in sets.items():
+            buffers = []
+            for number, episode in enumerate(found):
+                last = np.arange(len(episode.rewards)) == len(episode.rewards) - 1
+                ends = {"terminations": last & episode.terminated, "truncations": last & episode.truncated}
+                arrays = {name: getattr(episode, name) for name in ("observations", "actions", "rewards")}
+                buffers.append(buffer(id=number, **arrays, **ends))
+            minari.create_dataset_from_buffers(
+                name,
+                buffers,
+                env=world,
+                algorithm_name="augmented random search",
+                author="minrnn collect",
+                description=f"self-generated, {world.spec.id}, linear-policy data; action noise {noise}, seed {seed}",
+                requirements=[f"{package}=={version(package)}" for package in ("gymnasium", "mujoco")],
+            )
+
+
+def _report(sets: dict[str, list[Episode]], env: str) -> None:
+    """Show how good the episodes of each data set are."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from minrnn_lightning.data.offline_rl.d4rl import normalized_score
+
+    versions = ", ".join(f"{package} {version(package)}" for package in ("gymnasium", "mujoco"))
+    table = Table(title=f"{env}, {versions}: self-generated linear-policy data", title_justify="left")
+    for head in ("", "episodes", "steps", "mean return", "least", "most", "score"):
+        table.add_column(head, justify="right" if head else "left")
+    for name, found in sets.items():
+        returns, score = [episode.rewards.sum() for episode in found], normalized_score(env, mean_return(found))
+        steps = sum(len(episode.rewards) for episode in found)
+        figures = [f"{value:,.1f}" for value in (np.mean(returns), min(returns), max(returns))]
+        table.add_row(name, f"{len(found):,}", f"{steps:,}", *figures, "" if score is None else f"{score:.1f}")
+    console = Console(width=120)
+    console.print(table)
+    if normalized_score(env, 0.0) is not None:
+        console.print("score: of the mean return, on D4RL's scale; not comparable with scores of D4RL's own simulator")

@@ -1,0 +1,211 @@
+"""LightningCLI behind ``minrnn fit | validate | test | predict``: recipe rules, precision, run folder, short help."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections import ChainMap
+from collections.abc import Mapping
+from inspect import Parameter, getmro, signature
+from pathlib import Path
+from pydoc import locate
+from typing import Any, cast
+
+import torch
+from jsonargparse import DefaultHelpFormatter
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.plugins import CheckpointIO
+from lightning.pytorch.utilities import rank_zero_info
+
+from minrnn_lightning.callbacks import AtTrainEnd, InterruptibleCheckpoint, StopOnDivergence
+from minrnn_lightning.checkpoint import AtomicCheckpointIO, check_fits, find_checkpoint, read_checkpoint
+from minrnn_lightning.data import BaseDataModule
+from minrnn_lightning.errors import InputError
+from minrnn_lightning.tasks import Task
+
+CPUINFO = Path("/proc/cpuinfo")  # of Linux; elsewhere float32 is safe
+
+NOISE = (
+    r"The dirpath has changed from",  # every run has its own
+    r".*isinstance\(treespec, LeafSpec\)",  # Lightning calls what PyTorch has renamed
+    r"Experiment logs directory .* exists and is not empty",  # the logs of TensorBoard, in the same folder
+    r".*does not have many workers",  # the data is in memory
+)
+
+SHORTER = {  # than Lightning's help
+    "ckpt_path": "Checkpoint of a run to go on with or to evaluate: its file, or last or best for those of the run in "
+    "trainer.default_root_dir that was written to last.",
+    "weights_only": "Always true: a checkpoint is read without executing code.",
+}
+
+
+def native_precision(accelerator: str) -> str:
+    """The precision that the hardware computes fastest without emulation.
+
+    Args:
+        accelerator: as for Lightning's Trainer; ``auto`` takes the GPU when there is one.
+
+    Returns:
+        ``bf16-mixed`` on CUDA from compute capability 8.0 and on CPUs with AVX512-BF16 or AMX, else ``32-true``.
+    """
+    if accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available():
+        native = torch.cuda.get_device_capability() >= (8, 0)
+    elif accelerator == "cpu" or (accelerator == "auto" and not torch.backends.mps.is_available()):
+        flags = CPUINFO.read_text(encoding="utf-8").split() if CPUINFO.is_file() else []
+        native = not {"avx512_bf16", "amx_bf16"}.isdisjoint(flags)
+    else:
+        native = False
+    return "bf16-mixed" if native else "32-true"
+
+
+class ShortHelp(DefaultHelpFormatter):
+    """Help without the dozens of options of Lightning's Trainer, and without the essays on two others."""
+
+    def add_argument(self, action: Any) -> None:
+        """Add an option unless it is one of the Trainer."""
+        if "trainer" not in action.dest:
+            action.help = SHORTER.get(action.dest, action.help)
+            super().add_argument(action)
+
+    def add_usage(self, usage: Any, actions: Any, groups: Any, prefix: str | None = None) -> None:
+        """Add the usage line without the options of the Trainer."""
+        super().add_usage(usage, [action for action in actions if "trainer" not in action.dest], groups, prefix)
+
+
+class SaveRecipe(SaveConfigCallback):
+    """Keeps the configuration beside the logs of a training; validate and test leave it alone."""
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Save once, when a fit starts."""
+        if stage == "fit":
+            super().setup(trainer, pl_module, stage)
+
+
+class MinRNNCLI(LightningCLI):
+    """Any task with any data module, as the recipe and the command line say; a checkpoint overrules neither.
+
+    Args:
+        words: of the command line, the first of them fit, validate, test or predict.
+    """
+
+    def __init__(self, words: list[str]) -> None:
+        self.command = words[0]
+        logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(lambda record: "💡" not in record.msg)
+        for noise in NOISE:
+            warnings.filterwarnings("ignore", noise)
+        about = {
+            "exit_on_error": False,  # the command turns errors into one sentence
+            "allow_abbrev": False,  # a misspelt option is an error
+            "formatter_class": ShortHelp,
+            "epilog": "Every option of Lightning's Trainer exists as --trainer.NAME; --print_config shows all of them.",
+        }
+        super().__init__(
+            Task,
+            BaseDataModule,
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            save_config_callback=SaveRecipe,
+            save_config_kwargs={"overwrite": True},
+            trainer_defaults={"default_root_dir": "runs"},
+            seed_everything_default=0,
+            auto_configure_optimizers=False,
+            load_from_checkpoint_support=False,  # hyper-parameters are then the arguments of the class
+            parser_kwargs={"prog": "minrnn", **about, self.command: about},
+            args=words,
+        )
+
+    def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]
+        """The one that is asked for: making the parsers of all of them takes four times as long."""
+        return {self.command: super().subcommands()[self.command]}
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Let the data say how many different tokens the model reads and writes."""
+        parser.add_argument(
+            "--checkpoint_minutes",
+            type=float,
+            default=5.0,
+            help="Write last.ckpt when so many minutes have passed since it was written, besides after validations; "
+            "less often where that would take more than 1 %% of the time; 0 does without.",
+        )
+        for size in ("input_size", "output_size"):
+            parser.link_arguments(f"data.{size}", f"model.init_args.{size}", apply_on="instantiate")
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
+        """Parse without Lightning's warning about ``sys.argv``."""
+        self.config = parser.parse_args(args)  # type: ignore[arg-type]
+
+    def _parse_ckpt_path(self) -> None:
+        """Leave the recipe and the command line in charge: Lightning would let the checkpoint's values win."""
+
+    def before_instantiate_classes(self) -> None:
+        """Choose the precision where nobody did, and refuse what jsonargparse lets through."""
+        config = self.config[self.subcommand]
+        trainer = config.trainer
+        for part in ("model", "data"):
+            _refuse_null(part, config[part].class_path, dict(config[part].get("init_args") or {}))
+        if config.checkpoint_minutes < 0:
+            raise InputError(f"checkpoint_minutes must be at least 0, got {config.checkpoint_minutes}")
+        if config.get("weights_only") is False:
+            raise InputError(
+                "weights_only must be true, got false: a checkpoint is read without executing code; leave it out"
+            )
+        config.weights_only = True
+        if trainer.max_steps == 0 or trainer.max_epochs == 0:
+            raise InputError("trainer.max_steps and trainer.max_epochs must be at least 1, or -1 for no limit; got 0")
+        if trainer.precision is None:
+            trainer.precision = native_precision(trainer.accelerator)
+            name = "bfloat16 (mixed)" if trainer.precision == "bf16-mixed" else "float32"
+            rank_zero_info(f"Precision: {name}, the fastest this hardware computes in; --trainer.precision changes it")
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """Log to TensorBoard and CSV in one folder, ``<default_root_dir>/version_N``, unless a logger is chosen.
+
+        The checkpoints go there too, ``last.ckpt`` among them.
+        """
+        config = self.config_init[self.subcommand].trainer
+        if config.logger in (None, True):
+            tensorboard = TensorBoardLogger(config.default_root_dir, name="")
+            csv = CSVLogger(  # flushed at once: a checkpoint must not be ahead of what was logged
+                config.default_root_dir, name="", version=tensorboard.version, flush_logs_every_n_steps=1
+            )
+            kwargs["logger"] = [tensorboard, csv]
+        callbacks = [*(config.callbacks or []), StopOnDivergence()]
+        if config.enable_checkpointing is not False:
+            last = InterruptibleCheckpoint(self.config_init[self.subcommand].checkpoint_minutes)
+            callbacks = [AtTrainEnd(last.finish), *callbacks, last]
+        kwargs["callbacks"] = callbacks
+        plugins = config.plugins if isinstance(config.plugins, list) else [config.plugins] if config.plugins else []
+        if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
+            kwargs["plugins"] = [*plugins, AtomicCheckpointIO()]
+        return super().instantiate_trainer(**kwargs)
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        config = self.config_init[subcommand]
+        if config.ckpt_path in ("last", "best"):  # Lightning knows the runs of this process only
+            config.ckpt_path = str(find_checkpoint(config.ckpt_path, config.trainer.default_root_dir))
+            rank_zero_info(f"Checkpoint: {config.ckpt_path}")
+        path = config.ckpt_path
+        if path:
+            check_fits(self.model, read_checkpoint(path), path)
+        if subcommand != "fit" and not path and not config.trainer.fast_dev_run:
+            raise MisconfigurationException(
+                f"minrnn {subcommand} needs trained weights: add --ckpt_path with a checkpoint of this recipe"
+            )
+        super()._run_subcommand(subcommand)
+
+
+def _refuse_null(part: str, class_path: str, options: Mapping[str, Any]) -> None:
+    """Refuse null for an option whose default is a value and whose type does not have it."""
+    kinds = getmro(cast("type", locate(class_path)))  # a subclass passes on options of its base
+    parameters = ChainMap(*(dict(signature(kind).parameters) for kind in kinds))
+    for name, value in options.items():
+        parameter = parameters.get(name)  # none where a class hands it to something else than its base
+        if value is not None or parameter is None or parameter.default in (None, Parameter.empty):
+            continue
+        if not any(word in str(parameter.annotation) for word in ("None", "Optional", "Any")):
+            raise InputError(
+                f"{part}.{name} is null, which is no value for it: leave it out for the default, {parameter.default}"
+            )

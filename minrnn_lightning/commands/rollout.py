@@ -1,0 +1,214 @@
+"""``minrnn rollout``: a policy acts in its environment; a table at once, on request JSON, a histogram, a video."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from importlib import metadata
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from minrnn_lightning.data.offline_rl.d4rl import normalized_score
+from minrnn_lightning.data.offline_rl.episodes import rl_module
+from minrnn_lightning.errors import InputError
+from minrnn_lightning.results import write_atomic, write_json, write_plot
+from minrnn_lightning.rl.environments import environment_of
+from minrnn_lightning.rl.rollout import Episodes, Mode, load_policy, rollout
+
+PACKAGES = ("gymnasium", "mujoco", "torch", "minrnn-lightning")
+
+
+def rollout_command(
+    checkpoint: str,
+    env: str | None = None,
+    episodes: int = 10,
+    target_return: str | None = None,
+    mode: Mode = "carry",
+    window: int | None = None,
+    seed: int = 0,
+    num_envs: int = 32,
+    output: str | None = None,
+    histogram: str | None = None,
+    video: str | None = None,
+) -> None:
+    """Let a trained policy act in a Gymnasium environment, and say what return it gets.
+
+    Args:
+        checkpoint: A .ckpt file of a PolicyTask that `minrnn fit` wrote.
+        env: The environment, such as Hopper-v5; by default that of the training data.
+        episodes: How many to play for each target.
+        target_return: Returns to ask for, separated by commas; by default the highest of the training data.
+        mode: carry takes one step of the model for each of the environment; window computes the last steps again.
+        window: How many, for window; by default as many as a row of the training data had.
+        seed: Of the first episode; the next ones have the next numbers.
+        num_envs: Environments that are played side by side.
+        output: A .json file for every return and length.
+        histogram: A .png file for the distribution of the returns.
+        video: A .gif or .mp4 file for the first episode of the first target.
+
+    Raises:
+        InputError: An option is out of range, the checkpoint or the environment cannot be used, a package is missing.
+    """
+    json_file = check_file("output", output, [".json"])
+    picture = check_file("histogram", histogram, [".png"])
+    film = check_file("video", video, [".gif", ".mp4"])
+    targets: list[float | None] = [] if target_return is None else parse_targets(target_return)
+    task = load_policy(checkpoint)
+    env_id = environment_of(task, env)
+    if env_id is None:
+        raise InputError(f"{checkpoint} does not say which environment it is for: give --env, such as Hopper-v5")
+    if not task.condition_on_return:
+        targets = [None]
+    elif not targets and "max_return" in task.environment:
+        targets = [task.environment["max_return"]]
+    if window is None:
+        window = task.environment.get("window", 20)
+    how: dict[str, Any] = {
+        "mode": mode,
+        "window": window,
+        "seed": seed,
+        "num_envs": num_envs,
+        "record": film is not None,
+    }
+    played = rollout(task, env_id, episodes, targets, **how)
+    result = {"checkpoint": checkpoint, "seed": seed, "window": window if mode == "window" else None}
+    result |= summary(played, env_id, mode)
+    show(result)
+    if json_file:
+        write_json(json_file, result)
+    if picture:
+        draw_histogram(result, picture)
+    if film:
+        write_video(played[0], film)
+
+
+def parse_targets(text: str) -> list[float | None]:
+    """The numbers in ``3600`` or ``3600,1800``.
+
+    Raises:
+        InputError: One of them is none.
+    """
+    try:
+        return [float(word) for word in text.split(",")]
+    except ValueError as error:
+        raise InputError(
+            f"target_return must be numbers separated by commas, such as 3600,1800, got {text!r}"
+        ) from error
+
+
+def check_file(option: str, name: str | None, endings: Sequence[str]) -> Path | None:
+    """The path of a file that is to be written.
+
+    Raises:
+        InputError: It has another ending, its folder does not exist, or what writes it is not installed.
+    """
+    if name is None:
+        return None
+    file = Path(name)
+    if file.suffix not in endings:
+        raise InputError(f"{option} must be a file that ends in {' or '.join(endings)}, got {name!r}")
+    if not file.parent.is_dir():
+        raise InputError(f"{option} is {name!r}, but there is no folder {str(file.parent)!r}")
+    if file.suffix in (".gif", ".mp4"):
+        rl_module("imageio")
+    if file.suffix == ".mp4" and not (find_spec("imageio_ffmpeg") or find_spec("av")):
+        raise InputError("an .mp4 needs an encoder: pip install imageio-ffmpeg; a .gif needs none")
+    if file.suffix == ".png" and find_spec("matplotlib") is None:
+        raise InputError('a histogram needs matplotlib: pip install "minrnn-lightning[benchmark]"')
+    return file
+
+
+def summary(played: Sequence[Episodes], env_id: str, mode: str) -> dict[str, Any]:
+    """Everything about the episodes in plain values: mean and deviation (of a sample) of returns and scores too."""
+    rows = []
+    for part in played:
+        scores = [normalized_score(env_id, value) for value in part.returns]
+        known = [score for score in scores if score is not None]
+        rows.append(
+            {
+                "target": part.target,
+                "return": statistics.mean(part.returns),
+                "return_std": _deviation(part.returns),
+                "score": statistics.mean(known) if known else None,
+                "score_std": _deviation(known) if known else None,
+                "length": statistics.mean(part.lengths),
+                "steps_per_second": sum(part.lengths) / part.seconds,
+                "returns": part.returns,
+                "lengths": part.lengths,
+            }
+        )
+    versions = {name: _version(name) for name in PACKAGES}
+    return {"env_id": env_id, "mode": mode, "threads": torch.get_num_threads(), "versions": versions, "targets": rows}
+
+
+def show(result: dict[str, Any]) -> None:
+    """Print the summary as a table, and what its scores mean."""
+    env_id, rows = result["env_id"], result["targets"]
+    versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items() if version)
+    console = Console(width=120, highlight=False)
+    table = Table(title=f"{env_id}, {versions}, mode {result['mode']}", title_justify="left")
+    for head in ("target", "return", "least", "most", "D4RL score", "length", "episodes", "env steps/s"):
+        table.add_column(head, justify="right")
+    for row in rows:
+        table.add_row(
+            "" if row["target"] is None else f"{row['target']:,g}",
+            f"{row['return']:,.1f} ± {row['return_std']:,.1f}",
+            f"{min(row['returns']):,.1f}",
+            f"{max(row['returns']):,.1f}",
+            "" if row["score"] is None else f"{row['score']:.1f} ± {row['score_std']:.1f}",
+            f"{row['length']:,.0f}",
+            str(len(row["returns"])),
+            f"{row['steps_per_second']:,.0f}",
+        )
+    console.print(table)
+    print("Mean ± standard deviation over the episodes; return and length undiscounted and whole.")
+    if rows[0]["score"] is not None:
+        print(
+            "The scores use D4RL's references, which were measured in an older MuJoCo and other versions of the "
+            f"environments: those of {env_id} do not compare with published D4RL scores."
+        )
+
+
+def draw_histogram(result: dict[str, Any], file: Path) -> None:
+    """Draw how often which return came, a colour for each target."""
+    labels = ["" if row["target"] is None else f"target {row['target']:,g}" for row in result["targets"]]
+
+    def draw(figure: Any) -> None:
+        axes = figure.subplots()
+        axes.hist([row["returns"] for row in result["targets"]], bins=20, label=labels)
+        axes.set(xlabel=f"return in {result['env_id']}", ylabel="episodes")
+        if any(labels):
+            axes.legend()
+
+    write_plot(file, (6, 4), draw)
+
+
+def write_video(episodes: Episodes, file: Path) -> None:
+    """Write the pictures of an episode as .gif or .mp4.
+
+    Raises:
+        InputError: The encoder fails.
+    """
+    rate = episodes.frames_per_second
+    options = {"duration": 1000 / rate, "loop": 0} if file.suffix == ".gif" else {"fps": rate}
+    try:
+        content = rl_module("imageio.v3").imwrite("<bytes>", episodes.frames, extension=file.suffix, **options)
+    except (ImportError, OSError, RuntimeError) as error:
+        raise InputError(f"{file} cannot be encoded: {error}") from error
+    write_atomic(file, content)
+
+
+def _deviation(values: Sequence[float]) -> float:
+    return statistics.stdev(values) if len(values) > 1 else 0.0
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None

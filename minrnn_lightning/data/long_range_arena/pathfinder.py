@@ -1,0 +1,165 @@
+"""Pathfinder of the Long Range Arena: are two dots joined by a dashed path? Images read pixel by pixel."""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+from lightning.pytorch.utilities import rank_zero_warn
+
+from minrnn_lightning.data.folders import digest, visible_files
+from minrnn_lightning.data.long_range_arena.module import Example, LabelledDataModule
+from minrnn_lightning.errors import InputError
+
+URL = "https://storage.googleapis.com/long-range-arena/lra_release.gz"
+DIFFICULTY = "curv_contour_length_14"
+SIGNATURE = b"\x89PNG\r\n\x1a\n"
+
+
+class PathfinderDataModule(LabelledDataModule):
+    """Pathfinder, and Path-X at 128 pixels a side: the hard images of the official release, 80, 10 and 10 % of them.
+
+    The release has no parts; the images are shuffled in an order that never changes and divided. A file of the
+    release is empty; such are left out with a warning. The baseline is the commonest label.
+
+    Args:
+        side: Pixels of a side: 32 makes sequences of 1,024 tokens, 128 of 16,384.
+        batch_size: Images in a batch, per process.
+        path: Folder ``pathfinder32`` or the like; by default below ``lra_release/lra_release`` in ``data_dir``.
+        num_workers: Processes that prepare batches beside the training; 0 prepares them inside it.
+        data_dir: Folder of the data sets; by default ``$MINRNN_DATA_DIR``, else ``~/.cache/minrnn_lightning``.
+
+    Raises:
+        InputError: If a size is out of range or a file is damaged.
+        FileNotFoundError: If the files are missing.
+
+    Source: Linsley et al. 2018, https://arxiv.org/abs/1805.08315, in the version of Tay et al. 2021,
+    https://arxiv.org/abs/2011.04006; https://github.com/google-research/long-range-arena.
+    """
+
+    output_size = 2
+
+    def __init__(
+        self,
+        side: Literal[32, 64, 128, 256] = 32,
+        batch_size: int = 64,
+        path: str | None = None,
+        num_workers: int = 0,
+        data_dir: str | None = None,
+    ) -> None:
+        if side not in (32, 64, 128, 256):
+            raise InputError(f"side must be 32, 64, 128 or 256, got {side}.")
+        super().__init__(batch_size, side * side, num_workers, data_dir)
+        self.side = side
+        folder = Path(path).expanduser() if path else self.data_dir / f"lra_release/lra_release/pathfinder{side}"
+        self.path = folder / DIFFICULTY
+
+    def source(self) -> list[Any]:
+        """The images, and the files that list them."""
+        files = self.lists()
+        if not files:
+            raise FileNotFoundError(
+                f"{self.path}/metadata holds no *.npy file; unpack {URL} into {self.data_dir}, or give the folder of "
+                f"its pathfinder{self.side} as path."
+            )
+        try:
+            return [str(self.path.resolve()), digest([*files, *(image for image, _ in self.listed())])]
+        except FileNotFoundError as error:
+            raise FileNotFoundError(
+                f"{error.filename} is missing, though {self.path}/metadata lists it; unpack {URL} again."
+            ) from error
+
+    def examples(self) -> dict[str, Iterable[Example]]:
+        """The images of the three parts."""
+        listed = list(self.listed())
+        order = np.random.default_rng(0).permutation(len(listed))
+        parts = np.split(order, [int(0.8 * len(order)), int(0.9 * len(order))])
+        if min(map(len, parts)) < 1:
+            raise InputError(f"{self.path} lists {len(listed)} images, too few for three parts; unpack {URL} again.")
+        names = ("train", "validation", "test")
+        return {name: self.read([listed[index] for index in part]) for name, part in zip(names, parts, strict=True)}
+
+    def lists(self) -> list[Path]:
+        """The metadata, which list the images."""
+        return visible_files(self.path / "metadata", ".npy")
+
+    def listed(self) -> Iterator[tuple[Path, int]]:
+        """Image and label of every line of the metadata, which are text despite their name.
+
+        Raises:
+            InputError: If a line is damaged; the message names it.
+        """
+        for file in self.lists():
+            for number, line in enumerate(file.read_bytes().decode("ascii", "replace").splitlines(), 1):
+                columns = line.split()
+                if len(columns) < 4 or columns[3] not in ("0", "1"):
+                    raise InputError(
+                        f"{file}, line {number} is not folder, image, number and label 0 or 1; unpack {URL} again."
+                    )
+                yield self.path / columns[0] / columns[1], int(columns[3])
+
+    def read(self, listed: Iterable[tuple[Path, int]]) -> Iterator[Example]:
+        """The images of a part.
+
+        Raises:
+            InputError: If one is damaged or of another size.
+        """
+        for file, label in listed:
+            content = file.read_bytes()
+            if not content:
+                rank_zero_warn(f"{file} is empty and left out.")
+                continue
+            try:
+                pixels = read_png(content)
+                if pixels.shape != (self.side, self.side):
+                    raise ValueError
+            except (ValueError, zlib.error, struct.error):
+                raise InputError(
+                    f"{file} is not a grey PNG image of {self.side} pixels a side; unpack {URL} again."
+                ) from None
+            yield label, [pixels.tobytes()]
+
+
+def read_png(content: bytes) -> npt.NDArray[np.uint8]:
+    """Pixels (height, width) of a PNG image with 8 bits of grey, not interlaced: all that Pathfinder has.
+
+    Raises:
+        InputError: If it is anything else.
+
+    Source: https://www.w3.org/TR/png-3/.
+    """
+    if not content.startswith(SIGNATURE):
+        raise ValueError
+    chunks: dict[bytes, bytes] = {}
+    place = len(SIGNATURE)
+    while b"IEND" not in chunks:
+        size, kind = struct.unpack_from(">I4s", content, place)
+        chunks[kind] = chunks.get(kind, b"") + content[place + 8 : place + 8 + size]
+        place += 12 + size
+    width, height, *form = struct.unpack(">IIBBBBB", chunks[b"IHDR"])
+    if form != [8, 0, 0, 0, 0]:  # bits, grey, deflate, filters, not interlaced
+        raise ValueError
+    lines = np.frombuffer(zlib.decompress(chunks.get(b"IDAT", b"")), np.uint8).reshape(height, 1 + width)
+    if lines[:, 0].max() > 4:
+        raise ValueError
+    rows = [[0] * (width + 1)]  # with a border of zeros above and to the left
+    for method, *line in lines.tolist():
+        above, row = rows[-1], [0]
+        for x, value in enumerate(line):
+            left, corner, up = row[x], above[x], above[x + 1]
+            row.append((value + _predict(method, left, up, corner)) % 256)
+        rows.append(row)
+    return np.array(rows, np.uint8)[1:, 1:]
+
+
+def _predict(method: int, left: int, up: int, corner: int) -> int:
+    """What a filter of PNG expects a pixel to be."""
+    if method == 4:  # Paeth: the neighbour nearest to this
+        target = left + up - corner
+        return min((left, up, corner), key=lambda pixel: abs(target - pixel))
+    return (0, left, up, (left + up) // 2)[method]

@@ -1,0 +1,1 @@
+"""Offline reinforcement learning: recorded episodes of D4RL, Minari and one's own."""

@@ -1,0 +1,311 @@
+"""Episodes as flat arrays, and where they come from; the plainest source is a folder with a file for each."""
+
+from __future__ import annotations
+
+import zipfile
+import zlib
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
+from functools import cached_property
+from importlib import import_module
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from minrnn_lightning.data.folders import visible_files
+from minrnn_lightning.errors import InputError
+
+Array = npt.NDArray[Any]
+
+ARRAYS = ("observations", "actions", "rewards")
+
+
+class Episodes(NamedTuple):
+    """Whole episodes, one after the other.
+
+    Attributes:
+        observations: What was seen before each step, float32 (steps, observation_size).
+        actions: What was done, float32 (steps, action_size), or int64 (steps,) where actions are numbered.
+        rewards: float32 (steps,).
+        ends: One past the last step of each episode, int64 (episodes,).
+    """
+
+    observations: Array
+    actions: Array
+    rewards: Array
+    ends: Array
+
+    @property
+    def discrete(self) -> bool:
+        """Whether actions are numbered."""
+        return self.actions.ndim == 1
+
+    @property
+    def lengths(self) -> npt.NDArray[np.int64]:
+        """Steps of each episode: (episodes,)."""
+        return np.diff(self.ends, prepend=0)
+
+    @property
+    def starts(self) -> npt.NDArray[np.int64]:
+        """First step of each episode: (episodes,)."""
+        return self.ends - self.lengths
+
+    @property
+    def returns(self) -> npt.NDArray[np.float64]:
+        """Sum of the rewards of each episode, undiscounted: (episodes,)."""
+        returns: npt.NDArray[np.float64] = np.add.reduceat(self.rewards, self.starts, dtype=np.float64)
+        return returns
+
+    def returns_to_go(self) -> npt.NDArray[np.float32]:
+        """Sum of the rewards from each step to the end of its episode, undiscounted: (steps,)."""
+        after = np.append(np.cumsum(self.rewards[::-1], dtype=np.float64)[::-1], 0)
+        returns: npt.NDArray[np.float32] = (after[:-1] - np.repeat(after[self.ends], self.lengths)).astype(np.float32)
+        return returns
+
+    def timesteps(self) -> npt.NDArray[np.int32]:
+        """Number of each step within its episode, from 0: (steps,)."""
+        return (np.arange(len(self.rewards)) - np.repeat(self.starts, self.lengths)).astype(np.int32)
+
+
+class Source(ABC):
+    """Where episodes come from."""
+
+    env_id: str | None = None
+    """The Gymnasium environment that they were collected in, where that is known."""
+
+    @property
+    def action_bounds(self) -> tuple[npt.ArrayLike, npt.ArrayLike] | None:
+        """The least and the greatest action that the environment takes, (action_size,) or one number for all of them.
+
+        None where they are not known.
+        """
+        return None
+
+    def prepare(self) -> None:  # noqa: B027
+        """Fetch what is missing."""
+
+    @abstractmethod
+    def read(self) -> Episodes:
+        """All complete episodes, as they are in the files."""
+
+    @cached_property
+    def episodes(self) -> Episodes:
+        """All complete episodes, read once."""
+        return self.read()
+
+    @property
+    def observation_size(self) -> int:
+        """Numbers in an observation."""
+        return int(self.episodes.observations.shape[1])
+
+    @property
+    def action_size(self) -> int:
+        """Numbers in an action, or how many actions there are where they are numbered."""
+        actions = self.episodes.actions
+        return int(actions.max()) + 1 if self.episodes.discrete else int(actions.shape[1])
+
+
+class EpisodeFolder(Source):
+    """A folder with a file for each episode: ``.npz``, ``.hdf5`` or ``.h5``, in the order of their names.
+
+    Hidden files, whose names begin with a dot, are left out.
+
+    Each has ``observations`` (steps, observation_size), ``actions`` (steps, action_size) or whole numbers (steps,),
+    ``rewards`` (steps,) and perhaps ``terminals`` (steps,), which is True at the last step at most.
+
+    Args:
+        folder: The folder.
+
+    Raises:
+        FileNotFoundError: If it holds no such file.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.files = visible_files(folder, ".npz", ".hdf5", ".h5")
+        if not self.files:
+            raise FileNotFoundError(
+                f"{folder} holds neither episodes (*.npz, *.hdf5) nor a Minari data set (data/metadata.json)."
+            )
+
+    def read(self) -> Episodes:
+        """The episodes of all files.
+
+        Raises:
+            InputError: If a file is damaged, lacks an array or holds something else than one episode.
+        """
+        return join(map(self._episode, self.files), str(self.folder))
+
+    def _episode(self, file: Path) -> Episodes:
+        arrays = read_npz(file) if file.suffix == ".npz" else read_hdf5(file, ARRAYS, ("terminals",))
+        if missing := [name for name in ARRAYS if name not in arrays]:
+            raise InputError(missing_array(file, missing[0], arrays))
+        terminals = arrays.get("terminals")
+        episode = make_episodes(str(file), [arrays["rewards"].size], **arrays)
+        if terminals is not None and terminals[:-1].any():
+            step = int(terminals.argmax())
+            raise InputError(f"{file} holds more than one episode, as its step {step} is terminal; give each a file.")
+        return episode
+
+
+def make_episodes(
+    where: str, ends: Sequence[int] | Array, observations: Array, actions: Array, rewards: Array, **others: Array
+) -> Episodes:
+    """Check arrays and put them together.
+
+    Args:
+        where: Their file, for the sentences about errors.
+        ends: One past the last step of each episode, (episodes,); steps after the last of them are dropped.
+        observations: Numbers (steps, observation_size).
+        actions: Numbers (steps, action_size), or whole numbers from 0 (steps,).
+        rewards: Numbers (steps,).
+        others: Further arrays that must have as many steps.
+
+    Raises:
+        InputError: If the arrays do not belong together, a number is not finite, or there is no complete episode.
+    """
+    arrays = {"observations": observations, "actions": actions, "rewards": rewards, **others}
+    if len({len(array) if array.ndim else -1 for array in arrays.values()}) > 1:
+        shapes = ", ".join(f"{name} {array.shape}" for name, array in arrays.items())
+        raise InputError(f"{where} has arrays of different lengths: {shapes}.")
+    if other := next((name for name, array in arrays.items() if array.dtype.kind not in "biuf"), None):
+        raise InputError(f"{where} has {other} of {arrays[other].dtype}; only real numbers are read.")
+    if observations.ndim != 2 or rewards.ndim != 1:
+        raise InputError(
+            f"{where} must have observations (steps, observation_size) and rewards (steps,), got "
+            f"{observations.shape} and {rewards.shape}."
+        )
+    discrete = actions.ndim == 1 and np.issubdtype(actions.dtype, np.integer)
+    if not discrete and not (actions.ndim == 2 and np.issubdtype(actions.dtype, np.floating)):
+        raise InputError(
+            f"{where} must have actions (steps, action_size) of real numbers or (steps,) of whole ones, got "
+            f"{actions.shape} of {actions.dtype}."
+        )
+    if not len(ends) or not ends[-1]:
+        raise InputError(f"{where} has no complete episode of one step or more.")
+    steps = int(ends[-1])
+    episodes = Episodes(
+        observations[:steps].astype(np.float32, copy=False),
+        actions[:steps].astype(np.int64 if discrete else np.float32, copy=False),
+        rewards[:steps].astype(np.float32, copy=False),
+        np.asarray(ends, dtype=np.int64),
+    )
+    for name in ARRAYS:
+        array = getattr(episodes, name)
+        if not np.isfinite(array).all():
+            step = int(np.argmin(np.isfinite(array).reshape(steps, -1).all(axis=1)))
+            raise InputError(f"{where} has {name} that are not finite numbers, first at step {step}.")
+    if discrete and episodes.actions.min() < 0:
+        raise InputError(f"{where} has an action {episodes.actions.min()}; numbered actions must begin with 0.")
+    return episodes
+
+
+def join(parts: Iterable[Episodes], where: str) -> Episodes:
+    """Several sets of episodes as one.
+
+    Raises:
+        InputError: If there are none, or their observations or actions differ in size or kind.
+    """
+    parts = list(parts)
+    if not parts:
+        raise InputError(f"{where} has no complete episode of one step or more.")
+    if len(parts) == 1:
+        return parts[0]
+    for name in ("observations", "actions"):
+        kinds = dict.fromkeys((getattr(part, name).dtype.name, getattr(part, name).shape[1:]) for part in parts)
+        if len(kinds) > 1:
+            found = " and ".join(f"{dtype} of {list(shape)}" for dtype, shape in kinds)
+            raise InputError(f"{where} has episodes with different {name}: {found}.")
+    offsets = np.cumsum([0, *(len(part.rewards) for part in parts[:-1])])
+    ends = np.concatenate([part.ends + offset for part, offset in zip(parts, offsets, strict=True)])
+    observations, actions, rewards = (np.concatenate([getattr(part, name) for part in parts]) for name in ARRAYS)
+    return Episodes(observations, actions, rewards, ends)
+
+
+def read_hdf5(file: Path, required: Sequence[str], optional: Sequence[str] = ()) -> dict[str, Array]:
+    """Arrays of an HDF5 file by name; of the optional ones those that are there.
+
+    Raises:
+        InputError: If h5py is missing, the file is damaged, a required array is not in it, or a part of it lies in
+            another file.
+    """
+    h5py = rl_module("h5py")
+    try:
+        with h5py.File(file, "r") as group:
+            refuse_other_files(file, group)
+            names = [name for name in (*required, *optional) if isinstance(group.get(name), h5py.Dataset)]
+            if missing := [name for name in required if name not in names]:
+                raise InputError(missing_array(file, missing[0], group))
+            return {name: np.asarray(group[name][()]) for name in names}
+    except (OSError, RuntimeError, KeyError, TypeError) as error:  # h5py's, of which none stands for one kind of damage
+        reason = str(error).replace("\n", " ")
+        raise InputError(f"{file} is damaged or no HDF5 file ({reason}); fetch or make it again.") from error
+
+
+def refuse_other_files(file: Path, group: Any) -> None:
+    """Refuse an open HDF5 file of which any part lies in another file, before anything of that is opened.
+
+    HDF5 would follow external links, virtual data sets and external storage to whatever the user may read, and hand it
+    out as data. A soft link that leads to such a place is refused with it, as it only names another link of the file.
+
+    Args:
+        file: Its path, for the message.
+        group: The file as h5py has opened it.
+
+    Raises:
+        InputError: If a part lies elsewhere; the message names it.
+    """
+    h5d, h5l, h5o = (rl_module(f"h5py.{name}") for name in ("h5d", "h5l", "h5o"))  # several times as fast as h5py.Group
+
+    def leads_away(name: bytes, about: Any) -> tuple[bytes, str] | None:
+        return None if about.type in (h5l.TYPE_HARD, h5l.TYPE_SOFT) else (name, "an external link")
+
+    def lies_away(name: bytes, about: Any) -> tuple[bytes, str] | None:
+        if about.type != h5o.TYPE_DATASET:
+            return None
+        made = h5d.open(group.id, name).get_create_plist()
+        if made.get_external_count():
+            return name, "external storage"
+        virtual = made.get_virtual_count() if made.get_layout() == h5d.VIRTUAL else 0
+        return (
+            (name, "a virtual data set") if any(made.get_virtual_filename(n) != "." for n in range(virtual)) else None
+        )
+
+    if found := group.id.links.visit(leads_away, info=True) or h5o.visit(group.id, lies_away, info=True):
+        raise InputError(
+            f"{file} has {found[0].decode(errors='replace')!r} not in itself but in another file ({found[1]}), which "
+            "is not read; copy it into the file."
+        )
+
+
+def read_npz(file: Path) -> dict[str, Array]:
+    """The arrays of an episode in a file of NumPy by name; nothing in it is executed.
+
+    Raises:
+        InputError: If the file is damaged or holds Python objects.
+    """
+    try:
+        with np.load(file, allow_pickle=False) as arrays:
+            return {name: arrays[name] for name in (*ARRAYS, "terminals") if name in arrays}
+    except (OSError, EOFError, ValueError, TypeError, zipfile.BadZipFile, zlib.error) as error:
+        raise InputError(f"{file} is damaged or no .npz file of plain arrays ({error}).") from error
+
+
+def missing_array(file: Path, name: str, found: Iterable[str]) -> str:
+    """The sentence about an array that is not in a file."""
+    return f"{file} has no array {name!r}; it has {', '.join(map(repr, found)) or 'none'}."
+
+
+def rl_module(name: str) -> Any:
+    """Import a module of the extra ``rl``.
+
+    Raises:
+        InputError: If it is not installed.
+    """
+    try:
+        return import_module(name)
+    except ImportError as error:
+        package = name.partition(".")[0]
+        raise InputError(f'This needs the package {package}: pip install "minrnn-lightning[rl]".') from error

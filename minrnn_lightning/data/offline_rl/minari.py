@@ -1,0 +1,217 @@
+"""Minari's data sets: found in its local storage, fetched from its server, read with its package."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from minrnn_lightning.data.module import writable
+from minrnn_lightning.data.offline_rl.d4rl import SIZES
+from minrnn_lightning.data.offline_rl.episodes import (
+    Episodes,
+    Source,
+    join,
+    make_episodes,
+    refuse_other_files,
+    rl_module,
+)
+from minrnn_lightning.errors import InputError
+
+STORAGE = "MINARI_DATASETS_PATH"  # the environment variable that Minari reads
+ID = re.compile(r"([-\w][-\w/]*[-\w]/)?[-\w]+-v\d+")  # as Minari has it: a namespace of two characters or more
+METADATA = Path("data", "metadata.json")
+
+
+def new_storage(data_dir: Path) -> Path:
+    """Where new data sets go: ``$MINARI_DATASETS_PATH``, else ``minari`` in the folder of the data sets."""
+    named = os.environ.get(STORAGE)
+    return Path(named).expanduser() if named else writable(data_dir) / "minari"
+
+
+def storages(data_dir: Path) -> list[Path]:
+    """Where data sets are looked for: where new ones go, ``minari`` in the folder of the data sets, Minari's own."""
+    own = Path.home() / ".minari" / "datasets"
+    return list(dict.fromkeys([new_storage(data_dir), data_dir / "minari", own]))
+
+
+class MinariSet(Source):
+    """A data set of Minari, whose episodes are all complete.
+
+    Args:
+        dataset: Its id, such as ``mujoco/hopper/medium-v0``, or its folder.
+        data_dir: Folder of the data sets.
+    """
+
+    def __init__(self, dataset: str | Path, data_dir: Path) -> None:
+        self.dataset = dataset
+        self.storages = storages(data_dir)
+
+    @property
+    def folder(self) -> Path | None:
+        """Where the data set is; None where it is missing."""
+        folders = [self.dataset] if isinstance(self.dataset, Path) else [root / self.dataset for root in self.storages]
+        return next((folder for folder in folders if (folder / METADATA).is_file()), None)
+
+    def prepare(self) -> None:
+        """Download the data set where it is missing.
+
+        Raises:
+            FileNotFoundError: If it is missing and cannot be fetched.
+        """
+        if self.folder:
+            return
+        minari = rl_module("minari")
+        try:
+            with new_sets(self.storages[0]):
+                minari.download_dataset(self.dataset)
+        except Exception as error:  # whatever server, network and package may raise
+            reason = next(iter(str(error).splitlines()), type(error).__name__)
+            raise FileNotFoundError(
+                f"The Minari data set {self.dataset} is in none of {', '.join(map(str, self.storages))}, and Minari's "
+                f"server does not give it ({reason}); put it there, or name its storage with {STORAGE}."
+            ) from error
+
+    @cached_property
+    def minari(self) -> Any:
+        """Minari's own view of the data set.
+
+        Raises:
+            FileNotFoundError: If it is missing.
+            InputError: If it is damaged, would run code or read other files, or has other observations or actions than
+                this package takes.
+        """
+        if self.folder is None:
+            places = ", ".join(map(str, self.storages))
+            raise FileNotFoundError(
+                f"The Minari data set {self.dataset} is in none of {places}, so its sizes are not known; fetch it with "
+                f"`minari download {self.dataset}`, or name its storage with {STORAGE}."
+            )
+        spaces = rl_module("gymnasium").spaces
+        minari = rl_module("minari")
+        check(self.folder)
+        try:
+            found = minari.MinariDataset(self.folder / "data")
+        except Exception as error:  # whatever Minari makes of the metadata
+            raise InputError(f"{self.folder} is damaged or no data set of Minari ({error!r}).") from error
+        seen, done = found.observation_space, found.action_space
+        if not (isinstance(seen, spaces.Box) and len(seen.shape) == 1):
+            raise InputError(f"{self.folder} has observations {seen}; only vectors, Box of one dimension, are read.")
+        if not (isinstance(done, spaces.Box) and len(done.shape) == 1) and not (
+            isinstance(done, spaces.Discrete) and done.start == 0
+        ):
+            raise InputError(f"{self.folder} has actions {done}; only vectors and Discrete from 0 are read.")
+        return found
+
+    @property
+    def env_id(self) -> str | None:  # type: ignore[override]
+        """The environment, where the data set names it."""
+        spec = self.minari.env_spec
+        return spec.id if spec else None
+
+    @property
+    def observation_size(self) -> int:
+        """Numbers in an observation."""
+        return self._sizes()[0]
+
+    @property
+    def action_size(self) -> int:
+        """Numbers in an action, or how many actions there are."""
+        return self._sizes()[1]
+
+    @property
+    def action_bounds(self) -> tuple[npt.ArrayLike, npt.ArrayLike] | None:
+        """Those of the data set's action space."""
+        space = self.minari.action_space
+        return None if hasattr(space, "n") else (space.low, space.high)
+
+    def _sizes(self) -> tuple[int, int]:
+        known = re.match(r"mujoco/(\w+)/", str(self.dataset))
+        if self.folder is None and known and known[1] in SIZES:
+            return SIZES[known[1]]
+        seen, done = self.minari.observation_space, self.minari.action_space
+        return seen.shape[0], int(done.n) if hasattr(done, "n") else done.shape[0]
+
+    def read(self) -> Episodes:
+        """The episodes; what was seen after the last step of each is left out.
+
+        Raises:
+            InputError: If the data set is damaged.
+        """
+        return join(self._episodes(), str(self.folder))
+
+    def _episodes(self) -> Iterator[Episodes]:
+        for number, *arrays in self._arrays():
+            yield make_episodes(f"Episode {number} of {self.folder}", [len(arrays[-1])], *arrays)
+
+    def _arrays(self) -> Iterator[tuple[Any, ...]]:
+        """Number, observations, actions and rewards of each episode."""
+        try:
+            for episode in self.minari.iterate_episodes():
+                observations, actions, rewards = map(
+                    np.asarray, (episode.observations, episode.actions, episode.rewards)
+                )
+                yield episode.id, observations[: len(rewards)], actions, rewards
+        except Exception as error:  # whatever Minari makes of files that are damaged
+            raise InputError(f"{self.folder} is damaged ({error!r}); fetch or make it again.") from error
+
+
+def check(folder: Path) -> None:
+    """Refuse a data set with which Minari would run code or read other files of this machine.
+
+    Raises:
+        InputError: If it is such a one, or its metadata are damaged.
+    """
+    try:
+        about = json.loads((folder / METADATA).read_bytes())
+        told = [isinstance(about.get(name), str) for name in ("observation_space", "action_space")]
+        kind = about.get("data_format")
+    except (OSError, ValueError, RecursionError, AttributeError) as error:
+        raise InputError(f"{folder} is damaged or no data set of Minari ({error!r}).") from error
+    if not all(told):
+        raise InputError(
+            f"{folder} is damaged or no data set of Minari: {METADATA} holds no observation_space and action_space as "
+            "text, and to find them Minari would run the code that it names as the environment."
+        )
+    file = folder / "data" / "main_data.hdf5"
+    if kind == "hdf5" and file.is_file():
+        try:
+            with rl_module("h5py").File(file, "r") as group:
+                refuse_other_files(file, group)
+        except (OSError, RuntimeError, KeyError, TypeError) as error:
+            raise InputError(f"{folder} is damaged ({error!r}); fetch or make it again.") from error
+
+
+@contextmanager
+def new_sets(storage: Path) -> Iterator[None]:
+    """Let Minari write into a temporary storage, whose data sets move to ``storage`` when all has gone well."""
+    storage = storage.absolute()  # Minari joins a relative one to itself
+    storage.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(prefix=".new-", dir=storage))
+    before = os.environ.get(STORAGE)
+    os.environ[STORAGE] = str(partial)
+    try:
+        yield
+        for file in [file.parents[1] for file in partial.rglob(str(METADATA))] + [*partial.rglob("*_metadata.json")]:
+            place = storage / file.relative_to(partial)
+            if not place.exists():  # else it is a namespace that was there before
+                place.parent.mkdir(parents=True, exist_ok=True)
+                file.rename(place)
+    finally:
+        if before is None:
+            del os.environ[STORAGE]
+        else:
+            os.environ[STORAGE] = before
+        shutil.rmtree(partial, ignore_errors=True)
+        with suppress(OSError):
+            storage.rmdir()  # possible only if nothing is in it

@@ -1,0 +1,225 @@
+"""Steps of episodes as rows of equal length: windows drawn at random, episodes packed one after the other."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from minrnn_lightning.data.offline_rl.episodes import Episodes
+from minrnn_lightning.errors import InputError
+
+Integers = npt.NDArray[np.int64]
+
+
+class TrajectoryBatch(NamedTuple):
+    """A batch of rows of steps; what is False in ``mask`` fills a row at its end and is zero everywhere.
+
+    Attributes:
+        observations: As they are in the data, not normalised; float32 (batch, length, observation_size).
+        actions: float32 (batch, length, action_size), or int64 (batch, length) where actions are numbered.
+        returns_to_go: Sum of the rewards from this step to the end of the episode, undiscounted, unscaled; float32
+            (batch, length).
+        timesteps: Number of the step within its episode, from 0; int64 (batch, length).
+        mask: Whether this is a step of the data; bool (batch, length).
+        reset: Whether the state starts anew: at the first step of a row and of an episode; bool (batch, length).
+    """
+
+    observations: Tensor
+    actions: Tensor
+    returns_to_go: Tensor
+    timesteps: Tensor
+    mask: Tensor
+    reset: Tensor
+
+
+class Steps:
+    """The steps of all episodes, to gather rows from.
+
+    Args:
+        episodes: The episodes.
+    """
+
+    def __init__(self, episodes: Episodes) -> None:
+        self.episodes = episodes
+        self.returns_to_go = episodes.returns_to_go()
+        self.timesteps = episodes.timesteps()
+
+    def rows(self, index: Integers) -> TrajectoryBatch:
+        """The steps with these numbers, (batch, length); -1 stands for none."""
+        none = index < 0
+
+        def gather(array: npt.NDArray[np.generic]) -> Tensor:
+            rows = array[index]
+            rows[none] = 0
+            return torch.from_numpy(rows)
+
+        timesteps = gather(self.timesteps).long()
+        mask = torch.from_numpy(~none)
+        reset = mask & (timesteps == 0)
+        reset[:, 0] = True
+        observations, actions, returns_to_go = map(
+            gather, (self.episodes.observations, self.episodes.actions, self.returns_to_go)
+        )
+        return TrajectoryBatch(observations, actions, returns_to_go, timesteps, mask, reset)
+
+
+def window_index(starts: Integers, ends: Integers, length: int) -> Integers:
+    """Numbers of the steps from each start on, -1 from its end on: (windows, length)."""
+    index = starts[:, None] + np.arange(length)
+    return np.where(index < ends[:, None], index, -1)
+
+
+def tiled_index(starts: Integers, ends: Integers, length: int) -> Integers:
+    """Every episode cut into windows from its first step on, -1 after its last one: (windows, length)."""
+    windows = -(-(ends - starts) // length)
+    number = np.arange(windows.sum()) - np.repeat(np.cumsum(windows) - windows, windows)
+    return window_index(np.repeat(starts, windows) + number * length, np.repeat(ends, windows), length)
+
+
+def packed_index(starts: Integers, ends: Integers, length: int) -> Integers:
+    """Every episode right after the one before, cut into rows, -1 at the end of the last: (rows, length)."""
+    lengths = ends - starts
+    steps = np.arange(lengths.sum()) + np.repeat(starts - (np.cumsum(lengths) - lengths), lengths)
+    return np.pad(steps, (0, -len(steps) % length), constant_values=-1).reshape(-1, length)
+
+
+class RandomWindows(Dataset[TrajectoryBatch]):
+    """An endless stream of windows: an episode with a probability in proportion to its length, a start anywhere in it.
+
+    That is a start at any step with equal probability. What a batch holds depends on seed and position alone, and
+    processes take turns within it.
+
+    Args:
+        steps: The steps.
+        chosen: Numbers of the episodes to draw from.
+        length: Steps in a window; one that reaches past the end of its episode is filled up.
+        batch_size: Windows in a batch of one process.
+        batches: Batches in an epoch.
+        seed: Seed of the stream.
+        rank: Rank of this process.
+        world_size: Number of processes.
+    """
+
+    def __init__(
+        self,
+        steps: Steps,
+        chosen: Integers,
+        length: int,
+        batch_size: int,
+        batches: int,
+        seed: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        self.steps, self.length, self.batches, self.seed = steps, length, batches, seed
+        self.share, self.in_batch = slice(rank * batch_size, (rank + 1) * batch_size), batch_size * world_size
+        self.ends = steps.episodes.ends[chosen]
+        self.until = np.cumsum(steps.episodes.lengths[chosen])  # steps of the chosen episodes up to the end of each
+
+    def __len__(self) -> int:
+        return self.batches
+
+    def __getitem__(self, position: int) -> TrajectoryBatch:
+        random = np.random.default_rng((self.seed, position))
+        drawn = random.integers(self.until[-1], size=self.in_batch)[self.share]
+        episode = np.searchsorted(self.until, drawn, side="right")
+        ends = self.ends[episode]
+        return self.steps.rows(window_index(ends - (self.until[episode] - drawn), ends, self.length))
+
+
+class PackedEpisodes(Dataset[TrajectoryBatch]):
+    """An endless stream of packed rows; an epoch holds every step once.
+
+    Each epoch has an order of episodes and rows of its own, which depends on the seed and the epoch alone. The rows
+    are divided as evenly as possible into equally many batches for every process.
+
+    Args:
+        steps: The steps.
+        chosen: Numbers of the episodes.
+        length: Steps in a row; an episode that does not end with its row goes on in the next, from a new state.
+        batch_size: Most rows in a batch of one process, but for what keeps the processes even.
+        seed: Seed of the stream.
+        rank: Rank of this process.
+        world_size: Number of processes.
+
+    Raises:
+        InputError: If there are fewer rows than processes.
+    """
+
+    def __init__(
+        self,
+        steps: Steps,
+        chosen: Integers,
+        length: int,
+        batch_size: int,
+        seed: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        self.steps, self.chosen, self.length, self.seed = steps, chosen, length, seed
+        self.rank, self.world_size = rank, world_size
+        rows = -(-int(steps.episodes.lengths[chosen].sum()) // length)
+        self.batches = batches_of(rows, batch_size, world_size)
+        self._epoch: int | None = None
+        self._shares: list[Integers] = []
+
+    def __len__(self) -> int:
+        return self.batches
+
+    def __getitem__(self, position: int) -> TrajectoryBatch:
+        epoch, batch = divmod(position, len(self))
+        return self.steps.rows(self.shares(epoch)[batch * self.world_size + self.rank])
+
+    def shares(self, epoch: int) -> list[Integers]:
+        """The steps of every batch of every process in an epoch, each (rows, length)."""
+        if epoch != self._epoch:
+            random = np.random.default_rng((self.seed, epoch))
+            order = random.permutation(self.chosen)
+            episodes = self.steps.episodes
+            index = packed_index(episodes.starts[order], episodes.ends[order], self.length)
+            self._shares = np.array_split(random.permutation(index), self.batches * self.world_size)
+            self._epoch = epoch
+        return self._shares
+
+
+class HeldOutRows(Dataset[TrajectoryBatch]):
+    """Rows in order, every one exactly once over all processes.
+
+    Args:
+        steps: The steps.
+        index: The numbers of the steps of each row, (rows, length).
+        batch_size: Most rows in a batch of one process, but for what keeps the processes even.
+        rank: Rank of this process.
+        world_size: Number of processes.
+
+    Raises:
+        InputError: If there are fewer rows than processes.
+    """
+
+    def __init__(self, steps: Steps, index: Integers, batch_size: int, rank: int = 0, world_size: int = 1) -> None:
+        self.steps = steps
+        self.shares = np.array_split(index, batches_of(len(index), batch_size, world_size) * world_size)[
+            rank::world_size
+        ]
+
+    def __len__(self) -> int:
+        return len(self.shares)
+
+    def __getitem__(self, batch: int) -> TrajectoryBatch:
+        return self.steps.rows(self.shares[batch])
+
+
+def batches_of(rows: int, batch_size: int, world_size: int) -> int:
+    """How many batches each process has when rows are divided evenly and none is left out.
+
+    Raises:
+        InputError: If there are fewer rows than processes.
+    """
+    if rows < world_size:
+        raise InputError(f"There are {rows} rows of steps, too few for {world_size} processes; lower length.")
+    return min(-(-rows // (batch_size * world_size)), rows // world_size)

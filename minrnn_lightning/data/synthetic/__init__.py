@@ -1,0 +1,1 @@
+"""Examples that are generated on the fly: copying, recall, formal languages."""

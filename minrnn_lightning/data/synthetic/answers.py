@@ -1,0 +1,98 @@
+"""Batches of questions with answers at some positions: how they are laid out, joined, and guessed blindly."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+Tokens = npt.NDArray[np.int64]
+IGNORED = -100  # the target where nothing is asked, which PyTorch's losses leave out
+
+
+class AnswerBatch(NamedTuple):
+    """A batch of sequences with answers to give at some of their positions.
+
+    Attributes:
+        inputs: Tokens, int64 (batch, positions).
+        targets: The answer where one is asked for, else -100; int64 (batch, positions).
+        lengths: By which results are told apart, in the unit of the task; int64 (batch,).
+    """
+
+    inputs: Tensor
+    targets: Tensor
+    lengths: Tensor
+
+
+Rule = Callable[[np.random.Generator, int, int], AnswerBatch]  # of random numbers, the batch size and the length
+
+
+def answers(inputs: Tokens, targets: Tokens, length: int) -> AnswerBatch:
+    """A batch in which every example has the same length."""
+    return AnswerBatch(torch.from_numpy(inputs), torch.from_numpy(targets), torch.full((len(inputs),), length))
+
+
+def ask_at_end(tokens: Tokens, wanted: Tokens, query: int, length: int) -> AnswerBatch:
+    """Append one query token for each answer, where it is read; nothing of the answers is fed back.
+
+    Args:
+        tokens: (batch, positions).
+        wanted: The answers in their order, (batch, answers).
+        query: The token that asks.
+        length: What the examples count as.
+    """
+    inputs = np.concatenate([tokens, np.full_like(wanted, query)], axis=1)
+    targets = np.concatenate([np.full_like(tokens, IGNORED), wanted], axis=1)
+    return answers(inputs, targets, length)
+
+
+def distinct(random: np.random.Generator, batch_size: int, population: int, count: int) -> Tokens:
+    """``count`` different numbers below ``population`` in each row, every set equally likely: (batch_size, count).
+
+    The time does not depend on the population: R. Floyd's algorithm, https://doi.org/10.1145/30401.315746. The order
+    within a row is not uniform.
+    """
+    chosen = np.full((batch_size, count), -1, dtype=np.int64)
+    for index, top in enumerate(range(population - count, population)):
+        draw = random.integers(top + 1, size=batch_size)
+        taken = (chosen[:, :index] == draw[:, None]).any(axis=1)
+        chosen[:, index] = np.where(taken, top, draw)
+    return chosen
+
+
+def join(batches: Sequence[AnswerBatch], padding: int = 0) -> AnswerBatch:
+    """One batch of several, filled at the end up to the longest, where nothing is asked."""
+    longest = max(batch.inputs.shape[1] for batch in batches)
+
+    def fill(rows: Tensor, value: int) -> Tensor:
+        return torch.nn.functional.pad(rows, (0, longest - rows.shape[1]), value=value)
+
+    return AnswerBatch(
+        torch.cat([fill(batch.inputs, padding) for batch in batches]),
+        torch.cat([fill(batch.targets, IGNORED) for batch in batches]),
+        torch.cat([batch.lengths for batch in batches]),
+    )
+
+
+def blind_accuracy(known: AnswerBatch, unknown: AnswerBatch) -> float:
+    """Mean accuracy over ``unknown`` of the answer that is the commonest in ``known`` at each place in the order."""
+    _, places, wanted = _in_order(known)
+    examples, unknown_places, unknown_wanted = _in_order(unknown)
+    classes = int(wanted.max()) + 1
+    pairs, counts = np.unique(places * classes + wanted, return_counts=True)
+    guesses = np.full(max(places.max(), unknown_places.max()) + 1, IGNORED)
+    rising = pairs[np.argsort(counts, kind="stable")]
+    guesses[rising // classes] = rising % classes  # of several at one place the last one stays: the commonest
+    right = guesses[unknown_places] == unknown_wanted
+    return float(np.mean(np.bincount(examples, right) / np.bincount(examples)))
+
+
+def _in_order(batch: AnswerBatch) -> tuple[Tokens, Tokens, Tokens]:
+    """Of every answer of a batch: its example, its number within the example, and the answer itself."""
+    targets = batch.targets.numpy()
+    examples, positions = np.nonzero(targets != IGNORED)
+    return examples, np.arange(len(examples)) - np.searchsorted(examples, examples), targets[examples, positions]

@@ -1,0 +1,116 @@
+"""Multi-query associative recall (MQAR): several keys are asked for within one sequence."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import numpy as np
+
+from minrnn_lightning.data.synthetic.answers import IGNORED, AnswerBatch, Rule, answers, distinct
+from minrnn_lightning.data.synthetic.recall import RecallDataModule
+from minrnn_lightning.errors import InputError
+
+
+def mqar(
+    random: np.random.Generator,
+    batch_size: int,
+    length: int,
+    vocab_size: int = 8192,
+    pairs: int = 8,
+    power: float = 0.01,
+    random_filler: bool = False,
+) -> AnswerBatch:
+    """Pairs of key and value, then every key once more among fillers; its value is the answer where it comes again.
+
+    Keys are 1 to vocab_size / 2 - 1, values the rest, neither comes twice in an example, 0 is the filler. The keys
+    come again in slots of two positions, drawn without replacement, slot s with probability proportional to
+    s^(power - 1): mostly soon after the pairs. ``[1 9 3 8 0 0 3 0 0 0 0 0 0 0 1 0]`` is answered 8 at position 6 and
+    9 at position 14 with a vocabulary of 12.
+    """
+    half = vocab_size // 2
+    keys = 1 + random.permuted(distinct(random, batch_size, half - 1, pairs), axis=1)
+    values = half + random.permuted(distinct(random, batch_size, vocab_size - half, pairs), axis=1)
+    slots = np.arange(1, (length - 2 * pairs) // 2 + 1)
+    # The order of exponential times with these rates is that of draws without replacement (Efraimidis & Spirakis 2006).
+    times = random.exponential(size=(batch_size, len(slots))) / slots ** (power - 1)
+    places = 2 * pairs + 2 * np.argsort(times, axis=1)[:, :pairs]
+    tokens = np.zeros((batch_size, length), dtype=np.int64)
+    if random_filler:
+        tokens = random.integers(vocab_size, size=tokens.shape)
+    tokens[:, : 2 * pairs] = np.stack([keys, values], axis=2).reshape(batch_size, -1)
+    np.put_along_axis(tokens, places, keys, axis=1)
+    targets = np.full_like(tokens, IGNORED)
+    np.put_along_axis(targets, places, values, axis=1)
+    return answers(tokens, targets, length)
+
+
+class MQARDataModule(RecallDataModule):
+    """Multi-query associative recall: every key comes again once, and its value is asked for there.
+
+    A state of fixed size holds only so many pairs: the accuracy against ``pairs`` is what this task is for.
+
+    Args:
+        batch_size: Examples in a batch, per process in training, of all processes together in evaluation.
+        length: Positions; at least four times the pairs.
+        pairs: Key-value pairs in an example.
+        vocab_size: Symbols: a filler, keys, and as many values.
+        power: How late the keys come again: 1 spreads them evenly, 0.01 puts most of them early.
+        random_filler: Random symbols instead of the filler between the queries.
+        curriculum: Rows of steps, length, batch size: what the first steps of training have, row after row.
+        eval_lengths: Lengths to validate and test on; ``length`` if None.
+        eval_batches: Batches of each of these lengths in the validation set and in the test set.
+        steps_per_epoch: Batches that count as an epoch; the stream itself has no end.
+        num_workers: Processes that prepare batches beside the training; 0 prepares them inside it.
+
+    Raises:
+        InputError: If a size is out of range, a length too short or the vocabulary too small for the pairs.
+
+    Source: Arora et al. 2023, https://arxiv.org/abs/2312.04927; https://github.com/HazyResearch/zoology.
+    """
+
+    smallest_vocabulary = 4
+
+    def __init__(
+        self,
+        batch_size: int = 256,
+        length: int = 128,
+        pairs: int = 8,
+        vocab_size: int = 8192,
+        power: float = 0.01,
+        random_filler: bool = False,
+        curriculum: list[tuple[int, int, int]] | None = None,
+        eval_lengths: list[int] | None = None,
+        eval_batches: int = 12,
+        steps_per_epoch: int = 1000,
+        num_workers: int = 0,
+    ) -> None:
+        if pairs < 1:
+            raise InputError(f"pairs must be 1 or more, got {pairs}.")
+        if vocab_size < 2 * pairs + 2:
+            raise InputError(f"vocab_size must be {2 * pairs + 2} or more for {pairs} pairs, got {vocab_size}.")
+        if power <= 0:
+            raise InputError(f"power must be above 0, got {power}.")
+        self.pairs, self.power, self.random_filler = pairs, power, random_filler
+        super().__init__(
+            batch_size, length, vocab_size, eval_lengths, eval_batches, steps_per_epoch, num_workers, curriculum
+        )
+
+    @property
+    def chance(self) -> float:
+        """One over the number of values."""
+        return 1 / (self.vocab_size - self.vocab_size // 2)
+
+    @property
+    def rule(self) -> Rule:
+        """``mqar`` of this size."""
+        return partial(
+            mqar, vocab_size=self.vocab_size, pairs=self.pairs, power=self.power, random_filler=self.random_filler
+        )
+
+    def check_length(self, length: int) -> None:
+        """Refuse a length without room for the pairs and a slot for each query."""
+        if length < 4 * self.pairs:
+            raise InputError(
+                f"{self.pairs} pairs need a length of {4 * self.pairs} or more, got {length}; raise the length or "
+                "lower pairs."
+            )

@@ -1,0 +1,1 @@
+"""Acting in environments: rollouts of trained policies, and a linear teacher."""

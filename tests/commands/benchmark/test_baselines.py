@@ -1,0 +1,111 @@
+"""The baselines compute what they are said to compute."""
+
+import pytest
+import torch
+
+from minrnn_lightning.commands.benchmark.accuracy import relative_error
+from minrnn_lightning.commands.benchmark.baselines import CausalAttention, Decoder, GRUCellLoop, GRULanguageModel
+from minrnn_lightning.commands.benchmark.generate import read, size, walk
+from minrnn_lightning.commands.benchmark.layer import BASE, LAYERS, build, step_of
+from minrnn_lightning.commands.benchmark.train import Linears, paper_scan
+from minrnn_lightning.ops import gated_scan
+
+
+def test_the_paper_s_layer_computes_the_same_as_ours():
+    ours, paper = build(["mingru", "logspace"], 6).values()
+    with torch.no_grad():
+        ours.weight_ih_l0.copy_(torch.cat([paper.gate.weight, paper.candidate.weight]))
+        ours.bias_ih_l0.copy_(torch.cat([paper.gate.bias, paper.candidate.bias]))
+    x = torch.randn(2, 30, 6)
+    torch.testing.assert_close(paper(x), ours(x)[0], rtol=1e-4, atol=1e-5)
+
+
+def test_loop_of_cells_is_nn_gru():
+    loop, gru = GRUCellLoop(6), torch.nn.GRU(6, 6, batch_first=True)
+    gru.load_state_dict({f"{name}_l0": value for name, value in loop.cell.state_dict().items()})
+    x = torch.randn(2, 9, 6)
+    torch.testing.assert_close(loop(x), gru(x)[0])
+
+
+@pytest.mark.parametrize("dim", [6, 128])
+def test_attention_is_causal(dim):
+    attention, x = CausalAttention(dim), torch.randn(2, 9, dim)
+    y = attention(x)
+    x[:, 5:] += 1
+    changed = attention(x)
+    torch.testing.assert_close(changed[:, :5], y[:, :5])
+    assert not torch.allclose(changed[:, 5], y[:, 5])
+    assert attention.size == (64 if dim == 128 else dim)
+
+
+def test_all_map_to_the_same_shape_and_have_gradients():
+    x = torch.randn(2, 7, 6, requires_grad=True)
+    built = build(list(LAYERS), 6)
+    assert next(iter(built)) == BASE
+    for name, module in built.items():
+        gradients = step_of(module, x, torch.ones_like(x))()
+        assert [gradient.shape for gradient in gradients] == [x.shape, *(p.shape for p in module.parameters())], name
+    products = built[BASE](x)
+    assert [output.shape for output in products] == [x.shape] * 2
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("make", [Decoder, GRULanguageModel])
+def test_steps_equal_the_parallel_form(make, monkeypatch):
+    """Read in one piece, in chunks, and step by step."""
+    model, tokens = make(11, 8, 2).eval(), torch.randint(11, (2, 12))
+    capacity = (12,) if make is Decoder else ()
+    whole, _ = model(tokens, model.initial_state(2, *capacity))
+    monkeypatch.setattr("minrnn_lightning.commands.benchmark.generate.CHUNK", 4)
+    state = read(model, tokens[:, :7], room=5)
+    rest, _ = model(tokens[:, 7:], state)
+    torch.testing.assert_close(rest, whole[:, 7:])
+    for t in range(7, 12):
+        logits, state = model.step(tokens[:, t], state)
+        torch.testing.assert_close(logits, whole[:, t])
+
+
+@torch.inference_mode()
+def test_walk_starts_from_the_same_state_each_time():
+    model, tokens = Decoder(11, 8, 2).eval(), torch.randint(11, (1, 6))
+    logits = []
+    model.head.register_forward_hook(lambda module, inputs, output: logits.append(output))
+    step = walk(model, tokens[:, 4:], read(model, tokens[:, :4], room=2))
+    logits.clear()
+    step()
+    step()
+    torch.testing.assert_close(logits[:2], logits[2:])
+
+
+@torch.inference_mode()
+def test_size_of_states():
+    decoder = Decoder(11, 8, 3)
+    state = read(decoder, torch.zeros(2, 5, dtype=torch.long), room=4)
+    assert size(state, 5) == 3 * 2 * 2 * 5 * 8 * 4  # depth, keys and values, batch, steps, width, bytes
+    assert size([(None, torch.zeros(2, 3)), (torch.zeros(4), torch.zeros(1))], 5) == 4 * (6 + 4 + 1)
+
+
+def test_relative_error():
+    exact = torch.tensor([1.0, -2.0], dtype=torch.float64)
+    assert relative_error(torch.tensor([1.0, -2.5]), exact) == 0.25
+    assert relative_error(torch.tensor([1.0, torch.nan]), exact) != 0
+
+
+def test_products_are_those_of_the_model():
+    model = torch.nn.Sequential(torch.nn.Linear(3, 5), torch.nn.GELU(), torch.nn.Linear(5, 2))
+    with Linears() as linears:
+        model(torch.randn(4, 7, 3))
+    assert [tuple(weight.shape) for _, weight in linears.operands] == [(5, 3), (2, 5)]
+    assert [tuple(x.shape) for x, _ in linears.operands] == [(4, 7, 3), (4, 7, 5)]
+    linears.products()()
+
+
+def test_the_paper_s_scan_stands_in_for_ours():
+    gate, candidate, forget = torch.randn(3, 2, 20, 3)
+    torch.testing.assert_close(
+        paper_scan(gate, candidate, None, reset=None), gated_scan(gate, candidate), rtol=1e-4, atol=1e-5
+    )
+    z = gate.sigmoid() / (gate.sigmoid() + forget.sigmoid())  # minLSTM's
+    torch.testing.assert_close(
+        paper_scan(gate, candidate, forget=forget), gated_scan(z.logit(), candidate), rtol=1e-4, atol=1e-5
+    )

@@ -1,0 +1,229 @@
+"""Every benchmark command writes what it measured, compares, and answers bad input with one sentence."""
+
+import csv
+import json
+import sys
+
+import pytest
+
+from minrnn_lightning.commands.benchmark import policy, train
+from minrnn_lightning.commands.benchmark.layer import LAYERS
+
+SMALL = {
+    "layer": ["--lengths=[5,8]", "--batch_size=2", "--dim=4", "--repeats=1"],
+    "scan": ["--lengths=5,8", "--batch_size=2", "--dim=4", "--repeats=1"],
+    "generate": ["--lengths=5,8", "--dim=8", "--depth=1", "--steps=2", "--repeats=1"],
+    "policy": ["--lengths=5,8", "--dim=8", "--depth=1", "--steps=2", "--repeats=1", "--mixer=mingru"],
+    "accuracy": ["--lengths=5,8", "--dim=4"],
+    "train": ["--config=shakespeare", "--model.dim=8", "--model.depth=1", "--data.batch_size=2", "--data.length=16"],
+}
+NAMES = {
+    "layer": {name for name, _ in LAYERS.values()} - {"mingru-scans"},  # not always installed
+    "scan": {
+        *("forward: copying as many bytes", "forward: linear_scan", "forward: gated_scan, positive"),
+        *("forward: gated_scan, identity", "backward: copying as many bytes", "backward: linear_scan"),
+        *("backward: gated_scan, positive", "backward: gated_scan, identity", "forward + backward: linear_scan"),
+        *("forward + backward: gated_scan, positive", "forward + backward: gated_scan, identity"),
+        "forward + backward: the paper's log-space scan",
+    },
+    "generate": {"mingru", "minlstm", "nn.GRU", "transformer with a cache of keys and values"},
+    "policy": {"mingru, compact", "mingru, decision_transformer", policy.TRANSFORMER, policy.ALONE},
+    "accuracy": {"gated_scan", "the paper's log-space scan"},
+    "train": {train.PRODUCTS, train.WHOLE, train.LOG_SPACE},
+}
+TIMES = {"ms", "ms_min", "ms_max", "us_per_token"}
+FIGURES = {
+    "layer": TIMES | {"peak_mb"},
+    "scan": TIMES | {"peak_mb"},
+    "generate": {"ms", "ms_min", "ms_max", "tokens_per_s", "state_kb", "parameters_m"},
+    "policy": {"ms", "ms_min", "ms_max", "env_steps_per_s"},
+    "accuracy": {"float32", "bfloat16", "float16"},
+    "train": TIMES | {"peak_mb"},
+}
+
+
+@pytest.fixture(autouse=True)
+def one_step(monkeypatch):
+    monkeypatch.setattr(train, "STEPS", 1)
+
+
+def check_refused(result, *parts, code=1):
+    got, _, errors = result
+    assert got == code, errors
+    sentence = errors.strip().splitlines()[-1]
+    assert sentence.startswith("minrnn: "), errors
+    assert all(part in sentence for part in parts), sentence
+    assert "Traceback" not in errors
+
+
+@pytest.mark.parametrize("kind", SMALL)
+def test_writes_table_json_csv_and_plot(minrnn, tmp_path, kind):
+    code, out, errors = minrnn("benchmark", kind, *SMALL[kind], f"--output={tmp_path}/new/folder")
+    assert code == 0, errors
+    folder = tmp_path / "new/folder"
+    assert {file.name for file in folder.iterdir()} == {f"{kind}.{ending}" for ending in ("json", "csv", "png")}
+    record = json.loads((folder / f"{kind}.json").read_text())
+    assert record["benchmark"] == kind
+    assert {"device", "cpu", "threads", "python", "torch", "minrnn-lightning"} <= set(record["about"])
+    lengths = {16} if kind == "train" else {5, 8}
+    found = {(row["name"], row["length"]) for row in record["rows"]}
+    assert found >= {(name, length) for name in NAMES[kind] for length in lengths}
+    assert {name for name, _ in found} <= NAMES[kind] | {"mingru-scans"}
+    assert all(set(row) == {"name", "length"} | FIGURES[kind] for row in record["rows"])
+    assert all(name in out for name in NAMES[kind])
+    assert "1.00" in out or kind == "accuracy"  # the ratio to a baseline
+    with (folder / f"{kind}.csv").open() as lines:
+        rows = list(csv.DictReader(lines))
+    assert [(row["name"], int(row["length"])) for row in rows] == [(r["name"], r["length"]) for r in record["rows"]]
+    assert (folder / f"{kind}.png").read_bytes().startswith(b"\x89PNG")
+
+    code, out, errors = minrnn("benchmark", kind, *SMALL[kind], f"--compare={folder}/{kind}.json")
+    assert code == 0, errors
+    assert "The earlier run had the same setting." in errors
+    assert "earlier" in out
+
+
+def test_says_in_what_the_earlier_run_differed(minrnn, tmp_path):
+    minrnn("benchmark", "accuracy", *SMALL["accuracy"], f"--output={tmp_path}")
+    words = ["--lengths=8", "--dim=3", f"--compare={tmp_path}/accuracy.json"]
+    code, _, errors = minrnn("benchmark", "accuracy", *words)
+    assert code == 0
+    assert "The earlier run had dim 4 (now 3)." in errors
+
+
+def test_ratio_to_the_earlier_run(minrnn, tmp_path):
+    minrnn("benchmark", "accuracy", "--lengths=8", "--dim=3", f"--output={tmp_path}")
+    file = tmp_path / "accuracy.json"
+    record = json.loads(file.read_text())
+    for row in record["rows"]:
+        row["float32"] /= 4
+    file.write_text(json.dumps(record))
+    code, out, _ = minrnn("benchmark", "accuracy", "--lengths=8", "--dim=3", f"--compare={file}")
+    assert code == 0
+    assert out.count("4.00") == len(record["rows"])
+
+
+@pytest.mark.parametrize("words", [["--lengths", "7"], ["--lengths=7,9"], ["--lengths=[7,9]"]])
+def test_forms_of_lengths(minrnn, tmp_path, words):
+    code, _, errors = minrnn("benchmark", "accuracy", *words, "--dim=2", f"--output={tmp_path}")
+    assert code == 0, errors
+    lengths = {row["length"] for row in json.loads((tmp_path / "accuracy.json").read_text())["rows"]}
+    assert lengths == ({7, 9} if "9" in words[-1] else {7})
+
+
+@pytest.mark.parametrize("dtype", ["float64", "bfloat16", "float16"])
+def test_other_types(minrnn, tmp_path, dtype):
+    """What cannot run in a type is left out with a line; the rest is measured."""
+    for kind in ("layer", "scan", "generate"):
+        code, _, errors = minrnn("benchmark", kind, *SMALL[kind], f"--dtype={dtype}", f"--output={tmp_path}")
+        assert code == 0, errors
+        assert "Traceback" not in errors
+        names = {row["name"] for row in json.loads((tmp_path / f"{kind}.json").read_text())["rows"]}
+        left = {line.partition(" is left out: ")[0] for line in errors.splitlines() if " is left out: " in line}
+        assert names | left >= NAMES[kind]
+        ours = {"MinGRU", "MinLSTM", "mingru", "minlstm"} | {name for name in NAMES["scan"] if "_scan" in name}
+        assert not left & ours
+
+
+def test_some_layers(minrnn):
+    code, out, _ = minrnn("benchmark", "layer", *SMALL["layer"], "--layers", "mingru,gru")
+    assert code == 0
+    assert "MinGRU" in out
+    assert "nn.GRU" in out
+    assert "attention" not in out
+
+
+@pytest.mark.slow
+def test_compiled(minrnn):
+    code, out, errors = minrnn("benchmark", "layer", *SMALL["layer"], "--layers=mingru,gru", "--compile")
+    assert code == 0, errors
+    assert "MinGRU, compiled" in out
+    assert "nn.GRU, compiled" not in out
+
+
+def test_without_peers_and_matplotlib(minrnn, tmp_path, monkeypatch):
+    for module in ("minGRU_pytorch", "mingru", "matplotlib", "matplotlib.figure"):
+        monkeypatch.setitem(sys.modules, module, None)
+    words = ["--layers=mingru,mingru-pytorch,mingru-scans", "--lengths=5", f"--output={tmp_path}"]
+    code, out, errors = minrnn("benchmark", "layer", *SMALL["layer"][1:], *words)
+    assert code == 0
+    assert "MinGRU" in out
+    assert errors.splitlines() == [
+        "minGRU-pytorch is not installed and left out: pip install minGRU-pytorch",
+        "mingru-scans is not installed and left out: pip install mingru-scans",
+        'No plot without matplotlib: pip install "minrnn-lightning[benchmark]"',
+    ]
+    assert {file.name for file in tmp_path.iterdir()} == {"layer.json", "layer.csv"}
+
+
+@pytest.mark.parametrize("words", [[], ["everything"], ["--help"]])
+def test_says_what_there_is(minrnn, words):
+    check_refused(minrnn("benchmark", *words), "layer, scan, generate, policy, accuracy or train", code=2)
+
+
+@pytest.mark.parametrize("kind", SMALL)
+def test_help(minrnn, kind):
+    code, out, _ = minrnn("benchmark", kind, "--help")
+    assert code == 0
+    options = ("output", "compare", "config") if kind == "train" else ("output", "compare", "lengths", "dim", "device")
+    assert all(f"--{option}" in out for option in options)
+    assert f"{kind}.json, {kind}.csv and {kind}.png" in " ".join(out.split())
+
+
+@pytest.mark.parametrize(
+    ("words", "parts"),
+    [
+        (["layer", "--dim=0"], ["dim must be at least 1, got 0"]),
+        (["scan", "--repeats=-3"], ["repeats must be at least 1, got -3"]),
+        (["generate", "--steps=0"], ["steps must be at least 1, got 0"]),
+        (["layer", "--lengths=many"], ["lengths", "512,2048", "'many'"]),
+        (["accuracy", "--lengths=4,0"], ["lengths", "from 1", "'4,0'"]),
+        (["scan", "--lengths="], ["lengths", "''"]),
+        (["layer", "--layers=mingru,s5"], ["'s5'", ",".join(LAYERS)]),
+        (["generate", "--mixer=s5"], ["mixer", "'s5'", "mingru"]),
+        (["policy", "--env=Hoper-v5"], ["Gymnasium cannot make the environment 'Hoper-v5'"]),
+        (["policy", "--env=CartPole-v1"], ["CartPole-v1 has no vectors of real numbers", "Hopper-v5"]),
+        (["layer", "--device=tpu"], ["device is 'tpu'", "cpu, or cuda"]),
+        (["scan", "--device=cuda:99"], ["device is 'cuda:99'", "cpu, or cuda"]),
+        (["accuracy", "--device=meta"], ["device is 'meta'", "cpu, or cuda"]),
+        (["layer", "--compare=none.json"], ["none.json", "No such file"]),
+        (["train", "--config=nowhere"], ["nowhere is neither a file nor a packaged recipe"]),
+    ],
+)
+def test_bad_values(minrnn, words, parts):
+    check_refused(minrnn("benchmark", *words), *parts)
+
+
+@pytest.mark.parametrize(
+    ("words", "parts"),
+    [
+        (["layer", "--dtype=int8"], ["dtype", "'float32', 'bfloat16', 'float16', 'float64'", "int8"]),
+        (["scan", "--dim=wide"], ["dim", "int", "wide"]),
+        (["layer", "--colour=red"], ["--colour=red"]),
+        (["train", "--config=shakespeare", "--compare"], ["--compare", "expected one argument"]),
+    ],
+)
+def test_bad_options(minrnn, words, parts):
+    check_refused(minrnn("benchmark", *words), *parts, code=2)
+
+
+@pytest.mark.parametrize(
+    "content", ["", "PNG", "[1]", '{"rows": []}', '{"benchmark": "scan", "about": {}, "rows": [3]}', "\x00"]
+)
+def test_compare_with_another_file(minrnn, tmp_path, content):
+    (tmp_path / "x.json").write_text(content)
+    check_refused(
+        minrnn("benchmark", "scan", f"--compare={tmp_path}/x.json"), "x.json is not a file to compare with", "scan.json"
+    )
+
+
+def test_compare_with_another_benchmark(minrnn, tmp_path):
+    minrnn("benchmark", "accuracy", *SMALL["accuracy"], f"--output={tmp_path}")
+    result = minrnn("benchmark", "layer", f"--compare={tmp_path}/accuracy.json")
+    check_refused(result, "is of `minrnn benchmark accuracy`", "layer.json")
+
+
+def test_output_that_cannot_be_made(minrnn, tmp_path):
+    (tmp_path / "file").touch()
+    for folder in ("file", "file/inside"):
+        check_refused(minrnn("benchmark", "accuracy", "--lengths=5", f"--output={tmp_path}/{folder}"), "file")

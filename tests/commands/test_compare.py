@@ -1,0 +1,134 @@
+"""``minrnn compare``: real runs in processes of their own, put together, gone on with, never run twice."""
+
+import csv
+import json
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+SMALL = [
+    *("--config", "shakespeare_small", "--model.match_parameters=100k", "--model.depth=2", "--data.batch_size=2"),
+    *("--data.length=16", "--trainer.max_steps=4", "--trainer.val_check_interval=2", "--trainer.limit_val_batches=2"),
+    *("--trainer.accelerator=cpu", "--trainer.precision=32-true"),
+]
+
+
+@pytest.fixture
+def where(tmp_path):
+    return [f"--output={tmp_path / 'results'}", f"--runs={tmp_path / 'runs'}"]
+
+
+@pytest.mark.slow
+def test_table_of_mixers_and_seeds(minrnn, tmp_path, where):
+    words = ["compare", *SMALL, "--mixers=mingru,mingru+attention", *where]
+    code, out, errors = minrnn(*words, "--seeds=0")
+    assert code == 0, errors
+    results = tmp_path / "results"
+    one = results / "mingru-0.json"
+    before, cell = one.read_bytes(), json.loads(one.read_bytes())
+    assert [step for step, _ in cell["curve"]] == [2, 4]
+    assert cell["best"] == min(value for _, value in cell["curve"])
+    assert abs(cell["parameters"] - 100_000) < 5000
+    assert 0 < cell["seconds_per_step"] < 60
+    assert cell["tokens_per_s"] > 0
+    assert cell["peak_mb"] > 100
+    hybrid = json.loads((results / "mingru+attention-0.json").read_bytes())
+    assert hybrid["curve"] != cell["curve"]
+    assert {file.name for file in results.iterdir()} == {
+        *("mingru-0.json", "mingru+attention-0.json", "compare.json", "compare.csv", "compare.md", "compare.png")
+    }
+
+    code, out, errors = minrnn(*words, "--seeds=0,1", "--devices=cpu,cpu")  # the first ones are not run again
+    assert code == 0, errors
+    assert "mingru, seed 0: finished before" in out
+    assert one.read_bytes() == before
+    with (results / "compare.csv").open() as lines:
+        rows = list(csv.DictReader(lines))
+    assert [(row["mixer"], row["seed"]) for row in rows] == [
+        *(("mingru+attention", "0"), ("mingru+attention", "1"), ("mingru", "0"), ("mingru", "1"))
+    ]
+    table = (results / "compare.md").read_text()
+    assert table.count("\n") == 4
+    assert " ± " in table
+
+    for other in ("--model.lr=1", "--metric=val/perplexity"):
+        code, _, errors = minrnn(*words, "--seeds=0", other)
+        assert code == 1
+        assert "was made with the metric val/loss and the options" in errors
+    one.write_text("{}")
+    code, _, errors = minrnn(*words, "--seeds=0")
+    assert code == 1
+    assert "mingru-0.json is not a result of `minrnn compare`: remove it or give another --output" in errors
+    for file in results.iterdir():
+        file.unlink()
+    code, _, errors = minrnn(*words, "--seeds=0", "--model.lr=1")  # would go on from a checkpoint of the old options
+    assert code == 1
+    assert "mingru-0 holds a run with other options: remove it or give other --runs" in errors
+
+
+@pytest.mark.slow
+def test_an_interrupted_run_goes_on(minrnn, tmp_path, where):
+    run = ["--seed_everything=0", "--model.mixer=mingru", f"--trainer.default_root_dir={tmp_path}/runs/mingru-0"]
+    code, _, errors = minrnn("fit", *SMALL, *run, "--trainer.callbacks+=TrainingCost", "--trainer.max_steps=2")
+    assert code == 0, errors
+    code, out, errors = minrnn("compare", *SMALL, "--mixers=mingru", *where)
+    assert code == 0, errors
+    assert "mingru, seed 0: goes on" in out
+    cell = json.loads((tmp_path / "results/mingru-0.json").read_bytes())
+    assert [step for step, _ in cell["curve"]] == [2, 4]
+    assert cell["minutes"] is None
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_a_run_ends_with_the_comparison_and_leaves_a_checkpoint(tmp_path, where, number):
+    words = ["compare", *SMALL, "--mixers=mingru", "--trainer.max_steps=100000", *where]
+    run = tmp_path / "runs/mingru-0"
+    with subprocess.Popen([sys.executable, "-m", "minrnn_lightning", *words]) as comparison:
+        while not list(run.glob("version_0/checkpoints/last.ckpt")):
+            assert comparison.poll() is None
+            time.sleep(0.1)
+        comparison.send_signal(number)
+    assert comparison.returncode == (-number if number == signal.SIGKILL else 128 + number)
+    deadline = time.monotonic() + 300
+    while "Saved" not in (run / "log").read_text():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["--mixers=mingru,mamba9"], "mixer 'mamba9' is unknown; it can be attention"),
+        (["--mixers=mingru", "--seeds=0,x"], "seeds must be whole numbers separated by commas, got '0,x'"),
+        (["--mixers=mingru", "--devices=cpu,99"], "device '99' is unknown; it can be cpu"),
+        (["--seeds=0"], "the following arguments are required: --mixers"),
+    ],
+)
+def test_refuses(minrnn, where, words, sentence):
+    code, _, errors = minrnn("compare", *SMALL, *words, *where)
+    assert code in (1, 2)
+    assert errors.startswith("minrnn: ")
+    assert errors.count("\n") == 1
+    assert sentence in errors
+
+
+@pytest.mark.slow
+def test_a_metric_that_was_not_logged(minrnn, where):
+    code, _, errors = minrnn("compare", *SMALL, "--mixers=mingru", "--metric=val/los", "--trainer.max_steps=2", *where)
+    assert code == 1
+    assert "left no checkpoint or no 'val/los'; it logged epoch, peak_mb, seconds_per_step, step, val/" in errors
+
+
+@pytest.mark.slow
+def test_a_failed_run_says_why(minrnn, where):
+    code, _, errors = minrnn("compare", *SMALL, "--mixers=mingru", "--model.depth=-1", *where)
+    assert code == 1
+    assert "the run of mingru with seed 0 failed" in errors
+    assert "depth must be above 0, got -1" in errors
+    code, _, errors = minrnn("compare", *SMALL, "--mixers=mingru", "--model.depth=0", *where)  # not held to the former
+    assert code == 1
+    assert "depth must be above 0, got 0" in errors

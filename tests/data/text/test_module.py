@@ -1,0 +1,458 @@
+"""Any text becomes windows: files, folders, patterns, Hub data sets; what cannot be read is said in one sentence."""
+
+import warnings
+
+import datasets
+import numpy as np
+import pytest
+import torch
+from tokenizers import Tokenizer
+
+from minrnn_lightning.data import TextDataModule
+from minrnn_lightning.data.text.module import local_files
+from minrnn_lightning.data.text.windows import token_array
+
+
+def prepared(path, **options):
+    data = TextDataModule(path, **{"batch_size": 2, "length": 10, **options})
+    data.prepare_data()
+    data.setup("fit")
+    return data
+
+
+def text_of(data, part):
+    return data.tokenizer.decode(token_array(data.parts[part]).tolist())
+
+
+@pytest.mark.parametrize("tokenizer", ["char", "byte", "bpe"])
+def test_text_and_sizes(text_file, tokenizer):
+    text = text_file.read_text()
+    data = TextDataModule(str(text_file), tokenizer, vocab_size=300, batch_size=2, length=10)
+    size = data.input_size
+    assert size == data.output_size == {"char": 10, "byte": 256, "bpe": 300}[tokenizer]
+    data.prepare_data()
+    data.setup("fit")
+    assert text_of(data, "train") == text[:1800]
+    assert text_of(data, "validation") == text[1800:]
+    assert token_array(data.parts["train"]).max() < size
+    inputs, targets = next(iter(data.train_dataloader()))
+    assert inputs.shape == targets.shape == (2, 10)
+    assert torch.equal(inputs[:, 1:], targets[:, :-1])
+
+
+def test_tokens_are_mapped_into_memory(text_file):
+    data = prepared(str(text_file))
+    tokens = token_array(data.parts["train"])
+    assert not tokens.flags.owndata
+    assert tokens.dtype == np.uint8
+    assert [file["filename"] for file in data.parts["train"].cache_files] == [str(data.folder / "train.arrow")]
+
+
+def test_tokenised_once_for_each_text_and_vocabulary(text_file, cache, monkeypatch):
+    folders = {prepared(str(text_file), tokenizer=kind, vocab_size=257).folder for kind in ("char", "byte", "bpe")}
+    folders |= {prepared(str(text_file), held_out=0.2).folder}
+    with monkeypatch.context() as patch:
+        patch.setattr(TextDataModule, "texts", lambda self: pytest.fail("tokenised again"))
+        folders |= {prepared(str(text_file), batch_size=3, length=5).folder}
+    text_file.write_text("another text\n" * 100)
+    folders |= {prepared(str(text_file)).folder}
+    assert sorted((cache / "tokens").iterdir()) == sorted(folders)
+    assert len(folders) == 5
+
+
+def test_interrupted_preparation_leaves_nothing(text_file, cache, monkeypatch):
+    def interrupt(*arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("minrnn_lightning.data.text.module.tokens", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        prepared(str(text_file))
+    assert list((cache / "tokens").iterdir()) == []
+
+
+def test_files(tmp_path):
+    for name in ("b.txt", "a.txt", "deep/c.txt", "d.md"):
+        (tmp_path / "books" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "books" / name).write_text(f"contents of {name}")
+    books = str(tmp_path / "books")
+
+    def names(path):
+        return [file.name for file in local_files(path)]
+
+    assert names(books) == ["a.txt", "b.txt", "c.txt"]
+    assert names(f"{books}/*.txt") == ["a.txt", "b.txt"]
+    assert names([f"{books}/d.md", f"{books}/?.txt"]) == ["d.md", "a.txt", "b.txt"]
+    data = TextDataModule([f"{books}/b.txt", f"{books}/d.md"])
+    assert data.read() == b"contents of b.txt\ncontents of d.md"
+
+
+def write(folder, names):
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(f"contents of {name}", encoding="utf-8")
+
+
+def names(path, folder):
+    return [str(file.relative_to(folder)) for file in local_files(path)]
+
+
+HIDDEN = ("._a.txt", ".x/b.txt", "deep/.ipynb_checkpoints/c-checkpoint.txt", "deep/.c.txt", ".venv/lib/deep/top.txt")
+
+
+@pytest.mark.parametrize("pattern", ["", "**/*.txt", "**", "**/**/*.txt", "**/[.a-z]*.txt"])
+@pytest.mark.parametrize("root", ["books", ".books"])
+def test_hidden_files_are_no_data(tmp_path, pattern, root):
+    books = tmp_path / root
+    write(books, ("a.txt", "deep/c.txt", *HIDDEN))
+    assert names(str(books / pattern), books) == ["a.txt", "deep/c.txt"]
+
+
+def test_hidden_files_that_are_named_are_data(tmp_path, monkeypatch):
+    write(tmp_path, ("a.txt", "deep/c.txt", *HIDDEN))
+    for path, expected in {
+        "._a.txt": ["._a.txt"],
+        ".*.txt": ["._a.txt"],
+        ".x": [".x/b.txt"],
+        ".x/*": [".x/b.txt"],
+        ".[x]/*": [".x/b.txt"],
+        ".venv": [".venv/lib/deep/top.txt"],
+        "**/.ipynb_checkpoints/*.txt": ["deep/.ipynb_checkpoints/c-checkpoint.txt"],
+        "*/.c.txt": ["deep/.c.txt"],
+    }.items():
+        assert names(f"{tmp_path}/{path}", tmp_path) == expected
+    monkeypatch.chdir(tmp_path / ".x")
+    assert [str(file) for path in (".", "../.x", "../*.txt") for file in local_files(path)] == [
+        "b.txt",
+        "../.x/b.txt",
+        "../a.txt",
+    ]
+
+
+def test_linked_files_and_folders(tmp_path):
+    books, elsewhere = tmp_path / "books", tmp_path / "elsewhere"
+    write(books, ("b.txt", "deep/c.txt"))
+    write(elsewhere, ("d.txt", "deeper/e.txt", ".hidden.txt"))
+    plain = ["b.txt", "deep/c.txt"]
+    (books / "a_copy.md").symlink_to(books / "b.txt")
+    (books / "again").symlink_to(books / "deep")
+    (books / "deep" / "up").symlink_to(books)
+    (books / "deep" / "round").symlink_to(".")
+    (books / "nothing.txt").symlink_to("nowhere.txt")
+    for path in (books, f"{books}/**/*.txt", [f"{books}/*.txt", books]):
+        assert names(path, books) == plain, "links within a folder add nothing, and loops end"
+    (books / "linked").symlink_to(elsewhere)
+    (elsewhere / "back").symlink_to(books)
+    for path in (str(books), f"{books}/**/*.txt"):
+        assert names(path, books) == [*plain, "linked/d.txt", "linked/deeper/e.txt"]
+    assert names(f"{books}/*/*.txt", books) == ["again/c.txt", "linked/d.txt"]
+    (tmp_path / "link").symlink_to(books)
+    assert names(str(tmp_path / "link"), tmp_path / "link") == names(str(books), books)
+
+
+def test_a_file_given_twice_counts_once(tmp_path, monkeypatch):
+    write(tmp_path, ("a.txt", "b.txt", "c.txt"))
+    (tmp_path / "link.txt").symlink_to("a.txt")
+    monkeypatch.chdir(tmp_path)
+    twice = ["c.txt", f"{tmp_path}/c.txt", "./link.txt", ".", "[ab].txt"]
+    assert [file.name for file in local_files(twice)] == ["c.txt", "link.txt", "b.txt"]
+    assert TextDataModule(twice).read() == b"contents of c.txt\ncontents of a.txt\ncontents of b.txt"
+
+
+@pytest.mark.parametrize("path", ["", " ", [], ["a.txt", ""], [""], None])
+def test_empty_path(path, tmp_path, monkeypatch):
+    write(tmp_path, ["a.txt"])
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=r"^path must name a text, got .*; give a text file, a folder"):
+        TextDataModule(path)
+    with pytest.raises(ValueError, match=r"^path must name a text"):
+        local_files(path)
+
+
+def copies(path, **options):
+    """The warning of copies, or nothing."""
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        prepared(path, **options)
+        prepared(path, **options)  # from the cache
+    told = [str(warning.message) for warning in said if "The held-out part has copies" in str(warning.message)]
+    assert told in ([], [told[0]] * 2 if told else []), "once for each data module"
+    return told[0] if told else ""
+
+
+@pytest.mark.parametrize("tokenizer", ["char", "byte"])
+def test_copies_in_both_parts_are_named(tmp_path, tokenizer):
+    text = [f"{number} is a number é\n" * 40 for number in range(10)]
+    for number, contents in enumerate(text):
+        (tmp_path / f"{number}.txt").write_text(contents, encoding="utf-8")
+    options = {"held_out": 0.35, "tokenizer": tokenizer}  # from the middle of 6.txt on
+    assert copies(str(tmp_path), **options) == ""
+
+    def copy(source, target):
+        (tmp_path / f"{target}.txt").write_text(text[source], encoding="utf-8")
+        told = copies(str(tmp_path), **options)
+        (tmp_path / f"{target}.txt").write_text(text[target], encoding="utf-8")
+        return told
+
+    assert copy(1, 8) == (
+        f"The held-out part has copies of files of the training part ({tmp_path}/8.txt equals {tmp_path}/1.txt), so "
+        "its loss is too low; leave the copies out."
+    )
+    assert f"({tmp_path}/6.txt equals {tmp_path}/2.txt)" in copy(2, 6)
+    assert f"({tmp_path}/9.txt equals {tmp_path}/6.txt)" in copy(6, 9)
+    assert copy(3, 4) == copy(7, 9) == ""
+    for number in (0, 5, 7, 9):
+        (tmp_path / f"{number}.txt").write_text("\n")
+    assert copies(str(tmp_path), **options) == "", "no text is no copy"
+
+
+def test_where_the_held_out_part_begins_is_counted_in_characters(tmp_path):
+    """In bytes, of which b.txt and its copy have three times as many, b.txt begins in the training part both times."""
+    for name, contents in {"a": "a" * 100, "b": "日" * 100, "c": "日" * 100, "d": "d" * 97}.items():
+        (tmp_path / f"{name}.txt").write_text(contents, encoding="utf-8")
+    assert "c.txt equals" in copies(str(tmp_path), held_out=0.5)
+    assert copies(str(tmp_path), held_out=0.75) == "", "all but a.txt is held out"
+    assert "c.txt equals" in copies(str(tmp_path), held_out=0.75, tokenizer="byte")
+
+
+def test_each_file_is_decoded_by_itself(tmp_path):
+    mark = b"\xef\xbb\xbf"
+    (tmp_path / "a.txt").write_bytes(mark + "né ".encode() * 30)
+    (tmp_path / "b.txt").write_bytes(mark + "né\r\n ".encode() * 30 + "\ufeff".encode())
+    text = "né " * 30 + "\n" + "né\r\n " * 30 + "\ufeff"
+    for tokenizer in ("char", "bpe"):
+        data = prepared(str(tmp_path), tokenizer=tokenizer, vocab_size=256)
+        assert text_of(data, "train") + text_of(data, "validation") == text
+    data = prepared(str(tmp_path), tokenizer="byte")
+    raw = bytes(token_array(data.parts["train"])) + bytes(token_array(data.parts["validation"]))
+    assert raw == (tmp_path / "a.txt").read_bytes() + b"\n" + (tmp_path / "b.txt").read_bytes()
+    (tmp_path / "b.txt").write_bytes(mark + b"abc\xe9 " * 30)
+    with pytest.raises(ValueError, match=rf"^{tmp_path}/b\.txt is not text in UTF-8 \(byte 0xe9 at position 6\); conv"):
+        prepared(str(tmp_path))
+    (tmp_path / "b.txt").write_bytes("text".encode("utf-16"))
+    with pytest.raises(ValueError, match=rf"^{tmp_path}/b\.txt is text in UTF-16 and not in UTF-8; convert it"):
+        prepared(str(tmp_path))
+
+
+def test_checksum_is_that_of_the_bytes(tmp_path):
+    """Texts tokenised before are found again; this is ``sha256sum`` of the file."""
+    (tmp_path / "a.txt").write_bytes(b"To be, or not to be\n")
+    data = TextDataModule(str(tmp_path / "a.txt"))
+    assert data.checksum == "6f8853fab201b437"
+    (tmp_path / "b.txt").write_bytes(b"\xef\xbb\xbfTo be, or not to be\n")
+    assert TextDataModule(str(tmp_path / "b.txt")).folder == data.folder
+    assert TextDataModule(str(tmp_path / "b.txt"), "byte").checksum != data.checksum
+
+
+@pytest.mark.parametrize(
+    ("contents", "options", "error", "message"),
+    [
+        (None, {}, FileNotFoundError, "leads to no file; give a text file, a folder of "),
+        (b"", {}, ValueError, "is empty; give a file with text"),
+        (b"", {"tokenizer": "byte"}, ValueError, "is empty; give a file with text"),
+        (
+            b"text\xff\xfe",
+            {},
+            ValueError,
+            r"is not text in UTF-8 \(byte 0xff at position 4\); convert it, or use token",
+        ),
+        (
+            b"text\0",
+            {"tokenizer": "bpe"},
+            ValueError,
+            r"is not text in UTF-8 \(a zero byte at position 4\); convert it, or",
+        ),
+        (b"\xef\xbb\xbf", {}, ValueError, "is empty; give a file with text"),
+        ("text".encode("utf-16"), {}, ValueError, "is text in UTF-16 and not in UTF-8; convert it, or use tokenizer"),
+        (b"\xfe\xff\0t", {"tokenizer": "bpe"}, ValueError, "is text in UTF-16 and not in UTF-8; convert it, or use "),
+        ("text".encode("utf-32"), {}, ValueError, "is text in UTF-32 and not in UTF-8; convert it, or use tokenizer"),
+    ],
+)
+def test_bad_files(tmp_path, contents, options, error, message):
+    if contents is not None:
+        (tmp_path / "file.txt").write_bytes(contents)
+    with pytest.raises(error, match=f"^{tmp_path}/file.txt {message}"):
+        prepared(str(tmp_path / "file.txt"), **options)
+
+
+def test_empty_folder(tmp_path):
+    with pytest.raises(FileNotFoundError, match=rf"^{tmp_path} holds no \*\.txt file; give"):
+        TextDataModule(str(tmp_path)).input_size  # noqa: B018
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"tokenizer": "word"}, "tokenizer must be char, byte or bpe, got word"),
+        ({"vocab_size": 255}, "vocab_size must be 256 or more, .* got 255"),
+        ({"held_out": 0.0}, "held_out must lie between 0 and 1, got 0.0"),
+        ({"held_out": 1.0}, "held_out must lie between 0 and 1, got 1.0"),
+    ],
+)
+def test_bad_arguments(options, message):
+    with pytest.raises(ValueError, match=rf"^{message}\.$"):
+        TextDataModule("any.txt", **options)
+
+
+def test_any_bytes(tmp_path):
+    contents = bytes(np.random.default_rng(0).integers(256, size=1000, dtype=np.uint8))
+    (tmp_path / "program").write_bytes(contents)
+    data = prepared(str(tmp_path / "program"), tokenizer="byte")
+    assert bytes(token_array(data.parts["train"])) + bytes(token_array(data.parts["validation"])) == contents
+
+
+def test_too_short_for_the_part_in_use(text_file):
+    data = prepared(str(text_file), batch_size=1, length=199)
+    assert len(data.val_dataloader()) == 1
+    data.length = 901
+    with pytest.raises(ValueError, match=r"The training text is too short: it has 1800 tokens, but .* needs 1802;"):
+        data.train_dataloader()
+    with pytest.raises(ValueError, match="The held-out text is too short: it has 200 tokens"):
+        data.val_dataloader()
+
+
+def test_too_few_byte_pairs(tmp_path):
+    (tmp_path / "short.txt").write_text("ab " * 100)
+    with pytest.warns(UserWarning, match="has only 2.. byte pairs; the others of vocab_size=4096 stay unused"):
+        data = prepared(str(tmp_path / "short.txt"), tokenizer="bpe")
+    assert data.input_size == 4096
+
+
+@pytest.fixture
+def hub(monkeypatch):
+    """A Hub with one data set."""
+    parts = {"train": ["first document", "second"] * 20, "test": ["third and last"] * 3}
+    found = datasets.DatasetDict({name: datasets.Dataset.from_dict({"text": rows}) for name, rows in parts.items()})
+
+    def load(name, subset):
+        if (name, subset) != ("owner/name-1.0", "small"):
+            raise ConnectionError("no such data set\nand more")
+        return found
+
+    monkeypatch.setattr(datasets, "load_dataset", load)
+
+
+@pytest.mark.parametrize("tokenizer", ["char", "byte", "bpe"])
+def test_hub(hub, tokenizer):
+    data = prepared("owner/name-1.0", tokenizer=tokenizer, subset="small", vocab_size=257)
+    text = "\n".join(["first document", "second"] * 20)
+    cut = int(0.9 * len(text))
+    assert (text_of(data, "train"), text_of(data, "validation")) == (text[:cut], text[cut:])
+    assert text_of(data, "test") == "\n".join(["third and last"] * 3)
+    assert len(data.test_dataloader().dataset.batches[0]) == 2
+
+
+def test_bad_hub(hub, text_file, monkeypatch):
+    with pytest.raises(FileNotFoundError, match=r"^other/name is neither a file here nor .* \(no such data set\)\.$"):
+        TextDataModule("other/name").input_size  # noqa: B018
+    with pytest.raises(ValueError, match="needs a part train with a column words, but has train: text; test: text"):
+        TextDataModule("owner/name-1.0", subset="small", column="words").input_size  # noqa: B018
+    with pytest.raises(FileNotFoundError, match="leads to no file"):
+        TextDataModule("owner/name.txt").input_size  # noqa: B018
+    monkeypatch.chdir(text_file.parent.parent)
+    assert TextDataModule(f"{text_file.parent.name}/{text_file.name}").input_size == 10
+
+
+def hub_of(monkeypatch, **parts):
+    found = datasets.DatasetDict({name: datasets.Dataset.from_dict(columns) for name, columns in parts.items()})
+    monkeypatch.setattr(datasets, "load_dataset", lambda *arguments: found)
+
+
+def test_hub_rows_without_text_are_left_out(monkeypatch):
+    hub_of(monkeypatch, train={"text": ["one two ", None, "three ", ""] * 9}, validation={"text": [None, "two one"]})
+    texts = TextDataModule("someone/chat").texts()
+    assert texts == {"train": "\n".join(["one two ", "three ", ""] * 9), "validation": "two one"}
+    hub_of(monkeypatch, train={"text": [None, None]})
+    with pytest.raises(ValueError, match=r"^someone/chat is empty; give a file with text\.$"):
+        prepared("someone/chat")
+
+
+@pytest.mark.parametrize(
+    ("rows", "kind"), [([1, 2], "int"), ([["a"], ["b"]], "list"), ([b"a"], "bytes"), ([None, {"a": "b"}], "dict")]
+)
+def test_hub_column_that_is_no_text(monkeypatch, rows, kind):
+    hub_of(monkeypatch, train={"text": rows, "other": ["a"] * len(rows)})
+    with pytest.raises(
+        ValueError,
+        match=rf"^The column text of someone/chat holds {kind} instead of text; name another of text, other with col",
+    ):
+        prepared("someone/chat")
+
+
+def test_hub_part_without_the_column(monkeypatch):
+    hub_of(monkeypatch, train={"text": ["a"]}, validation={"words": ["a"]})
+    with pytest.raises(
+        ValueError, match="needs a part validation with a column text, but has train: text; validation: w"
+    ):
+        TextDataModule("someone/chat").texts()
+
+
+def test_hub_documents_in_two_parts(monkeypatch):
+    rows = [f"{number} " * 30 for number in range(20)]
+    hub_of(
+        monkeypatch, train={"text": [*rows, "a"]}, validation={"text": ["other " * 60, *rows[:1]]}, test={"text": ["x"]}
+    )
+    share = round(100 * 60 / (360 + 60))
+    with pytest.warns(
+        UserWarning, match=f"^{share}% of the part validation of someone/chat are documents that its part"
+    ):
+        TextDataModule("someone/chat").texts()
+    hub_of(monkeypatch, train={"text": [*rows, "a"]}, validation={"text": ["other " * 60, "a"]})
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # a short row is no leak
+        TextDataModule("someone/chat").texts()
+
+
+def test_every_stage(text_file, silent, trainer):
+    data = TextDataModule(str(text_file), batch_size=3, length=20)
+    trainer(max_epochs=2).fit(silent, data)
+    trainer().test(silent, data, verbose=False)
+    predicted = trainer().predict(silent, data)
+    windows = torch.tensor(list(token_array(data.parts["validation"]))[:180]).view(9, 20)
+    assert torch.equal(torch.cat(silent.seen["validation"]), windows.repeat(2, 1))
+    assert torch.equal(torch.cat(silent.seen["test"]), windows)
+    assert torch.equal(torch.cat(predicted), windows)
+    first, second = torch.stack(silent.seen["train"]).chunk(2)
+    assert first.shape == (89 // 3, 3, 20)
+    assert not torch.equal(first, second)
+
+
+def test_seed_decides_the_stream(text_file, monkeypatch):
+    def first():
+        return next(iter(prepared(str(text_file)).train_dataloader()))[0]
+
+    default = first()
+    monkeypatch.setenv("PL_GLOBAL_SEED", "0")
+    assert torch.equal(first(), default)
+    monkeypatch.setenv("PL_GLOBAL_SEED", "1")
+    assert not torch.equal(first(), default)
+
+
+@pytest.mark.filterwarnings("ignore:You requested to overfit")
+def test_overfit_batches_stay_the_same(text_file, silent, trainer):
+    trainer(max_epochs=3, overfit_batches=2).fit(silent, TextDataModule(str(text_file), batch_size=2, length=9))
+    first, second, third = torch.stack(silent.seen["train"]).chunk(3)
+    assert first.shape == (2, 2, 9)
+    assert torch.equal(first, second)
+    assert torch.equal(first, third)
+
+
+def test_checkpoint(text_file, tmp_path, silent, trainer):
+    def fit(file, checkpoint=None):
+        run = trainer(max_steps=2 if checkpoint is None else 3)
+        run.fit(silent, TextDataModule(str(file), batch_size=2, length=9), ckpt_path=checkpoint)
+        return run
+
+    fit(text_file).save_checkpoint(tmp_path / "x.ckpt")
+    saved = torch.load(tmp_path / "x.ckpt", weights_only=True)
+    text = text_file.read_text()
+    assert Tokenizer.from_str(saved["TextDataModule"]["tokenizer"]).decode([0, 1, 2]) == "\n a"
+    assert saved["TextDataModule"]["corpus"] == saved["datamodule_hyper_parameters"]["corpus"]
+    assert TextDataModule.load_from_checkpoint(tmp_path / "x.ckpt", weights_only=True).length == 9
+
+    fit(text_file, tmp_path / "x.ckpt")
+    (tmp_path / "reversed.txt").write_text(text[::-1])
+    with pytest.warns(UserWarning, match="The checkpoint was trained on another text"):
+        fit(tmp_path / "reversed.txt", tmp_path / "x.ckpt")
+    (tmp_path / "upper.txt").write_text(text.upper())
+    with pytest.raises(ValueError, match=r"another vocabulary \(10 tokens\) than these data \(10\); .* init_from\.$"):
+        fit(tmp_path / "upper.txt", tmp_path / "x.ckpt")
