@@ -1,5 +1,6 @@
 """Data modules: from files or generators to batches; they know nothing of models."""
 
+from minrnn_lightning.batches import TrajectoryBatch
 from minrnn_lightning.data.long_range_arena.images import SequentialImageDataModule
 from minrnn_lightning.data.long_range_arena.imdb import IMDBDataModule
 from minrnn_lightning.data.long_range_arena.listops import ListOpsDataModule
@@ -7,7 +8,6 @@ from minrnn_lightning.data.long_range_arena.pathfinder import PathfinderDataModu
 from minrnn_lightning.data.long_range_arena.retrieval import RetrievalDataModule
 from minrnn_lightning.data.module import BaseDataModule
 from minrnn_lightning.data.offline_rl.module import TrajectoryDataModule
-from minrnn_lightning.data.offline_rl.rows import TrajectoryBatch
 from minrnn_lightning.data.synthetic.formal_languages import FormalLanguageDataModule
 from minrnn_lightning.data.synthetic.mqar import MQARDataModule
 from minrnn_lightning.data.synthetic.recall import AssociativeRecallDataModule, InductionHeadsDataModule

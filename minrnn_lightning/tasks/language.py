@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-from minrnn_lightning.tasks.metrics import IGNORED, mean_cross_entropy
+from minrnn_lightning.batches import IGNORED
+from minrnn_lightning.tasks.metrics import mean_cross_entropy
 from minrnn_lightning.tasks.task import Task
 
 

@@ -5,7 +5,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torchmetrics import Metric
 
-IGNORED = -100  # the target where nothing is asked, which PyTorch's losses leave out
+from minrnn_lightning.batches import IGNORED
 
 
 def mean_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:

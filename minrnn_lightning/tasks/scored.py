@@ -10,7 +10,8 @@ from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
-from minrnn_lightning.tasks.metrics import IGNORED, Mean, mean_cross_entropy
+from minrnn_lightning.batches import IGNORED
+from minrnn_lightning.tasks.metrics import Mean, mean_cross_entropy
 from minrnn_lightning.tasks.task import Task
 
 GROUPS = 16  # lengths, or ranges of lengths, with a metric of their own

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from minrnn_lightning.tasks.metrics import IGNORED
+from minrnn_lightning.batches import IGNORED
 from minrnn_lightning.tasks.scored import ScoredTask
 
 

@@ -14,9 +14,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from minrnn_lightning.batches import LabelledBatch
 from minrnn_lightning.checkpoint import plain
 from minrnn_lightning.data.download import atomic_folder
 from minrnn_lightning.data.module import BaseDataModule, writable
@@ -24,20 +24,6 @@ from minrnn_lightning.errors import InputError
 
 POOL = 16  # batches that are sorted by length together, so that little of a batch is padding
 _FORMAT = 1  # to be raised when the files below change, so that files written before are not taken for them
-
-
-class LabelledBatch(NamedTuple):
-    """A batch of sequences, or of pairs of sequences, with a label each.
-
-    Attributes:
-        inputs: Tokens, filled with zeros at the end; int64 (batch, positions), of pairs (batch, 2, positions).
-        targets: Labels, int64 (batch,).
-        lengths: Tokens before the filling, int64 (batch,), of pairs (batch, 2).
-    """
-
-    inputs: Tensor
-    targets: Tensor
-    lengths: Tensor
 
 
 Example = tuple[int, list[bytes]]  # a label, and one sequence of tokens below 256 or two

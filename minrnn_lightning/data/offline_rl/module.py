@@ -14,6 +14,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from minrnn_lightning.batches import TrajectoryBatch
 from minrnn_lightning.data.module import BaseDataModule
 from minrnn_lightning.data.offline_rl.d4rl import NAMES, D4RLFile, D4RLSet
 from minrnn_lightning.data.offline_rl.episodes import EpisodeFolder, Episodes, Source
@@ -23,7 +24,6 @@ from minrnn_lightning.data.offline_rl.rows import (
     PackedEpisodes,
     RandomWindows,
     Steps,
-    TrajectoryBatch,
     packed_index,
     tiled_index,
 )

@@ -2,39 +2,17 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from minrnn_lightning.batches import TrajectoryBatch
 from minrnn_lightning.data.offline_rl.episodes import Episodes
 from minrnn_lightning.errors import InputError
 
 Integers = npt.NDArray[np.int64]
-
-
-class TrajectoryBatch(NamedTuple):
-    """A batch of rows of steps; what is False in ``mask`` fills a row at its end and is zero everywhere.
-
-    Attributes:
-        observations: As they are in the data, not normalised; float32 (batch, length, observation_size).
-        actions: float32 (batch, length, action_size), or int64 (batch, length) where actions are numbered.
-        returns_to_go: Sum of the rewards from this step to the end of the episode, undiscounted, unscaled; float32
-            (batch, length).
-        timesteps: Number of the step within its episode, from 0; int64 (batch, length).
-        mask: Whether this is a step of the data; bool (batch, length).
-        reset: Whether the state starts anew: at the first step of a row and of an episode; bool (batch, length).
-    """
-
-    observations: Tensor
-    actions: Tensor
-    returns_to_go: Tensor
-    timesteps: Tensor
-    mask: Tensor
-    reset: Tensor
 
 
 class Steps:

@@ -3,29 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from minrnn_lightning.batches import IGNORED, AnswerBatch
+
 Tokens = npt.NDArray[np.int64]
-IGNORED = -100  # the target where nothing is asked, which PyTorch's losses leave out
-
-
-class AnswerBatch(NamedTuple):
-    """A batch of sequences with answers to give at some of their positions.
-
-    Attributes:
-        inputs: Tokens, int64 (batch, positions).
-        targets: The answer where one is asked for, else -100; int64 (batch, positions).
-        lengths: By which results are told apart, in the unit of the task; int64 (batch,).
-    """
-
-    inputs: Tensor
-    targets: Tensor
-    lengths: Tensor
 
 
 Rule = Callable[[np.random.Generator, int, int], AnswerBatch]  # of random numbers, the batch size and the length

@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 from torch.utils.data import DataLoader, Dataset
 
+from minrnn_lightning.batches import AnswerBatch
 from minrnn_lightning.data.module import BaseDataModule
-from minrnn_lightning.data.synthetic.answers import AnswerBatch, Rule, blind_accuracy, join
+from minrnn_lightning.data.synthetic.answers import Rule, blind_accuracy, join
 from minrnn_lightning.errors import InputError
 
 TRAINING, VALIDATION, TEST, BASELINE = range(4)  # each has random numbers of its own

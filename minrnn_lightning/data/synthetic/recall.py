@@ -7,7 +7,8 @@ from functools import partial
 
 import numpy as np
 
-from minrnn_lightning.data.synthetic.answers import IGNORED, AnswerBatch, Rule, answers
+from minrnn_lightning.batches import IGNORED, AnswerBatch
+from minrnn_lightning.data.synthetic.answers import Rule, answers
 from minrnn_lightning.data.synthetic.module import GeneratedDataModule
 from minrnn_lightning.errors import InputError
 

@@ -6,7 +6,8 @@ from functools import partial
 
 import numpy as np
 
-from minrnn_lightning.data.synthetic.answers import AnswerBatch, Rule, ask_at_end, distinct
+from minrnn_lightning.batches import AnswerBatch
+from minrnn_lightning.data.synthetic.answers import Rule, ask_at_end, distinct
 from minrnn_lightning.data.synthetic.recall import RecallDataModule
 from minrnn_lightning.errors import InputError
 

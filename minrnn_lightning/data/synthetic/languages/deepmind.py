@@ -8,7 +8,8 @@ from functools import partial
 
 import numpy as np
 
-from minrnn_lightning.data.synthetic.answers import IGNORED, AnswerBatch, Tokens, ask_at_end
+from minrnn_lightning.batches import IGNORED, AnswerBatch
+from minrnn_lightning.data.synthetic.answers import Tokens, ask_at_end
 from minrnn_lightning.data.synthetic.languages.language import Language
 from minrnn_lightning.data.synthetic.languages.minrnn import cycle_nav, even_pairs, parity_check
 

@@ -5,7 +5,8 @@ The query is the highest token; the logits at the queries are the answers. Sourc
 
 import numpy as np
 
-from minrnn_lightning.data.synthetic.answers import AnswerBatch, ask_at_end
+from minrnn_lightning.batches import AnswerBatch
+from minrnn_lightning.data.synthetic.answers import ask_at_end
 from minrnn_lightning.data.synthetic.languages.language import Language, count
 
 

@@ -6,7 +6,8 @@ Beck et al. 2024, https://arxiv.org/abs/2405.04517.
 
 import numpy as np
 
-from minrnn_lightning.data.synthetic.answers import IGNORED, AnswerBatch, Tokens, answers
+from minrnn_lightning.batches import IGNORED, AnswerBatch
+from minrnn_lightning.data.synthetic.answers import Tokens, answers
 from minrnn_lightning.data.synthetic.languages.language import Language, count
 
 
