@@ -1,13 +1,48 @@
 """What the tests of the command share: a made-up text, options of a small model, and the command run in-process."""
 
+import os
 import random
+import signal
+import subprocess
 from pathlib import Path
 
 import pytest
 
+if "PYTEST_XDIST_WORKER" in os.environ:  # the workers share the cores; before anything imports PyTorch
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a shell in the background has it, and children inherit it
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
 from minrnn_lightning.commands.main import main
 
 WORDS = "the king of Rome shall speak, and we obey. what noise is this? O heavy day! exeunt omnes".split()  # noqa: SIM905
+
+
+LIMIT = 600  # seconds that a test waits for a child process
+
+
+class LimitedProcess(subprocess.Popen):
+    """A child process that is killed when a test has waited for it too long."""
+
+    def wait(self, timeout=LIMIT):
+        try:
+            return super().wait(timeout)
+        except subprocess.TimeoutExpired:
+            self.kill()
+            raise
+
+    def communicate(self, input=None, timeout=LIMIT):  # noqa: A002 - Popen's name for it
+        try:
+            return super().communicate(input, LIMIT if timeout is None else timeout)
+        except subprocess.TimeoutExpired:
+            self.kill()
+            raise
+
+
+@pytest.fixture(autouse=True)
+def limited_processes(monkeypatch):
+    """Let no child process hold a test up for ever."""
+    monkeypatch.setattr(subprocess, "Popen", LimitedProcess)
 
 
 @pytest.fixture(scope="session")

@@ -14,8 +14,8 @@ NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
 def test_notebook_runs(notebook, tmp_path, monkeypatch):
     monkeypatch.setenv("MINRNN_DATA_DIR", str(tmp_path))
     monkeypatch.delenv("PL_GLOBAL_SEED", raising=False)
-    run = [sys.executable, "-m", "pytest", "--nbmake", "--nbmake-timeout=600", "-p", "no:cacheprovider", str(notebook)]
-    done = subprocess.run(run, capture_output=True, text=True)
+    run = [sys.executable, "-m", "pytest", "--nbmake", "--nbmake-timeout=600", "-p", "no:cacheprovider", "-n0"]
+    done = subprocess.run([*run, str(notebook)], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout
 
 
