@@ -16,6 +16,7 @@ from rich.table import Table
 
 from minrnn_lightning.commands.benchmark.report import machine
 from minrnn_lightning.commands.compare_run import Run
+from minrnn_lightning.commands.recipes import find_recipes
 from minrnn_lightning.errors import InputError
 from minrnn_lightning.nn import MIXERS
 from minrnn_lightning.results import write_atomic, write_csv, write_json, write_plot
@@ -50,6 +51,7 @@ def compare(words: list[str]) -> None:
             runs have ended, if some of them failed.
     """
     options, words = _parse(words)
+    find_recipes(words)  # refuses one that is not there; the runs look for it again
     mixers, seeds, devices = options.mixers, options.seeds, options.devices
     folder, runs = Path(options.output), Path(options.runs or Path("runs", "compare", Path(options.output).name))
     folder.mkdir(parents=True, exist_ok=True)

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections import ChainMap
-from collections.abc import Mapping
-from inspect import Parameter, getmro, signature
+from argparse import ArgumentError
 from pathlib import Path
-from pydoc import locate
-from typing import Any, cast
+from typing import Any
 
 import torch
 from jsonargparse import DefaultHelpFormatter
@@ -20,8 +17,9 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.plugins import CheckpointIO
 from lightning.pytorch.utilities import rank_zero_info
 
-from minrnn_lightning.callbacks import AtTrainEnd, InterruptibleCheckpoint, StopOnDivergence
+from minrnn_lightning.callbacks import AtTrainEnd, InterruptibleCheckpoint, SeedEveryBatch, StopOnDivergence
 from minrnn_lightning.checkpoint import AtomicCheckpointIO, check_fits, find_checkpoint, read_checkpoint
+from minrnn_lightning.commands.options import explain, refuse_null
 from minrnn_lightning.data import BaseDataModule
 from minrnn_lightning.errors import InputError
 from minrnn_lightning.tasks import Task
@@ -85,14 +83,14 @@ class SaveRecipe(SaveConfigCallback):
 
 
 class MinRNNCLI(LightningCLI):
-    """Any task with any data module, as the recipe and the command line say; a checkpoint overrules neither.
+    """Any task with any data module, as the recipe and the command line say; a checkpoint overrides neither.
 
     Args:
-        words: of the command line, the first of them fit, validate, test or predict.
+        args: Arguments of the command line, the first of them fit, validate, test or predict.
     """
 
-    def __init__(self, words: list[str]) -> None:
-        self.command = words[0]
+    def __init__(self, args: list[str]) -> None:
+        self.command = args[0]
         logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(lambda record: "💡" not in record.msg)
         for noise in NOISE:
             warnings.filterwarnings("ignore", noise)
@@ -114,7 +112,7 @@ class MinRNNCLI(LightningCLI):
             auto_configure_optimizers=False,
             load_from_checkpoint_support=False,  # hyper-parameters are then the arguments of the class
             parser_kwargs={"prog": "minrnn", **about, self.command: about},
-            args=words,
+            args=args,
         )
 
     def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]
@@ -134,8 +132,11 @@ class MinRNNCLI(LightningCLI):
             parser.link_arguments(f"data.{size}", f"model.init_args.{size}", apply_on="instantiate")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
-        """Parse without Lightning's warning about ``sys.argv``."""
-        self.config = parser.parse_args(args)  # type: ignore[arg-type]
+        """Parse without Lightning's warning about ``sys.argv``, and say in a sentence what cannot be parsed."""
+        try:
+            self.config = parser.parse_args(args)  # type: ignore[arg-type]
+        except ArgumentError as error:
+            raise ArgumentError(None, explain(error, {"trainer": Trainer})) from error
 
     def _parse_ckpt_path(self) -> None:
         """Leave the recipe and the command line in charge: Lightning would let the checkpoint's values win."""
@@ -145,7 +146,7 @@ class MinRNNCLI(LightningCLI):
         config = self.config[self.subcommand]
         trainer = config.trainer
         for part in ("model", "data"):
-            _refuse_null(part, config[part].class_path, dict(config[part].get("init_args") or {}))
+            refuse_null(part, config[part].class_path, dict(config[part].get("init_args") or {}))
         if config.checkpoint_minutes < 0:
             raise InputError(f"checkpoint_minutes must be at least 0, got {config.checkpoint_minutes}")
         if config.get("weights_only") is False:
@@ -176,7 +177,8 @@ class MinRNNCLI(LightningCLI):
         if config.enable_checkpointing is not False:
             last = InterruptibleCheckpoint(self.config_init[self.subcommand].checkpoint_minutes)
             callbacks = [AtTrainEnd(last.finish), *callbacks, last]
-        kwargs["callbacks"] = callbacks
+        # First, so that the other callbacks draw from the seeded generator too.
+        kwargs["callbacks"] = [SeedEveryBatch(), *callbacks]
         plugins = config.plugins if isinstance(config.plugins, list) else [config.plugins] if config.plugins else []
         if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
             kwargs["plugins"] = [*plugins, AtomicCheckpointIO()]
@@ -195,17 +197,3 @@ class MinRNNCLI(LightningCLI):
                 f"minrnn {subcommand} needs trained weights: add --ckpt_path with a checkpoint of this recipe"
             )
         super()._run_subcommand(subcommand)
-
-
-def _refuse_null(part: str, class_path: str, options: Mapping[str, Any]) -> None:
-    """Refuse null for an option whose default is a value and whose type does not have it."""
-    kinds = getmro(cast("type", locate(class_path)))  # a subclass passes on options of its base
-    parameters = ChainMap(*(dict(signature(kind).parameters) for kind in kinds))
-    for name, value in options.items():
-        parameter = parameters.get(name)  # none where a class hands it to something else than its base
-        if value is not None or parameter is None or parameter.default in (None, Parameter.empty):
-            continue
-        if not any(word in str(parameter.annotation) for word in ("None", "Optional", "Any")):
-            raise InputError(
-                f"{part}.{name} is null, which is no value for it: leave it out for the default, {parameter.default}"
-            )

@@ -12,10 +12,13 @@ import torch
 import yaml
 from command_line import check_refused, command, equal, read
 
-from minrnn_lightning import __version__
+from minrnn_lightning import LanguageTask, TextDataModule, __version__
 from minrnn_lightning.commands import fit as lightning_cli
 from minrnn_lightning.commands.fit import native_precision
-from minrnn_lightning.commands.main import find_recipes, main, recipes_folder
+from minrnn_lightning.commands.main import main
+from minrnn_lightning.commands.recipes import find_recipes, recipes_folder
+from minrnn_lightning.errors import InputError
+from minrnn_lightning.tasks import Task
 
 # Words
 
@@ -46,10 +49,20 @@ def test_help_of_fit_is_short(minrnn):
 def test_lists_the_recipes(minrnn):
     code, out, _ = minrnn("recipes")
     assert code == 0
-    names = [line.split()[0] for line in out.splitlines()]
-    assert names[0] == "shakespeare"
-    assert {"hardware/ddp", "hardware/fsdp", "hardware/bf16"} <= set(names)
-    assert all(len(line.split()) > 3 for line in out.splitlines())
+    groups: list[list[str]] = []
+    for line in out.splitlines():
+        if line.startswith("  "):
+            groups[-1].append(line.split()[0])
+        else:
+            assert "minrnn fit --config " in line
+            groups.append([])
+        assert len(line.split()) > 3
+    recipes, hardware, small = groups
+    assert recipes[0] == "shakespeare"
+    assert set(hardware) == {"hardware/ddp", "hardware/fsdp", "hardware/bf16"}
+    assert "small/mqar" in small
+    assert not any(name.startswith(("hardware/", "small/")) for name in recipes)
+    assert all(name.startswith("small/") for name in small)
 
 
 def test_finds_recipes(tmp_path, monkeypatch):
@@ -65,7 +78,7 @@ def test_finds_recipes(tmp_path, monkeypatch):
     assert find_recipes(["-c", "shakespeare.yaml", "--trainer.max_steps", "3"]) == [
         *("-c", "shakespeare.yaml", "--trainer.max_steps", "3")
     ]
-    with pytest.raises(FileNotFoundError, match="nope is neither a file nor a packaged recipe"):
+    with pytest.raises(InputError, match="nope is neither a file nor a packaged recipe"):
         find_recipes(["fit", "--config", "nope"])
 
 
@@ -256,13 +269,15 @@ def test_missing_recipe(minrnn):
 @pytest.mark.parametrize(
     ("words", "parts"),
     [
-        (["--model.lrr=3"], ["LanguageTask", "'lrr' is not accepted; see `minrnn fit --model.help=LanguageTask`"]),
+        (["--model.lrr=3"], ["model.lrr is not an option of LanguageTask; see `minrnn fit --model.help=LanguageTask`"]),
         (["--trainer.max_step=3"], ["--trainer.max_step"]),
         (["--colour=red"], ["--colour=red; see --help"]),
         (["--model=Nothing"], ["model", "Nothing"]),
-        (["--trainer.max_steps=many"], ["trainer.max_steps: expected int", "many"]),
+        (["--trainer.max_steps=many"], ["trainer.max_steps must be a whole number, got many"]),
         (["--trainer.precision=17"], ["trainer.precision", "bf16-mixed", "17"]),
-        (["--data.tokenizer=words"], ["tokenizer", "'char', 'byte', 'bpe'", "words"]),
+        (["--data.tokenizer=words"], ["data.tokenizer must be one of 'char', 'byte', 'bpe', got words"]),
+        (["--model.dim=wide"], ["model.dim must be a whole number, got wide"]),
+        (["--trainer.callbacks+=Nothing"], ["trainer.callbacks", "Nothing"]),
     ],
 )
 def test_unknown_options(minrnn, small, words, parts):
@@ -272,7 +287,7 @@ def test_unknown_options(minrnn, small, words, parts):
 @pytest.mark.parametrize(
     ("recipe", "part"),
     [
-        ("model: {class_path: LanguageTask, init_args: {lrr: 3}}", "'lrr' is not accepted"),
+        ("model: {class_path: LanguageTask, init_args: {lrr: 3}}", "model.lrr is not an option of LanguageTask"),
         ("modell: {class_path: LanguageTask}", "modell"),
         ("model: [", "parsing"),
         ("data: {class_path: TextDataModule}\nmodel: {class_path: LanguageTask}", "path"),
@@ -405,3 +420,29 @@ def test_wrong_checksum(minrnn, small, text, tmp_path):
 def test_mistakes_in_the_program_show_their_traceback(small):
     with pytest.raises(KeyError, match="mistake"):
         main(["fit", *small, "--trainer.max_steps=1", "--trainer.callbacks+=faulty_callbacks.Faulty"])
+
+
+INTERNAL_MISTAKES = {
+    "zip": lambda: list(zip([1, 2], [3], strict=True)),
+    "int": lambda: int("x"),
+    "key": lambda: {}["missing"],
+    "value": lambda: (_ for _ in ()).throw(ValueError("internal")),
+}
+
+
+@pytest.mark.parametrize("where", [(Task, "training_step"), (TextDataModule, "setup"), (LanguageTask, "__init__")])
+@pytest.mark.parametrize("mistake", INTERNAL_MISTAKES)
+def test_internal_errors_are_not_shown_as_the_user_s(small, monkeypatch, where, mistake):
+    monkeypatch.setattr(*where, lambda *args, **kwargs: INTERNAL_MISTAKES[mistake]())
+    with pytest.raises((ValueError, KeyError)) as caught:
+        main(["fit", *small, "--trainer.max_steps=1"])
+    assert not isinstance(caught.value, InputError)
+
+
+@pytest.mark.parametrize("where", [(Task, "training_step"), (TextDataModule, "setup"), (LanguageTask, "__init__")])
+def test_input_errors_are_shown_as_a_sentence(minrnn, small, monkeypatch, where):
+    def refuse(*args, **kwargs):
+        raise InputError("colour must be red,\ngot blue")
+
+    monkeypatch.setattr(*where, refuse)
+    check_refused(minrnn("fit", *small, "--trainer.max_steps=1"), "minrnn: colour must be red, got blue")

@@ -12,6 +12,7 @@ from torch.overrides import TorchFunctionMode
 from minrnn_lightning.commands.benchmark.measure import Step, time_and_memory
 from minrnn_lightning.commands.benchmark.report import Report
 from minrnn_lightning.commands.fit import MinRNNCLI
+from minrnn_lightning.commands.recipes import find_recipes
 from minrnn_lightning.ops.reference import log_space_scan
 
 PRODUCTS, WHOLE, LOG_SPACE = "its matrix products alone", "training step", "the same with the paper's log-space scan"
@@ -38,7 +39,7 @@ def train(words: list[str]) -> None:
     parser.add_argument("--output", metavar="FOLDER", help="Folder to write train.json, train.csv and train.png to.")
     parser.add_argument("--compare", metavar="FILE", help="The train.json of an earlier run; adds the ratio to it.")
     options, words = parser.parse_known_args(words)
-    cli = _Built(["fit", *words, "--trainer.accelerator=cpu"])
+    cli = _Built(["fit", *find_recipes(words), "--trainer.accelerator=cpu"])
     data, trainer, model = cli.datamodule, cli.trainer, cli.model
     device = torch.device("cpu")
     about = {"precision": trainer.precision, "repeats": STEPS}

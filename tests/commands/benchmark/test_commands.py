@@ -198,7 +198,7 @@ def test_bad_values(minrnn, words, parts):
     ("words", "parts"),
     [
         (["layer", "--dtype=int8"], ["dtype", "'float32', 'bfloat16', 'float16', 'float64'", "int8"]),
-        (["scan", "--dim=wide"], ["dim", "int", "wide"]),
+        (["scan", "--dim=wide"], ["dim must be a whole number, got wide"]),
         (["layer", "--colour=red"], ["--colour=red"]),
         (["train", "--config=shakespeare", "--compare"], ["--compare", "expected one argument"]),
     ],

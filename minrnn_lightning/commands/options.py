@@ -1,0 +1,155 @@
+"""Options of the command: plain functions called with them, and a sentence for each that cannot be parsed."""
+
+from __future__ import annotations
+
+from argparse import ArgumentError
+from collections import ChainMap
+from collections.abc import Callable, Mapping
+from inspect import getmro, isclass, signature
+from pydoc import locate
+from types import NoneType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from minrnn_lightning.errors import InputError
+
+NAMES = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", NoneType: "null"}
+
+
+def call_function(function: Callable[..., None], name: str, args: list[str]) -> None:
+    """Call a function, the command ``name``, with the options in ``args`` as its parameters.
+
+    Raises:
+        ArgumentError: If an option is unknown or its value has another type.
+    """
+    from jsonargparse import ArgumentParser
+
+    flags = {f"--{option.name}" for option in signature(function).parameters.values() if option.default is False}
+    args = [f"{arg}=true" if arg in flags else arg for arg in _join_negative(args)]
+    parser = ArgumentParser(prog=f"minrnn {name}", exit_on_error=False)
+    parser.add_function_arguments(function, as_positional=False)
+    try:
+        options = parser.parse_args(args).as_dict()
+    except ArgumentError as error:
+        raise ArgumentError(None, explain(error, {"": function})) from error
+    function(**options)
+
+
+def _join_negative(args: list[str]) -> list[str]:
+    """Join an option with a value such as -100,-200, which argparse would take for another option."""
+    joined: list[str] = []
+    for arg in args:
+        number = arg.startswith("-") and arg[1:2] in set("0123456789.")
+        if number and joined and joined[-1].startswith("--") and "=" not in joined[-1]:
+            joined[-1] += f"={arg}"
+        else:
+            joined.append(arg)
+    return joined
+
+
+def split_commas(text: str) -> list[str]:
+    """Items of ``a,b``, ``a, b`` or ``[a,b]``, each once and without surrounding spaces; none of an empty text."""
+    items = (item.strip() for item in text.strip("[] ").split(","))
+    return list(dict.fromkeys(item for item in items if item))
+
+
+def explain(error: ArgumentError, owners: Mapping[str, Callable[..., object]]) -> str:
+    """One sentence for an error of jsonargparse, which nests the types and values that it tried over many lines.
+
+    Its causes are a chain of exceptions from the option down to the value; the sentence is made of their keys and the
+    last of them.
+
+    Args:
+        error: What ``parse_args`` raised.
+        owners: The class or function whose parameters are the options, by the first key; "" for options without one.
+    """
+    keys: list[str] = []
+    owner: object = None
+    cause: BaseException | None = error
+    reason = ""
+    while cause:
+        reason = str(cause)
+        first = reason.partition("\n")[0]
+        if first.startswith("Parser key "):
+            keys = keys if keys[-1:] == [_quoted(first)] else [*keys, _quoted(first)]
+        elif first.startswith("Problem with given class_path "):
+            owner = locate(_quoted(first))
+        cause = cause.__cause__ or cause.__context__
+    lines = [line.strip() for line in reason.removeprefix("argument ").splitlines() if line.strip()]
+    reason = " ".join(lines).rstrip(".")
+    option = ".".join(keys)
+    if reason.startswith("unrecognized arguments: "):
+        return f"{reason}; see --help"
+    if not keys:
+        return reason
+    if isclass(owner) and reason.endswith("is not accepted"):
+        return (
+            f"{option}.{_quoted(reason)} is not an option of {owner.__name__}; "
+            f"see `minrnn fit --{keys[0]}.help={owner.__name__}`"
+        )
+    what, _, given = reason.partition(": ")
+    if what == "Expected a dot import path string":
+        return f"{option} is {given!r}, which is no class; give a name or a path such as my_package.MyClass"
+    top, _, name = option.rpartition(".")
+    owner = owner or owners.get(top)
+    hint = type_hints(owner).get(name) if callable(owner) else None
+    given = reason.partition("Got value: ")[2]
+    return f"{option} must be {accepted(hint)}, got {given}" if hint and given else f"{option}: {reason}"
+
+
+def _quoted(text: str) -> str:
+    """What is between the first quotation marks."""
+    return text.replace('"', "'").split("'")[1]
+
+
+def type_hints(owner: Callable[..., object]) -> Mapping[str, Any]:
+    """Types of the parameters of a function or class, those of its base classes included."""
+    functions = [vars(base).get("__init__") for base in getmro(owner)] if isclass(owner) else [owner]
+    hints: list[dict[str, Any]] = []
+    for function in functions:
+        try:
+            hints.append(get_type_hints(function))
+        except (TypeError, NameError):  # no function, or a name that is imported for type checkers only
+            continue
+    return ChainMap(*hints)
+
+
+def accepted(hint: Any) -> str:
+    """What a type accepts, in words."""
+    values = [repr(value) for part in _parts(hint) if get_origin(part) is Literal for value in get_args(part)]
+    names = [NAMES.get(part, str(part)) for part in _parts(hint) if get_origin(part) is not Literal]
+    return " or ".join(([f"one of {', '.join(values)}"] if values else []) + names)
+
+
+def _parts(hint: Any) -> list[Any]:
+    """Members of a union; another type itself."""
+    if get_origin(hint) in (Union, UnionType):
+        return [part for member in get_args(hint) for part in _parts(member)]
+    return [NoneType if hint is None else hint]
+
+
+def refuse_null(part: str, class_path: str, options: Mapping[str, Any]) -> None:
+    """Refuse null for an option whose default is a value and whose type does not include None.
+
+    Args:
+        part: ``model`` or ``data``.
+        class_path: Import path of the class.
+        options: Values for its parameters.
+
+    Raises:
+        InputError: If a value is None where none is accepted.
+    """
+    owner = locate(class_path)
+    if not isclass(owner):
+        return
+    # a subclass passes on options of its base
+    parameters = ChainMap(*(dict(signature(base).parameters) for base in getmro(owner)))
+    hints = type_hints(owner)
+    for name, value in options.items():
+        parameter = parameters.get(name)  # none where a class hands it to something else than its base
+        if value is not None or parameter is None or parameter.default in (None, parameter.empty):
+            continue
+        if name in hints and not {NoneType, Any} & set(_parts(hints[name])):
+            raise InputError(
+                f"{part}.{name} must be {accepted(hints[name])}, got null: leave it out for the default, "
+                f"{parameter.default}"
+            )
