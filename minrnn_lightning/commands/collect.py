@@ -11,7 +11,7 @@ import numpy as np
 
 from minrnn_lightning.errors import InputError
 from minrnn_lightning.rl.environments import make
-from minrnn_lightning.rl.random_search import Episode, Policy, Settings, Trial, rollout, search
+from minrnn_lightning.rl.random_search import Episode, LinearPolicy, Settings, Trial, run_episode, search
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -56,26 +56,26 @@ def collect(
         if value < 1:
             raise InputError(f"{name} must be at least 1, got {value}")
     if not 0 <= noise < float("inf") or seed < 0:
-        raise InputError(f"noise and seed must be 0 or more, got noise {noise}, seed {seed}")
+        raise InputError(f"noise and seed must be at least 0, got noise {noise}, seed {seed}")
     from minrnn_lightning.data.module import data_folder
     from minrnn_lightning.data.offline_rl.minari import ID, new_storage
 
-    world = make_environment(env)
-    prefix = f"{namespace}/{world.spec.name.lower()}"
+    environment = make_environment(env)
+    prefix = f"{namespace}/{environment.spec.name.lower()}"
     names = {kind: f"{prefix}/{kind}-v0" for kind in ("medium", "replay", "medium-expert")}
     storage = Path(output).expanduser() if output else new_storage(data_folder())
     for name in names.values():
         if not ID.fullmatch(name):
             raise InputError(
-                f"namespace must be two or more letters, digits, -, _ and / between them, got {namespace!r}"
+                f"namespace must be at least two letters, digits, -, _ and / between them, got {namespace!r}"
             )
         if (storage / name).exists():
             raise InputError(f"{storage / name} is there already; remove it, or give another --namespace or --output")
-    settings = SETTINGS.get(world.spec.name, OTHERS)
+    settings = SETTINGS.get(environment.spec.name, OTHERS)
     if iterations is not None:
         settings = settings._replace(iterations=iterations)
-    sets, teacher = _episodes(world, settings, episodes, noise, seed)
-    _save({names[kind]: found for kind, found in sets.items()}, world, storage, noise, seed)
+    sets, teacher = _episodes(environment, settings, episodes, noise, seed)
+    _save({names[kind]: found for kind, found in sets.items()}, environment, storage, noise, seed)
     _report({"teacher, no noise": teacher, **{names[kind]: found for kind, found in sets.items()}}, env)
     print(f"Saved in {storage}: minrnn fit --data TrajectoryDataModule --data.dataset {storage / names['medium']} ...")
 
@@ -86,24 +86,24 @@ def make_environment(env: str) -> Any:
     Raises:
         InputError: If it is unknown or of another kind, or the extra ``rl`` is not installed.
     """
-    world = make(env, disable_env_checker=True)
+    environment = make(env, disable_env_checker=True)
     from gymnasium.spaces import Box
 
-    for what, space in (("observations", world.observation_space), ("actions", world.action_space)):
+    for what, space in (("observations", environment.observation_space), ("actions", environment.action_space)):
         if not isinstance(space, Box) or len(space.shape) != 1:
             raise InputError(f"{env} has {what} {space}; the teacher needs a vector of real numbers, Box")
-    if world.spec.max_episode_steps is None:
+    if environment.spec.max_episode_steps is None:
         raise InputError(f"{env} has no limit of steps, so that an episode might never end")
-    return world
+    return environment
 
 
 def _episodes(
-    world: Any, settings: Settings, episodes: int, noise: float, seed: int
+    environment: Any, settings: Settings, episodes: int, noise: float, seed: int
 ) -> tuple[dict[str, list[Episode]], list[Episode]]:
     """The episodes of each data set, and those of the last policy without noise."""
-    policies: list[Policy] = []
+    policies: list[LinearPolicy] = []
     trials: list[list[Trial]] = []
-    for number, (policy, tried) in enumerate(search(world, settings, seed), 1):
+    for number, (policy, tried) in enumerate(search(environment, settings, seed), 1):
         policies.append(policy)
         trials.append(tried)
         if number % max(1, settings.iterations // 10) == 0 or number == settings.iterations:
@@ -111,8 +111,8 @@ def _episodes(
             print(f"iteration {number} of {settings.iterations}: policies around it return {mean:,.1f}", flush=True)
     random = np.random.default_rng((seed, 1))
 
-    def run(policy: Policy, count: int, noise: float) -> list[Episode]:
-        return [rollout(world, policy, int(s), noise) for s in random.integers(2**31, size=count)]
+    def run(policy: LinearPolicy, count: int, noise: float) -> list[Episode]:
+        return [run_episode(environment, policy, int(s), noise) for s in random.integers(2**31, size=count)]
 
     expert = run(policies[-1], episodes, noise)
     candidates = np.unique(np.linspace(0, len(policies) - 1, CHECKPOINTS).round().astype(int))
@@ -122,7 +122,7 @@ def _episodes(
     print(f"medium is the policy of iteration {chosen + 1}")
     before = [trial for tried in trials[: chosen + 1] for trial in tried]
     spread = np.unique(np.linspace(0, len(before) - 1, episodes).round().astype(int))
-    replay = [rollout(world, before[number].policy, before[number].seed) for number in spread]
+    replay = [run_episode(environment, before[number].policy, before[number].seed) for number in spread]
     sets = {"medium": medium, "replay": replay, "medium-expert": medium + expert}
     return sets, run(policies[-1], TRIES, 0.0)
 
@@ -132,7 +132,7 @@ def mean_return(episodes: Sequence[Episode]) -> float:
     return float(np.mean([episode.rewards.sum() for episode in episodes]))
 
 
-def _save(sets: dict[str, list[Episode]], world: Any, storage: Path, noise: float, seed: int) -> None:
+def _save(sets: dict[str, list[Episode]], environment: Any, storage: Path, noise: float, seed: int) -> None:
     """Write the data sets; all of them are there at the end or none."""
     from minrnn_lightning.data.offline_rl.episodes import rl_module
     from minrnn_lightning.data.offline_rl.minari import new_sets
@@ -151,10 +151,11 @@ def _save(sets: dict[str, list[Episode]], world: Any, storage: Path, noise: floa
             minari.create_dataset_from_buffers(
                 name,
                 buffers,
-                env=world,
+                env=environment,
                 algorithm_name="augmented random search",
                 author="minrnn collect",
-                description=f"self-generated, {world.spec.id}, linear-policy data; action noise {noise}, seed {seed}",
+                description=f"self-generated, {environment.spec.id}, linear-policy data; "
+                f"action noise {noise}, seed {seed}",
                 requirements=[f"{package}=={version(package)}" for package in ("gymnasium", "mujoco")],
             )
 

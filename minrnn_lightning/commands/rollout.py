@@ -18,7 +18,7 @@ from minrnn_lightning.data.offline_rl.episodes import rl_module
 from minrnn_lightning.errors import InputError
 from minrnn_lightning.results import write_atomic, write_json, write_plot
 from minrnn_lightning.rl.environments import environment_of
-from minrnn_lightning.rl.rollout import Episodes, Mode, load_policy, rollout
+from minrnn_lightning.rl.rollout import Mode, RolloutResult, load_policy, rollout
 
 PACKAGES = ("gymnasium", "mujoco", "torch", "minrnn-lightning")
 
@@ -123,7 +123,7 @@ def check_file(option: str, name: str | None, endings: Sequence[str]) -> Path | 
     return file
 
 
-def summary(played: Sequence[Episodes], env_id: str, mode: str) -> dict[str, Any]:
+def summary(played: Sequence[RolloutResult], env_id: str, mode: str) -> dict[str, Any]:
     """Everything about the episodes in plain values: mean and deviation (of a sample) of returns and scores too."""
     rows = []
     for part in played:
@@ -188,7 +188,7 @@ def draw_histogram(result: dict[str, Any], file: Path) -> None:
     write_plot(file, (6, 4), draw)
 
 
-def write_video(episodes: Episodes, file: Path) -> None:
+def write_video(episodes: RolloutResult, file: Path) -> None:
     """Write the pictures of an episode as .gif or .mp4.
 
     Raises:

@@ -43,7 +43,7 @@ def download(url: str, file: Path, sha256: str) -> None:
                 digest.update(block)
                 target.write(block)
         if digest.hexdigest() != sha256:
-            raise InputError(f"{url} has sha256 {digest.hexdigest()} instead of {sha256}; the file was removed.")
+            raise InputError(f"{url} has sha256 {digest.hexdigest()} instead of {sha256}; the file was removed")
         os.chmod(partial, 0o644)  # mkstemp lets only the owner read
         os.replace(partial, file)
     finally:

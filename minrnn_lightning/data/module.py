@@ -44,7 +44,7 @@ class BaseDataModule(LightningDataModule, ABC):
     Args:
         batch_size: Windows in a batch, per process.
         length: Steps in a window.
-        num_workers: Processes that prepare batches beside the training; 0 prepares them inside it.
+        num_workers: Worker processes that prepare batches; 0 prepares them in the training process.
         data_dir: Folder of the data sets, looked for and downloaded there; by default ``$MINRNN_DATA_DIR``, else
             the user's cache folder ``~/.cache/minrnn_lightning``.
 
@@ -60,7 +60,7 @@ class BaseDataModule(LightningDataModule, ABC):
             ("num_workers", num_workers, 0),
         ):
             if value < least:
-                raise InputError(f"{name} must be {least} or more, got {value}.")
+                raise InputError(f"{name} must be at least {least}, got {value}")
         self.save_hyperparameters()
         self.save_hyperparameters(plain_values(self.hparams))
         self.batch_size = batch_size

@@ -84,23 +84,25 @@ def check_spaces(task: PolicyTask, env: Environment, env_id: str) -> None:
     """Refuse an environment of other sizes than the policy's, and warn about other bounds of its actions."""
     from gymnasium import spaces
 
-    seen, done = env.observation_space, env.action_space
-    discrete = isinstance(done, spaces.Discrete)
-    if not (isinstance(seen, spaces.Box) and len(seen.shape) == 1 and (discrete or isinstance(done, spaces.Box))):
+    observation_space, action_space = env.observation_space, env.action_space
+    discrete = isinstance(action_space, spaces.Discrete)
+    is_vector = isinstance(observation_space, spaces.Box) and len(observation_space.shape) == 1
+    if not is_vector or not (discrete or isinstance(action_space, spaces.Box)):
         raise InputError(
-            f"{env_id} has the observations {seen} and the actions {done}; a policy needs observations that are a list "
-            "of numbers, and actions that are one too or a choice"
+            f"{env_id} has the observations {observation_space} and the actions {action_space}; a policy needs "
+            "observations that are vectors, and actions that are vectors or discrete"
         )
-    size = int(done.n) if discrete else math.prod(done.shape or ())
-    if (seen.shape[0], size, discrete) != (task.input_size, task.output_size, task.discrete):
-        kind = {True: "discrete actions", False: "numbers in an action"}
+    observation_size = observation_space.shape[0]
+    action_size = int(action_space.n) if discrete else math.prod(action_space.shape or ())
+    if (observation_size, action_size, discrete) != (task.input_size, task.output_size, task.discrete):
+        unit = {True: "discrete actions", False: "numbers in an action"}
         raise InputError(
-            f"{env_id} has {seen.shape[0]} numbers in an observation and {size} {kind[discrete]}, the policy "
-            f"{task.input_size} and {task.output_size} {kind[task.discrete]}: "
+            f"{env_id} has {observation_size} numbers in an observation and {action_size} {unit[discrete]}, the policy "
+            f"{task.input_size} and {task.output_size} {unit[task.discrete]}: "
             "use the environment that it was trained for"
         )
     if not discrete:
-        _compare_bounds(task, done, env_id)
+        _compare_bounds(task, action_space, env_id)
 
 
 def _compare_bounds(task: PolicyTask, space: Any, env_id: str) -> None:
@@ -122,7 +124,7 @@ def _compare_bounds(task: PolicyTask, space: Any, env_id: str) -> None:
         )
 
 
-def take(env: Environment, action: np.ndarray) -> tuple[np.ndarray, float, bool]:
+def step_env(env: Environment, action: np.ndarray) -> tuple[np.ndarray, float, bool]:
     """Take an action: the next observation, the reward, and whether that was the last step."""
     space = env.action_space
     if action.ndim:
@@ -131,3 +133,6 @@ def take(env: Environment, action: np.ndarray) -> tuple[np.ndarray, float, bool]
     else:
         observation, reward, terminated, truncated, _ = env.step(int(action) + int(space.start))
     return observation, float(reward), terminated or truncated
+
+
+take = step_env  # the name that commands/benchmark/policy.py still uses

@@ -29,7 +29,7 @@ class Settings(NamedTuple):
     iterations: int
 
 
-class Policy(NamedTuple):
+class LinearPolicy(NamedTuple):
     """A linear policy on normalised observations.
 
     Attributes:
@@ -69,7 +69,7 @@ class Episode(NamedTuple):
 
 
 class Trial(NamedTuple):
-    """A policy that was tried, and how it did; ``rollout(env, policy, seed)`` gives the same episode again.
+    """A policy that was tried, and how it did; ``run_episode(env, policy, seed)`` gives the same episode again.
 
     Attributes:
         policy: The policy.
@@ -77,12 +77,12 @@ class Trial(NamedTuple):
         score: Return of the episode.
     """
 
-    policy: Policy
+    policy: LinearPolicy
     seed: int
     score: float
 
 
-def rollout(env: Any, policy: Policy, seed: int, noise: float = 0.0) -> Episode:
+def run_episode(env: Any, policy: LinearPolicy, seed: int, noise: float = 0.0) -> Episode:
     """One episode.
 
     Args:
@@ -110,7 +110,7 @@ def rollout(env: Any, policy: Policy, seed: int, noise: float = 0.0) -> Episode:
     )
 
 
-def search(env: Any, settings: Settings, seed: int) -> Iterator[tuple[Policy, list[Trial]]]:
+def search(env: Any, settings: Settings, seed: int) -> Iterator[tuple[LinearPolicy, list[Trial]]]:
     """Search for a policy, as version V2-t of the paper does: normalised observations, the best directions only.
 
     The reward for surviving (``reward_survive`` in what a step tells) does not count, or the search would end in
@@ -128,7 +128,7 @@ def search(env: Any, settings: Settings, seed: int) -> Iterator[tuple[Policy, li
     """
     random = np.random.default_rng(seed)
     size = env.observation_space.shape[0]
-    policy = Policy(np.zeros((env.action_space.shape[0], size)), np.zeros(size), np.ones(size))
+    policy = LinearPolicy(np.zeros((env.action_space.shape[0], size)), np.zeros(size), np.ones(size))
     count, squares = 0, np.zeros(size)
     for _ in range(settings.iterations):
         directions = random.standard_normal((settings.directions, *policy.weights.shape))
@@ -138,7 +138,7 @@ def search(env: Any, settings: Settings, seed: int) -> Iterator[tuple[Policy, li
             episode_seed = int(random.integers(2**31))
             for way, sign in enumerate((1, -1)):
                 tried = policy._replace(weights=policy.weights + sign * settings.noise * direction)
-                episode = rollout(env, tried, episode_seed)
+                episode = run_episode(env, tried, episode_seed)
                 trials.append(Trial(tried, episode_seed, float(episode.rewards.sum())))
                 row[way] = trials[-1].score - episode.survival
                 seen.append(episode.observations[:-1])
@@ -152,4 +152,4 @@ def search(env: Any, settings: Settings, seed: int) -> Iterator[tuple[Policy, li
         squares = squares + np.square(new - new.mean(axis=0)).sum(axis=0) + shift**2 * count * len(new) / total
         mean, count = policy.mean + shift * len(new) / total, total
         std = np.sqrt(squares / count)
-        policy = Policy(weights, mean, np.where(std < 1e-7, np.inf, std))
+        policy = LinearPolicy(weights, mean, np.where(std < 1e-7, np.inf, std))

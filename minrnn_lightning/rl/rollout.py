@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from minrnn_lightning.errors import InputError
-from minrnn_lightning.rl.environments import Environment, check_spaces, make, take
+from minrnn_lightning.rl.environments import Environment, check_spaces, make, step_env
 from minrnn_lightning.tasks import PolicyTask
 from minrnn_lightning.tasks.load import load_task
 
@@ -24,7 +24,7 @@ FRAMES_PER_SECOND = 30  # of a recording, at most
 
 
 @dataclass
-class Episodes:
+class RolloutResult:
     """What was played for one target.
 
     Args:
@@ -64,7 +64,7 @@ def rollout(
     seed: int = 0,
     num_envs: int = 32,
     record: bool = False,
-) -> list[Episodes]:
+) -> list[RolloutResult]:
     """Play whole episodes for every target.
 
     Episode i starts from ``seed`` + i, for every target alike. Each environment plays one episode and is set aside when
@@ -105,7 +105,7 @@ def rollout(
         envs += [make(env_id) for _ in range(count - 1)]
         played = []
         for target in targets:
-            result = Episodes(target, [], [], 0.0)
+            result = RolloutResult(target, [], [], 0.0)
             started = time.perf_counter()
             for first in range(0, episodes, count):
                 seeds = range(seed + first, seed + min(first + count, episodes))
@@ -212,7 +212,7 @@ def _play(
         wanted = torch.tensor((target or 0.0) - returns[playing], dtype=torch.float32, device=device)
         timestep = torch.full((len(playing),), step, device=device)
         actions = policy.act(torch.from_numpy(observations).to(device), wanted, timestep)
-        taken = [take(envs[int(row)], action) for row, action in zip(playing, actions.cpu().numpy(), strict=True)]
+        taken = [step_env(envs[int(row)], action) for row, action in zip(playing, actions.cpu().numpy(), strict=True)]
         step += 1
         observations = np.array([observation for observation, _, _ in taken], dtype=np.float32)
         returns[playing] += [reward for _, reward, _ in taken]
@@ -231,7 +231,7 @@ def _select(state: Any, rows: Tensor) -> Any:
     return None if state is None else state[rows]
 
 
-def _record(policy: RecurrentActor | WindowActor, env_id: str, seed: int, episodes: Episodes) -> None:
+def _record(policy: RecurrentActor | WindowActor, env_id: str, seed: int, episodes: RolloutResult) -> None:
     """Play the first episode once more, with pictures."""
     try:
         env = make(env_id, render_mode="rgb_array")

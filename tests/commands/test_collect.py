@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from minrnn_lightning import TrajectoryDataModule
-from minrnn_lightning.rl.random_search import Policy, Settings, rollout, search
+from minrnn_lightning.rl.random_search import LinearPolicy, Settings, run_episode, search
 
 SMALL = ["--episodes=3", "--iterations=3"]
 
@@ -32,22 +32,22 @@ class Target(gymnasium.Env):
 
 
 @pytest.fixture
-def world():
+def environment():
     return gymnasium.wrappers.TimeLimit(Target(), 20)
 
 
-def test_search_finds_the_policy_without_the_bonus(world):
-    policies = [policy for policy, _ in search(world, Settings(8, 4, 0.05, 0.1, 100), seed=0)]
+def test_search_finds_the_policy_without_the_bonus(environment):
+    policies = [policy for policy, _ in search(environment, Settings(8, 4, 0.05, 0.1, 100), seed=0)]
     assert np.allclose(policies[-1].weights, [[2, 0]], atol=0.3)
     assert np.allclose(policies[-1].mean, [3, 0], atol=3)
     assert np.allclose(policies[-1].std, [1, 100], rtol=0.05)
 
 
-def test_moments_are_those_of_all_observations(world):
+def test_moments_are_those_of_all_observations(environment):
     trials = []
-    for policy, tried in search(world, Settings(3, 2, 0.1, 0.1, 4), seed=1):
+    for policy, tried in search(environment, Settings(3, 2, 0.1, 0.1, 4), seed=1):
         if trials:
-            seen = np.concatenate([rollout(world, t.policy, t.seed).observations[:-1] for t in trials])
+            seen = np.concatenate([run_episode(environment, t.policy, t.seed).observations[:-1] for t in trials])
             assert np.allclose(policy.mean, seen.mean(0))
             assert np.allclose(policy.std, seen.std(0))
         trials += tried
@@ -55,12 +55,12 @@ def test_moments_are_those_of_all_observations(world):
 
 
 def test_a_trial_repeats_and_noise_is_cut():
-    world = gymnasium.make("Hopper-v5")
-    for _, trials in search(world, Settings(2, 1, 0.01, 0.02, 2), seed=0):
+    environment = gymnasium.make("Hopper-v5")
+    for _, trials in search(environment, Settings(2, 1, 0.01, 0.02, 2), seed=0):
         for trial in trials:
-            assert rollout(world, trial.policy, trial.seed).rewards.sum() == trial.score
-    policy = Policy(np.zeros((3, 11)), np.zeros(11), np.ones(11))
-    first, again, other = (rollout(world, policy, seed, noise=0.7) for seed in (0, 0, 1))
+            assert run_episode(environment, trial.policy, trial.seed).rewards.sum() == trial.score
+    policy = LinearPolicy(np.zeros((3, 11)), np.zeros(11), np.ones(11))
+    first, again, other = (run_episode(environment, policy, seed, noise=0.7) for seed in (0, 0, 1))
     assert np.array_equal(first.observations, again.observations)
     assert not np.array_equal(first.actions[:5], other.actions[:5])
     assert first.actions.min() == -1
@@ -127,9 +127,9 @@ def test_the_same_seed_gives_the_same_data(minrnn, tmp_path, monkeypatch):
         (["--env=CarRacing-v3"], "CarRacing-v3"),
         (["--episodes=0"], "episodes must be at least 1, got 0"),
         (["--iterations=0"], "iterations must be at least 1, got 0"),
-        (["--noise=-1"], "noise and seed must be 0 or more, got noise -1.0, seed 0"),
-        (["--namespace=a b"], "namespace must be two or more letters, digits, -, _ and / between them, got 'a b'"),
-        (["--namespace=/"], "namespace must be two or more letters"),
+        (["--noise=-1"], "noise and seed must be at least 0, got noise -1.0, seed 0"),
+        (["--namespace=a b"], "namespace must be at least two letters, digits, -, _ and / between them, got 'a b'"),
+        (["--namespace=/"], "namespace must be at least two letters"),
     ],
 )
 def test_bad_options_get_a_sentence(minrnn, tmp_path, options, message):
@@ -146,4 +146,4 @@ def test_without_the_extra(minrnn, tmp_path, monkeypatch, package):
     monkeypatch.setitem(__import__("sys").modules, package, None)
     code, _, errors = minrnn("collect", f"--output={tmp_path / 'new'}", *SMALL)
     assert code == 1
-    assert errors.endswith(f'minrnn: This needs the package {package}: pip install "minrnn-lightning[rl]".\n')
+    assert errors.endswith(f'minrnn: This needs the package {package}: pip install "minrnn-lightning[rl]"\n')

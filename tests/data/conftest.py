@@ -4,7 +4,7 @@ import random
 
 import pytest
 from lightning.pytorch import Trainer
-from silent import Silent
+from recording_module import RecordingModule
 
 
 @pytest.fixture(autouse=True)
@@ -25,8 +25,8 @@ def text_file(tmp_path):
 
 
 @pytest.fixture
-def silent():
-    return Silent()
+def recorder():
+    return RecordingModule()
 
 
 @pytest.fixture

@@ -23,7 +23,7 @@ class Letters(BaseDataModule):
     [("batch_size", 0, 1), ("batch_size", -1, 1), ("length", 0, 1), ("length", -256, 1), ("num_workers", -1, 0)],
 )
 def test_sizes_out_of_range(name, value, least):
-    with pytest.raises(ValueError, match=rf"^{name} must be {least} or more, got {value}\.$"):
+    with pytest.raises(ValueError, match=rf"^{name} must be at least {least}, got {value}$"):
         Letters(**{name: value})
 
 

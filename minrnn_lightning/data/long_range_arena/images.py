@@ -37,7 +37,7 @@ class SequentialImageDataModule(LabelledDataModule):
     Args:
         dataset: ``cifar10`` or ``digits``.
         batch_size: Images in a batch, per process.
-        num_workers: Processes that prepare batches beside the training; 0 prepares them inside it.
+        num_workers: Worker processes that prepare batches; 0 prepares them in the training process.
         data_dir: Folder of the data sets; CIFAR-10 is ``cifar-10/cifar-10-binary.tar.gz`` in it and downloaded there
             when missing; by default ``$MINRNN_DATA_DIR``, else ``~/.cache/minrnn_lightning``.
 
@@ -59,7 +59,7 @@ class SequentialImageDataModule(LabelledDataModule):
         data_dir: str | None = None,
     ) -> None:
         if dataset not in ("cifar10", "digits"):
-            raise InputError(f"dataset must be cifar10 or digits, got {dataset}.")
+            raise InputError(f"dataset must be cifar10 or digits, got {dataset}")
         super().__init__(batch_size, SIDE * SIDE, num_workers, data_dir)
         self.dataset = dataset
         place = Path("cifar-10", ARCHIVE)
@@ -83,12 +83,12 @@ class SequentialImageDataModule(LabelledDataModule):
             except ConnectionError as error:
                 raise ConnectionError(
                     f"The file {self.archive} is missing and {error}; save {URL} under that name, name the folder that "
-                    f"holds cifar-10/{ARCHIVE} with --data.data_dir or MINRNN_DATA_DIR, or use dataset=digits."
+                    f"holds cifar-10/{ARCHIVE} with --data.data_dir or MINRNN_DATA_DIR, or use dataset=digits"
                 ) from error
         super().prepare_data()
 
     def examples(self) -> dict[str, Iterable[Example]]:
-        """The images of the three parts."""
+        """The images of the three splits."""
         return self.digits() if self.dataset == "digits" else self.cifar()
 
     def cifar(self) -> dict[str, Iterable[Example]]:
@@ -111,10 +111,10 @@ class SequentialImageDataModule(LabelledDataModule):
                 raise ValueError
         except (tarfile.TarError, zlib.error, OSError, EOFError, KeyError, ValueError):
             raise InputError(
-                f"{self.archive} is not the binary version of CIFAR-10; delete it, to have it fetched from {URL}."
+                f"{self.archive} is not the binary version of CIFAR-10; delete it, to have it fetched from {URL}"
             ) from None
-        parts = {"train": train[:-VALIDATION], "validation": train[-VALIDATION:], "test": test}
-        return {name: grey(part) for name, part in parts.items()}
+        splits = {"train": train[:-VALIDATION], "validation": train[-VALIDATION:], "test": test}
+        return {name: grey(split) for name, split in splits.items()}
 
     def digits(self) -> dict[str, Iterable[Example]]:
         """The digits of scikit-learn, in an order that never changes.
@@ -125,16 +125,16 @@ class SequentialImageDataModule(LabelledDataModule):
         try:
             from sklearn.datasets import load_digits
         except ImportError as error:
-            raise InputError('The digits come with scikit-learn: pip install "minrnn-lightning[lra]".') from error
+            raise InputError('The digits come with scikit-learn: pip install "minrnn-lightning[lra]"') from error
         digits = load_digits()
         pixels = np.kron(digits.images, np.ones((SIDE // 8, SIDE // 8))) * 15  # from 0 to 16 each
         examples = [
             (int(label), [image.astype(np.uint8).tobytes()]) for label, image in zip(digits.target, pixels, strict=True)
         ]
         order = np.random.default_rng(0).permutation(len(examples))
-        parts = np.split(order, np.cumsum(DIGITS)[:-1])
+        splits = np.split(order, np.cumsum(DIGITS)[:-1])
         names = ("train", "validation", "test")
-        return {name: [examples[index] for index in part] for name, part in zip(names, parts, strict=True)}
+        return {name: [examples[index] for index in split] for name, split in zip(names, splits, strict=True)}
 
 
 def checksum(file: Path) -> str:

@@ -17,14 +17,14 @@ LABELS = ("neg", "pos")
 class IMDBDataModule(LabelledDataModule):
     """Film reviews of IMDb, byte by byte: 25,000 for training and 25,000 for the test, half of them favourable.
 
-    There is no validation part: by custom the test part is used for both, so that what is best in validation is best
+    There is no validation split: by custom the test split is used for both, so that what is best in validation is best
     in the test too. The baseline is the commonest label.
 
     Args:
         batch_size: Reviews in a batch, per process.
         length: Bytes of each review that are read.
         path: The unpacked folder ``aclImdb``; by default that in ``data_dir``.
-        num_workers: Processes that prepare batches beside the training; 0 prepares them inside it.
+        num_workers: Worker processes that prepare batches; 0 prepares them in the training process.
         data_dir: Folder of the data sets; by default ``$MINRNN_DATA_DIR``, else ``~/.cache/minrnn_lightning``.
 
     Raises:
@@ -48,7 +48,7 @@ class IMDBDataModule(LabelledDataModule):
         super().__init__(batch_size, length, num_workers, data_dir)
         self.path = Path(path).expanduser() if path else self.data_dir / "aclImdb"
 
-    def files(self, part: str) -> list[tuple[int, Path]]:
+    def files(self, split: str) -> list[tuple[int, Path]]:
         """Labels and reviews of ``train`` or ``test``.
 
         Raises:
@@ -56,38 +56,36 @@ class IMDBDataModule(LabelledDataModule):
         """
         found = []
         for label, name in enumerate(LABELS):
-            files = visible_files(self.path / part / name, ".txt")
+            files = visible_files(self.path / split / name, ".txt")
             if not files:
                 raise FileNotFoundError(
-                    f"{self.path}/{part}/{name} holds no review; unpack {URL} into {self.data_dir}, or give its folder "
-                    "aclImdb as path."
+                    f"{self.path}/{split}/{name} holds no review; unpack {URL} into {self.data_dir}, or give its "
+                    "folder aclImdb as path"
                 )
             found += [(label, file) for file in files]
         return found
 
     def source(self) -> list[Any]:
         """The reviews, and where they are cut."""
-        files = (file for part in ("train", "test") for _, file in self.files(part))
+        files = (file for split in ("train", "test") for _, file in self.files(split))
         return [self.length, str(self.path.resolve()), digest(files)]
 
     def examples(self) -> dict[str, Iterable[Example]]:
         """The reviews."""
         return {name: self.read(name if name == "train" else "test") for name in ("train", "validation", "test")}
 
-    def read(self, part: str) -> Iterator[Example]:
+    def read(self, split: str) -> Iterator[Example]:
         """The reviews of ``train`` or ``test``.
 
         Raises:
             InputError: If one is empty or not UTF-8.
         """
-        for label, file in self.files(part):
+        for label, file in self.files(split):
             review = file.read_bytes()
             try:
                 review.decode()
             except UnicodeDecodeError as error:
-                raise InputError(
-                    f"{file} is not UTF-8 (byte {review[error.start]:#04x}); unpack {URL} again."
-                ) from None
+                raise InputError(f"{file} is not UTF-8 (byte {review[error.start]:#04x}); unpack {URL} again") from None
             if not review:
-                raise InputError(f"{file} is empty; unpack {URL} again.")
+                raise InputError(f"{file} is empty; unpack {URL} again")
             yield label, [review[: self.length]]

@@ -14,7 +14,7 @@ import numpy.typing as npt
 import torch
 from lightning.pytorch.utilities import rank_zero_info
 
-from minrnn_lightning.data.long_range_arena.module import Example, LabelledDataModule, Part
+from minrnn_lightning.data.long_range_arena.module import Example, LabelledDataModule, Split
 from minrnn_lightning.data.long_range_arena.tsv import file_keys, read_tsv
 from minrnn_lightning.errors import InputError
 
@@ -23,7 +23,7 @@ MIN, MAX, MED, SM, END = range(10, 15)
 SYMBOL_PROBABILITY = 0.25  # of an operator, where depth allows one
 CHUNK = 500  # expressions that share a seed
 TRIES = 200_000  # for one expression of a length that is wanted
-PARTS = {"train": "basic_train.tsv", "validation": "basic_val.tsv", "test": "basic_test.tsv"}
+FILES = {"train": "basic_train.tsv", "validation": "basic_val.tsv", "test": "basic_test.tsv"}
 URL = "https://storage.googleapis.com/long-range-arena/lra_release.gz"
 
 
@@ -85,7 +85,7 @@ def expressions(
         elif tries > TRIES * (len(found) + 1):
             raise InputError(
                 f"Hardly any expression has more than {shortest} and less than {length} tokens; widen the range "
-                "between shortest and length, or raise max_depth or max_arguments."
+                "between shortest and length, or raise max_depth or max_arguments"
             )
     return found
 
@@ -108,7 +108,7 @@ class ListOpsDataModule(LabelledDataModule):
         max_arguments: Most entries of a list.
         seed: Of the expressions; it is not that of the training.
         path: Folder of the official ``basic_train.tsv``, ``basic_val.tsv`` and ``basic_test.tsv`` to read instead.
-        num_workers: Processes that prepare batches beside the training; 0 prepares them inside it.
+        num_workers: Worker processes that prepare batches; 0 prepares them in the training process.
         data_dir: Folder of the data sets; by default ``$MINRNN_DATA_DIR``, else ``~/.cache/minrnn_lightning``.
 
     Raises:
@@ -138,13 +138,13 @@ class ListOpsDataModule(LabelledDataModule):
         super().__init__(batch_size, length, num_workers, data_dir)
         if not 0 <= shortest < length - 1:
             raise InputError(
-                f"shortest must be 0 or more and below length - 1, as expressions have more than shortest and less "
-                f"than length tokens; got shortest {shortest} and length {length}."
+                f"shortest must be at least 0 and below length - 1, as expressions have more than shortest and less "
+                f"than length tokens; got shortest {shortest} and length {length}"
             )
         if len(sizes) != 3 or min(sizes) < 1:
-            raise InputError(f"sizes must be three, each 1 or more, got {list(sizes)}.")
+            raise InputError(f"sizes must be three, each at least 1, got {list(sizes)}")
         if max_depth < 2 or max_arguments < 2:
-            raise InputError(f"max_depth and max_arguments must be 2 or more, got {max_depth} and {max_arguments}.")
+            raise InputError(f"max_depth and max_arguments must be at least 2, got {max_depth} and {max_arguments}")
         self.shortest, self.sizes, self.seed = shortest, tuple(sizes), seed
         self.max_depth, self.max_arguments = max_depth, max_arguments
         self.path = path
@@ -154,14 +154,14 @@ class ListOpsDataModule(LabelledDataModule):
         if self.path is None:
             return [self.length, self.shortest, self.sizes, self.max_depth, self.max_arguments, self.seed]
         folder = Path(self.path).expanduser()
-        advice = f"unpack {URL} and give its folder listops-1000 as path, or leave path out to make the expressions."
-        return [self.length, *file_keys((folder / name for name in PARTS.values()), advice)]
+        advice = f"unpack {URL} and give its folder listops-1000 as path, or leave path out to make the expressions"
+        return [self.length, *file_keys((folder / name for name in FILES.values()), advice)]
 
     def examples(self) -> dict[str, Iterable[Example]]:
-        """The expressions of the three parts."""
+        """The expressions of the three splits."""
         if self.path is not None:
             folder = Path(self.path).expanduser()
-            return {part: self.read(folder / name) for part, name in PARTS.items()}
+            return {split: self.read(folder / name) for split, name in FILES.items()}
         made = self.make(sum(self.sizes))
         first, second = self.sizes[0], self.sizes[0] + self.sizes[1]
         return {"train": made[:first], "validation": made[first:second], "test": made[second:]}
@@ -183,7 +183,7 @@ class ListOpsDataModule(LabelledDataModule):
                 if len(found) == before:
                     raise InputError(
                         f"There are hardly {count} different expressions of such a length; lower sizes or widen the "
-                        "range between shortest and length."
+                        "range between shortest and length"
                     )
                 first, chunks = first + chunks, 1
         return list(found.values())[:count]
@@ -200,17 +200,17 @@ class ListOpsDataModule(LabelledDataModule):
             unknown = next((symbol for symbol in symbols if symbol not in number), None)
             if unknown is not None or target not in number or not target.isdigit():
                 wrong = f"the target {target!r}" if unknown is None else f"the symbol {unknown!r}"
-                raise InputError(f"{place} is not ListOps because of {wrong}; unpack the file again.")
+                raise InputError(f"{place} is not ListOps because of {wrong}; unpack the file again")
             tokens = bytes(number[symbol] for symbol in symbols)
             if not tokens or tokens.count(END) != sum(tokens.count(operator) for operator in OPERATORS):
-                raise InputError(f"{place} is cut short: its brackets do not match; unpack the file again.")
+                raise InputError(f"{place} is cut short: its brackets do not match; unpack the file again")
             if len(tokens) >= self.length:
-                raise InputError(f"{place} has {len(tokens)} tokens; raise length above that, it is {self.length}.")
+                raise InputError(f"{place} has {len(tokens)} tokens; raise length above that, it is {self.length}")
             yield int(target), [tokens]
 
-    def clues(self, part: Part) -> npt.NDArray[np.uint8]:
+    def clues(self, split: Split) -> npt.NDArray[np.uint8]:
         """The outermost operator: the first token of each expression."""
-        clues: npt.NDArray[np.uint8] = part.tokens[np.concatenate([[0], part.ends[:-1]])]
+        clues: npt.NDArray[np.uint8] = split.tokens[np.concatenate([[0], split.ends[:-1]])]
         return clues
 
 

@@ -29,21 +29,21 @@ _FORMAT = 1  # to be raised when the files below change, so that files written b
 Example = tuple[int, list[bytes]]  # a label, and one sequence of tokens below 256 or two
 
 
-class Part(NamedTuple):
-    """The examples of a part: tokens one sequence after the other, where each sequence ends, and the labels."""
+class Split(NamedTuple):
+    """The examples of a split: tokens one sequence after the other, where each sequence ends, and the labels."""
 
     tokens: npt.NDArray[np.uint8]
     ends: npt.NDArray[np.int64]
     labels: npt.NDArray[np.int64]
 
     @classmethod
-    def read(cls, folder: Path, name: str) -> Part:
-        """The part of this name as a view of its files."""
+    def read(cls, folder: Path, name: str) -> Split:
+        """The split of this name as a view of its files."""
         return cls(*(np.load(folder / f"{name}_{field}.npy", mmap_mode="r") for field in cls._fields))
 
     @classmethod
     def write(cls, folder: Path, name: str, examples: Iterable[Example]) -> None:
-        """Save examples as the part of this name."""
+        """Save examples as the split of this name."""
         labels, lengths = [], []
         with (folder / "tokens").open("wb") as file:
             for label, sequences in examples:
@@ -87,7 +87,7 @@ class TrainingSequences(Dataset[LabelledBatch]):
     What a batch holds depends on seed and position alone; processes take turns within it.
 
     Args:
-        part: The examples.
+        split: The examples.
         batch_size: Examples in a batch of one process; what fills no whole batch of all processes is left out.
         seed: Seed of the stream.
         rank: Rank of this process.
@@ -97,31 +97,31 @@ class TrainingSequences(Dataset[LabelledBatch]):
         InputError: If there are fewer examples than a batch takes.
     """
 
-    def __init__(self, part: Part, batch_size: int, seed: int = 0, rank: int = 0, world_size: int = 1) -> None:
-        self.part, self.batch_size, self.seed, self.rank = part, batch_size, seed, rank
+    def __init__(self, split: Split, batch_size: int, seed: int = 0, rank: int = 0, world_size: int = 1) -> None:
+        self.split, self.batch_size, self.seed, self.rank = split, batch_size, seed, rank
         self.in_batch = batch_size * world_size
-        if len(part.labels) < self.in_batch:
+        if len(split.labels) < self.in_batch:
             raise InputError(
-                f"The training part has {len(part.labels)} examples, too few for a batch of {self.in_batch}; lower "
-                "batch_size."
+                f"The training split has {len(split.labels)} examples, too few for a batch of {self.in_batch}; lower "
+                "batch_size"
             )
         self._epoch: int | None = None
         self._batches = np.empty((0, 0), dtype=np.int64)
 
     def __len__(self) -> int:
-        return len(self.part.labels) // self.in_batch
+        return len(self.split.labels) // self.in_batch
 
     def __getitem__(self, position: int) -> LabelledBatch:
         epoch, batch = divmod(position, len(self))
         first = self.rank * self.batch_size
-        return self.part.batch(self.batches(epoch)[batch, first : first + self.batch_size])
+        return self.split.batch(self.batches(epoch)[batch, first : first + self.batch_size])
 
     def batches(self, epoch: int) -> npt.NDArray[np.int64]:
         """The examples of each batch of an epoch: (batches, examples in a batch of all processes)."""
         if epoch != self._epoch:
             random = np.random.default_rng((self.seed, epoch))
-            order = random.permutation(len(self.part.labels))[: len(self) * self.in_batch]
-            lengths = self.part.lengths.max(axis=1)
+            order = random.permutation(len(self.split.labels))[: len(self) * self.in_batch]
+            lengths = self.split.lengths.max(axis=1)
             pools = np.split(order, range(POOL * self.in_batch, len(order), POOL * self.in_batch))
             order = np.concatenate([pool[np.argsort(lengths[pool], kind="stable")] for pool in pools])
             self._batches = random.permutation(order.reshape(len(self), self.in_batch))
@@ -130,14 +130,14 @@ class TrainingSequences(Dataset[LabelledBatch]):
 
 
 class HeldOutSequences(Dataset[LabelledBatch]):
-    """The examples of a held-out part, every one exactly once over all processes.
+    """The examples of a held-out split, every one exactly once over all processes.
 
     Examples of like length share a batch; the order of the batches is a fixed random one, so that the first of them
     are a fair sample.
 
     Args:
-        part: The examples.
-        batch_size: Most examples in a batch of one process, but for what keeps the processes even.
+        split: The examples.
+        batch_size: Most examples in a batch of one process, except where equal numbers of batches need more.
         rank: Rank of this process.
         world_size: Number of processes.
 
@@ -145,12 +145,12 @@ class HeldOutSequences(Dataset[LabelledBatch]):
         InputError: If there are fewer examples than processes.
     """
 
-    def __init__(self, part: Part, batch_size: int, rank: int = 0, world_size: int = 1) -> None:
-        examples = len(part.labels)
+    def __init__(self, split: Split, batch_size: int, rank: int = 0, world_size: int = 1) -> None:
+        examples = len(split.labels)
         if examples < world_size:
-            raise InputError(f"The held-out part has {examples} examples, too few for {world_size} processes.")
-        self.part = part
-        order = np.argsort(part.lengths.max(axis=1), kind="stable")
+            raise InputError(f"The held-out split has {examples} examples, too few for {world_size} processes")
+        self.split = split
+        order = np.argsort(split.lengths.max(axis=1), kind="stable")
         batches = min(-(-examples // (batch_size * world_size)), examples // world_size)
         shares = np.array_split(order, batches * world_size)
         self.batches = [shares[index] for index in np.random.default_rng(0).permutation(len(shares))[rank::world_size]]
@@ -159,7 +159,7 @@ class HeldOutSequences(Dataset[LabelledBatch]):
         return len(self.batches)
 
     def __getitem__(self, index: int) -> LabelledBatch:
-        return self.part.batch(self.batches[index])
+        return self.split.batch(self.batches[index])
 
 
 class LabelledDataModule(BaseDataModule):
@@ -168,7 +168,7 @@ class LabelledDataModule(BaseDataModule):
     Args:
         batch_size: Examples in a batch, per process.
         length: The longest sequence.
-        num_workers: Processes that prepare batches beside the training; 0 prepares them inside it.
+        num_workers: Worker processes that prepare batches; 0 prepares them in the training process.
         data_dir: Folder of the data sets; by default ``$MINRNN_DATA_DIR``, else ``~/.cache/minrnn_lightning``.
     """
 
@@ -184,21 +184,21 @@ class LabelledDataModule(BaseDataModule):
 
     @abstractmethod
     def examples(self) -> dict[str, Iterable[Example]]:
-        """The parts ``train``, ``validation`` and ``test``."""
+        """The splits ``train``, ``validation`` and ``test``."""
 
     @property
     def chance(self) -> float:
         """One over the number of classes."""
         return 1 / self.output_size
 
-    def clues(self, part: Part) -> npt.NDArray[Any]:
+    def clues(self, split: Split) -> npt.NDArray[Any]:
         """What the baseline may see of each example: nothing."""
-        return np.zeros(len(part.labels), dtype=np.int64)
+        return np.zeros(len(split.labels), dtype=np.int64)
 
     @cached_property
     def baseline(self) -> float:
-        """Accuracy on the test part of the commonest training label, for each value of ``clues``."""
-        train, test = Part.read(self.folder, "train"), Part.read(self.folder, "test")
+        """Accuracy on the test split of the commonest training label, for each value of ``clues``."""
+        train, test = Split.read(self.folder, "train"), Split.read(self.folder, "test")
         table = np.zeros((256, self.output_size), dtype=np.int64)
         np.add.at(table, (self.clues(train), train.labels), 1)
         return float(np.mean(table.argmax(axis=1)[self.clues(test)] == test.labels))
@@ -214,20 +214,20 @@ class LabelledDataModule(BaseDataModule):
         if not self.folder.is_dir():
             with atomic_folder(self.folder) as folder:
                 for name, examples in self.examples().items():
-                    Part.write(folder, name, examples)
+                    Split.write(folder, name, examples)
 
     def train_dataloader(self) -> DataLoader[Any]:
         """Shuffled examples; batches that are not full are left out."""
         seed = int(os.environ.get("PL_GLOBAL_SEED", 0))
-        part = Part.read(self.folder, "train")
-        return self.loader(TrainingSequences(part, self.batch_size, seed, *self.processes), stream=True)
+        split = Split.read(self.folder, "train")
+        return self.loader(TrainingSequences(split, self.batch_size, seed, *self.processes), stream=True)
 
     def val_dataloader(self) -> DataLoader[Any]:
-        """The validation part, every example once."""
+        """The validation split, every example once."""
         return self._held_out("validation")
 
     def test_dataloader(self) -> DataLoader[Any]:
-        """The test part, every example once."""
+        """The test split, every example once."""
         return self._held_out("test")
 
     def predict_dataloader(self) -> DataLoader[Any]:
@@ -235,4 +235,4 @@ class LabelledDataModule(BaseDataModule):
         return self.test_dataloader()
 
     def _held_out(self, name: str) -> DataLoader[Any]:
-        return self.loader(HeldOutSequences(Part.read(self.folder, name), self.batch_size, *self.processes))
+        return self.loader(HeldOutSequences(Split.read(self.folder, name), self.batch_size, *self.processes))

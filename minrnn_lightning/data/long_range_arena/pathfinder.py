@@ -24,14 +24,14 @@ SIGNATURE = b"\x89PNG\r\n\x1a\n"
 class PathfinderDataModule(LabelledDataModule):
     """Pathfinder, and Path-X at 128 pixels a side: the hard images of the official release, 80, 10 and 10 % of them.
 
-    The release has no parts; the images are shuffled in an order that never changes and divided. A file of the
+    The release has no splits; the images are shuffled in an order that never changes and divided. A file of the
     release is empty; such are left out with a warning. The baseline is the commonest label.
 
     Args:
         side: Pixels of a side: 32 makes sequences of 1,024 tokens, 128 of 16,384.
         batch_size: Images in a batch, per process.
         path: Folder ``pathfinder32`` or the like; by default below ``lra_release/lra_release`` in ``data_dir``.
-        num_workers: Processes that prepare batches beside the training; 0 prepares them inside it.
+        num_workers: Worker processes that prepare batches; 0 prepares them in the training process.
         data_dir: Folder of the data sets; by default ``$MINRNN_DATA_DIR``, else ``~/.cache/minrnn_lightning``.
 
     Raises:
@@ -53,7 +53,7 @@ class PathfinderDataModule(LabelledDataModule):
         data_dir: str | None = None,
     ) -> None:
         if side not in (32, 64, 128, 256):
-            raise InputError(f"side must be 32, 64, 128 or 256, got {side}.")
+            raise InputError(f"side must be 32, 64, 128 or 256, got {side}")
         super().__init__(batch_size, side * side, num_workers, data_dir)
         self.side = side
         folder = Path(path).expanduser() if path else self.data_dir / f"lra_release/lra_release/pathfinder{side}"
@@ -65,24 +65,24 @@ class PathfinderDataModule(LabelledDataModule):
         if not files:
             raise FileNotFoundError(
                 f"{self.path}/metadata holds no *.npy file; unpack {URL} into {self.data_dir}, or give the folder of "
-                f"its pathfinder{self.side} as path."
+                f"its pathfinder{self.side} as path"
             )
         try:
             return [str(self.path.resolve()), digest([*files, *(image for image, _ in self.listed())])]
         except FileNotFoundError as error:
             raise FileNotFoundError(
-                f"{error.filename} is missing, though {self.path}/metadata lists it; unpack {URL} again."
+                f"{error.filename} is missing, though {self.path}/metadata lists it; unpack {URL} again"
             ) from error
 
     def examples(self) -> dict[str, Iterable[Example]]:
-        """The images of the three parts."""
+        """The images of the three splits."""
         listed = list(self.listed())
         order = np.random.default_rng(0).permutation(len(listed))
-        parts = np.split(order, [int(0.8 * len(order)), int(0.9 * len(order))])
-        if min(map(len, parts)) < 1:
-            raise InputError(f"{self.path} lists {len(listed)} images, too few for three parts; unpack {URL} again.")
+        splits = np.split(order, [int(0.8 * len(order)), int(0.9 * len(order))])
+        if min(map(len, splits)) < 1:
+            raise InputError(f"{self.path} lists {len(listed)} images, too few for three splits; unpack {URL} again")
         names = ("train", "validation", "test")
-        return {name: self.read([listed[index] for index in part]) for name, part in zip(names, parts, strict=True)}
+        return {name: self.read([listed[index] for index in split]) for name, split in zip(names, splits, strict=True)}
 
     def lists(self) -> list[Path]:
         """The metadata, which list the images."""
@@ -99,12 +99,12 @@ class PathfinderDataModule(LabelledDataModule):
                 columns = line.split()
                 if len(columns) < 4 or columns[3] not in ("0", "1"):
                     raise InputError(
-                        f"{file}, line {number} is not folder, image, number and label 0 or 1; unpack {URL} again."
+                        f"{file}, line {number} is not folder, image, number and label 0 or 1; unpack {URL} again"
                     )
                 yield self.path / columns[0] / columns[1], int(columns[3])
 
     def read(self, listed: Iterable[tuple[Path, int]]) -> Iterator[Example]:
-        """The images of a part.
+        """The images of a split.
 
         Raises:
             InputError: If one is damaged or of another size.
@@ -120,7 +120,7 @@ class PathfinderDataModule(LabelledDataModule):
                     raise ValueError
             except (ValueError, zlib.error, struct.error):
                 raise InputError(
-                    f"{file} is not a grey PNG image of {self.side} pixels a side; unpack {URL} again."
+                    f"{file} is not a grey PNG image of {self.side} pixels a side; unpack {URL} again"
                 ) from None
             yield label, [pixels.tobytes()]
 

@@ -10,7 +10,7 @@ from minrnn_lightning.data.long_range_arena.module import Example, LabelledDataM
 from minrnn_lightning.data.long_range_arena.tsv import file_keys, read_tsv
 from minrnn_lightning.errors import InputError
 
-PARTS = {"train": "new_aan_pairs.train.tsv", "validation": "new_aan_pairs.eval.tsv", "test": "new_aan_pairs.test.tsv"}
+FILES = {"train": "new_aan_pairs.train.tsv", "validation": "new_aan_pairs.eval.tsv", "test": "new_aan_pairs.test.tsv"}
 URL = "https://storage.googleapis.com/long-range-arena/lra_release.gz"
 FOLDER = "lra_release/lra_release/tsv_data"
 
@@ -26,7 +26,7 @@ class RetrievalDataModule(LabelledDataModule):
         length: Bytes of each text that are read.
         path: Folder of ``new_aan_pairs.train.tsv`` and its siblings ``eval`` and ``test``; by default
             ``lra_release/lra_release/tsv_data`` in ``data_dir``.
-        num_workers: Processes that prepare batches beside the training; 0 prepares them inside it.
+        num_workers: Worker processes that prepare batches; 0 prepares them in the training process.
         data_dir: Folder of the data sets; by default ``$MINRNN_DATA_DIR``, else ``~/.cache/minrnn_lightning``.
 
     Raises:
@@ -51,12 +51,12 @@ class RetrievalDataModule(LabelledDataModule):
 
     def source(self) -> list[Any]:
         """The official files and where their texts are cut."""
-        advice = f"unpack {URL} into {self.data_dir}, or give the folder of its tsv_data as path."
-        return [self.length, *file_keys((self.path / name for name in PARTS.values()), advice)]
+        advice = f"unpack {URL} into {self.data_dir}, or give the folder of its tsv_data as path"
+        return [self.length, *file_keys((self.path / name for name in FILES.values()), advice)]
 
     def examples(self) -> dict[str, Iterable[Example]]:
         """The pairs of the three files."""
-        return {part: self.read(self.path / name) for part, name in PARTS.items()}
+        return {split: self.read(self.path / name) for split, name in FILES.items()}
 
     def read(self, file: Path) -> Iterator[Example]:
         """The pairs of a file; an empty text counts as one zero byte.
@@ -66,5 +66,5 @@ class RetrievalDataModule(LabelledDataModule):
         """
         for place, (label, _, _, *texts) in read_tsv(file, columns=5):
             if label not in ("0", "1", "0.0", "1.0"):
-                raise InputError(f"{place} begins with {label!r} instead of 0 or 1; unpack the file again.")
+                raise InputError(f"{place} begins with {label!r} instead of 0 or 1; unpack the file again")
             yield int(float(label)), [text.encode()[: self.length] or b"\0" for text in texts]

@@ -28,7 +28,7 @@ def read_tsv(file: Path, columns: int, header: bool = False) -> Iterator[tuple[s
                 line = raw.decode().rstrip("\r\n")
             except UnicodeDecodeError as error:
                 raise InputError(
-                    f"{place} is not UTF-8 (byte {raw[error.start]:#04x}); unpack the file again."
+                    f"{place} is not UTF-8 (byte {raw[error.start]:#04x}); unpack the file again"
                 ) from None
             if header and number == 1:
                 continue
@@ -36,11 +36,11 @@ def read_tsv(file: Path, columns: int, header: bool = False) -> Iterator[tuple[s
             if len(fields) != columns:
                 raise InputError(
                     f"{place} has {len(fields)} instead of {columns} columns between tabs; it is cut short or of "
-                    "another format: unpack the file again."
+                    "another format: unpack the file again"
                 )
             yield place, fields
     if number <= header:
-        raise InputError(f"{file} holds no example; unpack the file again.")
+        raise InputError(f"{file} holds no example; unpack the file again")
 
 
 def file_keys(files: Iterable[Path], advice: str) -> list[Any]:

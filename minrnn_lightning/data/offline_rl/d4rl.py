@@ -9,7 +9,14 @@ from lightning.pytorch.utilities import rank_zero_warn
 
 from minrnn_lightning.data.download import download
 from minrnn_lightning.data.module import writable
-from minrnn_lightning.data.offline_rl.episodes import ARRAYS, Episodes, Source, join, make_episodes, read_hdf5
+from minrnn_lightning.data.offline_rl.episodes import (
+    ARRAYS,
+    EpisodeArrays,
+    Source,
+    concatenate,
+    make_episodes,
+    read_hdf5,
+)
 
 URL = "http://rail.eecs.berkeley.edu/datasets/offline_rl/gym_mujoco_v2/"
 ENVIRONMENTS = {"hopper": "Hopper-v5", "halfcheetah": "HalfCheetah-v5", "walker2d": "Walker2d-v5"}
@@ -72,7 +79,7 @@ class D4RLFile(Source):
         """Those of D4RL's environments, if this is a file of one."""
         return ACTIONS if self.env_id else None
 
-    def read(self) -> Episodes:
+    def read(self) -> EpisodeArrays:
         """The episodes, each ended by a terminal state or a timeout; the steps after the last end are dropped.
 
         Raises:
@@ -141,7 +148,7 @@ class D4RLSet(Source):
         url = URL + self.target.name
         by_hand = (
             f"save {url} under that name, name the folder that holds {self.target.name} with --data.data_dir or "
-            "MINRNN_DATA_DIR, or give its path as --data.dataset."
+            "MINRNN_DATA_DIR, or give its path as --data.dataset"
         )
         if self.name not in FILES:
             raise FileNotFoundError(
@@ -152,7 +159,7 @@ class D4RLSet(Source):
         except ConnectionError as error:
             raise ConnectionError(f"The file {self.target} is missing and {error}; {by_hand}") from error
 
-    def read(self) -> Episodes:
+    def read(self) -> EpisodeArrays:
         """The episodes of the file or files.
 
         Raises:
@@ -160,12 +167,12 @@ class D4RLSet(Source):
         """
         files = self.files()
         if not files:
-            raise FileNotFoundError(f"{self.target} is missing; call prepare_data to download it.")
+            raise FileNotFoundError(f"{self.target} is missing; call prepare_data to download it")
         for file in files:
             size, official = file.stat().st_size, FILES.get(file.stem.replace("_", "-"), (None,))[0]
             if official and size != official:
                 rank_zero_warn(f"{file} is not the file of D4RL: it has {size:,} bytes instead of {official:,}.")
-        return join((D4RLFile(file).episodes for file in files), self.name)
+        return concatenate((D4RLFile(file).episodes for file in files), self.name)
 
 
 def file_name(name: str) -> str:

@@ -22,7 +22,7 @@ Array = npt.NDArray[Any]
 ARRAYS = ("observations", "actions", "rewards")
 
 
-class Episodes(NamedTuple):
+class EpisodeArrays(NamedTuple):
     """Whole episodes, one after the other.
 
     Attributes:
@@ -87,11 +87,11 @@ class Source(ABC):
         """Fetch what is missing."""
 
     @abstractmethod
-    def read(self) -> Episodes:
+    def read(self) -> EpisodeArrays:
         """All complete episodes, as they are in the files."""
 
     @cached_property
-    def episodes(self) -> Episodes:
+    def episodes(self) -> EpisodeArrays:
         """All complete episodes, read once."""
         return self.read()
 
@@ -127,18 +127,18 @@ class EpisodeFolder(Source):
         self.files = visible_files(folder, ".npz", ".hdf5", ".h5")
         if not self.files:
             raise FileNotFoundError(
-                f"{folder} holds neither episodes (*.npz, *.hdf5) nor a Minari data set (data/metadata.json)."
+                f"{folder} holds neither episodes (*.npz, *.hdf5) nor a Minari data set (data/metadata.json)"
             )
 
-    def read(self) -> Episodes:
+    def read(self) -> EpisodeArrays:
         """The episodes of all files.
 
         Raises:
             InputError: If a file is damaged, lacks an array or holds something else than one episode.
         """
-        return join(map(self._episode, self.files), str(self.folder))
+        return concatenate(map(self._episode, self.files), str(self.folder))
 
-    def _episode(self, file: Path) -> Episodes:
+    def _episode(self, file: Path) -> EpisodeArrays:
         arrays = read_npz(file) if file.suffix == ".npz" else read_hdf5(file, ARRAYS, ("terminals",))
         if missing := [name for name in ARRAYS if name not in arrays]:
             raise InputError(missing_array(file, missing[0], arrays))
@@ -146,13 +146,13 @@ class EpisodeFolder(Source):
         episode = make_episodes(str(file), [arrays["rewards"].size], **arrays)
         if terminals is not None and terminals[:-1].any():
             step = int(terminals.argmax())
-            raise InputError(f"{file} holds more than one episode, as its step {step} is terminal; give each a file.")
+            raise InputError(f"{file} holds more than one episode, as its step {step} is terminal; give each a file")
         return episode
 
 
 def make_episodes(
     where: str, ends: Sequence[int] | Array, observations: Array, actions: Array, rewards: Array, **others: Array
-) -> Episodes:
+) -> EpisodeArrays:
     """Check arrays and put them together.
 
     Args:
@@ -169,24 +169,24 @@ def make_episodes(
     arrays = {"observations": observations, "actions": actions, "rewards": rewards, **others}
     if len({len(array) if array.ndim else -1 for array in arrays.values()}) > 1:
         shapes = ", ".join(f"{name} {array.shape}" for name, array in arrays.items())
-        raise InputError(f"{where} has arrays of different lengths: {shapes}.")
+        raise InputError(f"{where} has arrays of different lengths: {shapes}")
     if other := next((name for name, array in arrays.items() if array.dtype.kind not in "biuf"), None):
-        raise InputError(f"{where} has {other} of {arrays[other].dtype}; only real numbers are read.")
+        raise InputError(f"{where} has {other} of {arrays[other].dtype}; only real numbers are read")
     if observations.ndim != 2 or rewards.ndim != 1:
         raise InputError(
             f"{where} must have observations (steps, observation_size) and rewards (steps,), got "
-            f"{observations.shape} and {rewards.shape}."
+            f"{observations.shape} and {rewards.shape}"
         )
     discrete = actions.ndim == 1 and np.issubdtype(actions.dtype, np.integer)
     if not discrete and not (actions.ndim == 2 and np.issubdtype(actions.dtype, np.floating)):
         raise InputError(
             f"{where} must have actions (steps, action_size) of real numbers or (steps,) of whole ones, got "
-            f"{actions.shape} of {actions.dtype}."
+            f"{actions.shape} of {actions.dtype}"
         )
     if not len(ends) or not ends[-1]:
-        raise InputError(f"{where} has no complete episode of one step or more.")
+        raise InputError(f"{where} has no complete episode of one step or more")
     steps = int(ends[-1])
-    episodes = Episodes(
+    episodes = EpisodeArrays(
         observations[:steps].astype(np.float32, copy=False),
         actions[:steps].astype(np.int64 if discrete else np.float32, copy=False),
         rewards[:steps].astype(np.float32, copy=False),
@@ -196,13 +196,13 @@ def make_episodes(
         array = getattr(episodes, name)
         if not np.isfinite(array).all():
             step = int(np.argmin(np.isfinite(array).reshape(steps, -1).all(axis=1)))
-            raise InputError(f"{where} has {name} that are not finite numbers, first at step {step}.")
+            raise InputError(f"{where} has {name} that are not finite numbers, first at step {step}")
     if discrete and episodes.actions.min() < 0:
-        raise InputError(f"{where} has an action {episodes.actions.min()}; numbered actions must begin with 0.")
+        raise InputError(f"{where} has an action {episodes.actions.min()}; numbered actions must begin with 0")
     return episodes
 
 
-def join(parts: Iterable[Episodes], where: str) -> Episodes:
+def concatenate(parts: Iterable[EpisodeArrays], where: str) -> EpisodeArrays:
     """Several sets of episodes as one.
 
     Raises:
@@ -210,18 +210,18 @@ def join(parts: Iterable[Episodes], where: str) -> Episodes:
     """
     parts = list(parts)
     if not parts:
-        raise InputError(f"{where} has no complete episode of one step or more.")
+        raise InputError(f"{where} has no complete episode of one step or more")
     if len(parts) == 1:
         return parts[0]
     for name in ("observations", "actions"):
         kinds = dict.fromkeys((getattr(part, name).dtype.name, getattr(part, name).shape[1:]) for part in parts)
         if len(kinds) > 1:
             found = " and ".join(f"{dtype} of {list(shape)}" for dtype, shape in kinds)
-            raise InputError(f"{where} has episodes with different {name}: {found}.")
+            raise InputError(f"{where} has episodes with different {name}: {found}")
     offsets = np.cumsum([0, *(len(part.rewards) for part in parts[:-1])])
     ends = np.concatenate([part.ends + offset for part, offset in zip(parts, offsets, strict=True)])
     observations, actions, rewards = (np.concatenate([getattr(part, name) for part in parts]) for name in ARRAYS)
-    return Episodes(observations, actions, rewards, ends)
+    return EpisodeArrays(observations, actions, rewards, ends)
 
 
 def read_hdf5(file: Path, required: Sequence[str], optional: Sequence[str] = ()) -> dict[str, Array]:
@@ -241,7 +241,7 @@ def read_hdf5(file: Path, required: Sequence[str], optional: Sequence[str] = ())
             return {name: np.asarray(group[name][()]) for name in names}
     except (OSError, RuntimeError, KeyError, TypeError) as error:  # h5py's, of which none stands for one kind of damage
         reason = str(error).replace("\n", " ")
-        raise InputError(f"{file} is damaged or no HDF5 file ({reason}); fetch or make it again.") from error
+        raise InputError(f"{file} is damaged or no HDF5 file ({reason}); fetch or make it again") from error
 
 
 def refuse_other_files(file: Path, group: Any) -> None:
@@ -276,7 +276,7 @@ def refuse_other_files(file: Path, group: Any) -> None:
     if found := group.id.links.visit(leads_away, info=True) or h5o.visit(group.id, lies_away, info=True):
         raise InputError(
             f"{file} has {found[0].decode(errors='replace')!r} not in itself but in another file ({found[1]}), which "
-            "is not read; copy it into the file."
+            "is not read; copy it into the file"
         )
 
 
@@ -290,12 +290,12 @@ def read_npz(file: Path) -> dict[str, Array]:
         with np.load(file, allow_pickle=False) as arrays:
             return {name: arrays[name] for name in (*ARRAYS, "terminals") if name in arrays}
     except (OSError, EOFError, ValueError, TypeError, zipfile.BadZipFile, zlib.error) as error:
-        raise InputError(f"{file} is damaged or no .npz file of plain arrays ({error}).") from error
+        raise InputError(f"{file} is damaged or no .npz file of plain arrays ({error})") from error
 
 
 def missing_array(file: Path, name: str, found: Iterable[str]) -> str:
     """The sentence about an array that is not in a file."""
-    return f"{file} has no array {name!r}; it has {', '.join(map(repr, found)) or 'none'}."
+    return f"{file} has no array {name!r}; it has {', '.join(map(repr, found)) or 'none'}"
 
 
 def rl_module(name: str) -> Any:
@@ -308,4 +308,4 @@ def rl_module(name: str) -> Any:
         return import_module(name)
     except ImportError as error:
         package = name.partition(".")[0]
-        raise InputError(f'This needs the package {package}: pip install "minrnn-lightning[rl]".') from error
+        raise InputError(f'This needs the package {package}: pip install "minrnn-lightning[rl]"') from error

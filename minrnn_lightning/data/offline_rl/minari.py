@@ -19,9 +19,9 @@ import numpy.typing as npt
 from minrnn_lightning.data.module import writable
 from minrnn_lightning.data.offline_rl.d4rl import SIZES
 from minrnn_lightning.data.offline_rl.episodes import (
-    Episodes,
+    EpisodeArrays,
     Source,
-    join,
+    concatenate,
     make_episodes,
     refuse_other_files,
     rl_module,
@@ -79,7 +79,7 @@ class MinariSet(Source):
             reason = next(iter(str(error).splitlines()), type(error).__name__)
             raise FileNotFoundError(
                 f"The Minari data set {self.dataset} is in none of {', '.join(map(str, self.storages))}, and Minari's "
-                f"server does not give it ({reason}); put it there, or name its storage with {STORAGE}."
+                f"server does not give it ({reason}); put it there, or name its storage with {STORAGE}"
             ) from error
 
     @cached_property
@@ -92,10 +92,10 @@ class MinariSet(Source):
                 this package takes.
         """
         if self.folder is None:
-            places = ", ".join(map(str, self.storages))
             raise FileNotFoundError(
-                f"The Minari data set {self.dataset} is in none of {places}, so its sizes are not known; fetch it with "
-                f"`minari download {self.dataset}`, or name its storage with {STORAGE}."
+                f"The Minari data set {self.dataset} is in none of {', '.join(map(str, self.storages))}, so its sizes "
+                f"are not known; fetch it with "
+                f"`minari download {self.dataset}`, or name its storage with {STORAGE}"
             )
         spaces = rl_module("gymnasium").spaces
         minari = rl_module("minari")
@@ -103,14 +103,16 @@ class MinariSet(Source):
         try:
             found = minari.MinariDataset(self.folder / "data")
         except Exception as error:  # whatever Minari makes of the metadata
-            raise InputError(f"{self.folder} is damaged or no data set of Minari ({error!r}).") from error
-        seen, done = found.observation_space, found.action_space
-        if not (isinstance(seen, spaces.Box) and len(seen.shape) == 1):
-            raise InputError(f"{self.folder} has observations {seen}; only vectors, Box of one dimension, are read.")
-        if not (isinstance(done, spaces.Box) and len(done.shape) == 1) and not (
-            isinstance(done, spaces.Discrete) and done.start == 0
+            raise InputError(f"{self.folder} is damaged or no data set of Minari ({error!r})") from error
+        observation_space, action_space = found.observation_space, found.action_space
+        if not (isinstance(observation_space, spaces.Box) and len(observation_space.shape) == 1):
+            raise InputError(
+                f"{self.folder} has observations {observation_space}; only vectors, Box of one dimension, are read"
+            )
+        if not (isinstance(action_space, spaces.Box) and len(action_space.shape) == 1) and not (
+            isinstance(action_space, spaces.Discrete) and action_space.start == 0
         ):
-            raise InputError(f"{self.folder} has actions {done}; only vectors and Discrete from 0 are read.")
+            raise InputError(f"{self.folder} has actions {action_space}; only vectors and Discrete from 0 are read")
         return found
 
     @property
@@ -139,18 +141,19 @@ class MinariSet(Source):
         known = re.match(r"mujoco/(\w+)/", str(self.dataset))
         if self.folder is None and known and known[1] in SIZES:
             return SIZES[known[1]]
-        seen, done = self.minari.observation_space, self.minari.action_space
-        return seen.shape[0], int(done.n) if hasattr(done, "n") else done.shape[0]
+        action_space = self.minari.action_space
+        action_size = int(action_space.n) if hasattr(action_space, "n") else action_space.shape[0]
+        return self.minari.observation_space.shape[0], action_size
 
-    def read(self) -> Episodes:
-        """The episodes; what was seen after the last step of each is left out.
+    def read(self) -> EpisodeArrays:
+        """The episodes, without the observation that follows the last step of each.
 
         Raises:
             InputError: If the data set is damaged.
         """
-        return join(self._episodes(), str(self.folder))
+        return concatenate(self._episodes(), str(self.folder))
 
-    def _episodes(self) -> Iterator[Episodes]:
+    def _episodes(self) -> Iterator[EpisodeArrays]:
         for number, *arrays in self._arrays():
             yield make_episodes(f"Episode {number} of {self.folder}", [len(arrays[-1])], *arrays)
 
@@ -163,7 +166,7 @@ class MinariSet(Source):
                 )
                 yield episode.id, observations[: len(rewards)], actions, rewards
         except Exception as error:  # whatever Minari makes of files that are damaged
-            raise InputError(f"{self.folder} is damaged ({error!r}); fetch or make it again.") from error
+            raise InputError(f"{self.folder} is damaged ({error!r}); fetch or make it again") from error
 
 
 def check(folder: Path) -> None:
@@ -174,22 +177,22 @@ def check(folder: Path) -> None:
     """
     try:
         about = json.loads((folder / METADATA).read_bytes())
-        told = [isinstance(about.get(name), str) for name in ("observation_space", "action_space")]
-        kind = about.get("data_format")
+        has_spaces = all(isinstance(about.get(name), str) for name in ("observation_space", "action_space"))
+        data_format = about.get("data_format")
     except (OSError, ValueError, RecursionError, AttributeError) as error:
-        raise InputError(f"{folder} is damaged or no data set of Minari ({error!r}).") from error
-    if not all(told):
+        raise InputError(f"{folder} is damaged or no data set of Minari ({error!r})") from error
+    if not has_spaces:
         raise InputError(
             f"{folder} is damaged or no data set of Minari: {METADATA} holds no observation_space and action_space as "
-            "text, and to find them Minari would run the code that it names as the environment."
+            "text, and to find them Minari would run the code that it names as the environment"
         )
     file = folder / "data" / "main_data.hdf5"
-    if kind == "hdf5" and file.is_file():
+    if data_format == "hdf5" and file.is_file():
         try:
             with rl_module("h5py").File(file, "r") as group:
                 refuse_other_files(file, group)
         except (OSError, RuntimeError, KeyError, TypeError) as error:
-            raise InputError(f"{folder} is damaged ({error!r}); fetch or make it again.") from error
+            raise InputError(f"{folder} is damaged ({error!r}); fetch or make it again") from error
 
 
 @contextmanager
@@ -203,10 +206,10 @@ def new_sets(storage: Path) -> Iterator[None]:
     try:
         yield
         for file in [file.parents[1] for file in partial.rglob(str(METADATA))] + [*partial.rglob("*_metadata.json")]:
-            place = storage / file.relative_to(partial)
-            if not place.exists():  # else it is a namespace that was there before
-                place.parent.mkdir(parents=True, exist_ok=True)
-                file.rename(place)
+            target = storage / file.relative_to(partial)
+            if not target.exists():  # else it is a namespace that was there before
+                target.parent.mkdir(parents=True, exist_ok=True)
+                file.rename(target)
     finally:
         if before is None:
             del os.environ[STORAGE]

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, Dataset
 from minrnn_lightning.batches import TrajectoryBatch
 from minrnn_lightning.data.module import BaseDataModule
 from minrnn_lightning.data.offline_rl.d4rl import NAMES, D4RLFile, D4RLSet
-from minrnn_lightning.data.offline_rl.episodes import EpisodeFolder, Episodes, Source
+from minrnn_lightning.data.offline_rl.episodes import EpisodeArrays, EpisodeFolder, Source
 from minrnn_lightning.data.offline_rl.minari import ID, METADATA, MinariSet
 from minrnn_lightning.data.offline_rl.rows import (
     HeldOutRows,
@@ -60,7 +60,7 @@ class TrajectoryDataModule(BaseDataModule):
         sampling: ``windows`` or ``episodes``.
         steps_per_epoch: Batches that count as an epoch with ``windows``, whose stream has no end.
         val_fraction: Share of the episodes that is held out, at least one where there are two; 0 holds out none.
-        num_workers: Processes that prepare batches beside the training; 0 prepares them inside it.
+        num_workers: Worker processes that prepare batches; 0 prepares them in the training process.
         data_dir: Folder of the data sets; by default ``$MINRNN_DATA_DIR``, else ``~/.cache/minrnn_lightning``.
 
     Raises:
@@ -96,11 +96,11 @@ class TrajectoryDataModule(BaseDataModule):
     ) -> None:
         super().__init__(batch_size, length, num_workers, data_dir)
         if sampling not in ("windows", "episodes"):
-            raise InputError(f"sampling must be windows or episodes, got {sampling}.")
+            raise InputError(f"sampling must be windows or episodes, got {sampling}")
         if steps_per_epoch < 1:
-            raise InputError(f"steps_per_epoch must be 1 or more, got {steps_per_epoch}.")
+            raise InputError(f"steps_per_epoch must be at least 1, got {steps_per_epoch}")
         if not 0 <= val_fraction < 1:
-            raise InputError(f"val_fraction must be 0 or more and below 1, got {val_fraction}.")
+            raise InputError(f"val_fraction must be at least 0 and below 1, got {val_fraction}")
         self.dataset = str(dataset)
         self.sampling = sampling
         self.steps_per_epoch = steps_per_epoch
@@ -132,12 +132,12 @@ class TrajectoryDataModule(BaseDataModule):
         if (episodes.observations.shape[1], size) != (self.input_size, self.output_size):
             raise InputError(
                 f"{self.dataset} has observations and actions of {episodes.observations.shape[1]} and {size} numbers, "
-                f"its environment of {self.input_size} and {self.output_size}."
+                f"its environment of {self.input_size} and {self.output_size}"
             )
         if episodes.discrete and episodes.actions.max() >= size:
             raise InputError(
                 f"{self.dataset} has the action {episodes.actions.max()}, its environment {size} actions from 0 on; "
-                "make or fetch it again."
+                "make or fetch it again"
             )
         self.env_id = self.source.env_id
         self.discrete = episodes.discrete
@@ -226,12 +226,12 @@ def find_source(dataset: str, data_dir: Path) -> Source:
     kind = FileNotFoundError if path.suffix or "/" in dataset else InputError
     raise kind(
         f"{dataset} is neither a file nor a folder here, nor a data set of D4RL ({', '.join(NAMES)}), nor the id of "
-        "one of Minari, such as mujoco/hopper/medium-v0."
+        "one of Minari, such as mujoco/hopper/medium-v0"
     )
 
 
 def bounds(
-    episodes: Episodes, known: tuple[npt.ArrayLike, npt.ArrayLike] | None, dataset: str
+    episodes: EpisodeArrays, known: tuple[npt.ArrayLike, npt.ArrayLike] | None, dataset: str
 ) -> tuple[Tensor, Tensor]:
     """The least and the greatest action, float32 (action_size,) each, with a warning about any that lie outside.
 
@@ -257,7 +257,7 @@ def bounds(
     return torch.from_numpy(low), torch.from_numpy(high)
 
 
-def moments(episodes: Episodes, chosen: npt.NDArray[np.int64]) -> tuple[Tensor, Tensor]:
+def moments(episodes: EpisodeArrays, chosen: npt.NDArray[np.int64]) -> tuple[Tensor, Tensor]:
     """Mean, and standard deviation plus 1e-6, of the observations of some episodes: float32 (observation_size,)."""
     steps = np.concatenate(
         [np.arange(*span) for span in zip(episodes.starts[chosen], episodes.ends[chosen], strict=True)]

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from minrnn_lightning.batches import TrajectoryBatch
-from minrnn_lightning.data.offline_rl.episodes import Episodes
+from minrnn_lightning.data.offline_rl.episodes import EpisodeArrays
 from minrnn_lightning.errors import InputError
 
 Integers = npt.NDArray[np.int64]
@@ -22,7 +22,7 @@ class Steps:
         episodes: The episodes.
     """
 
-    def __init__(self, episodes: Episodes) -> None:
+    def __init__(self, episodes: EpisodeArrays) -> None:
         self.episodes = episodes
         self.returns_to_go = episodes.returns_to_go()
         self.timesteps = episodes.timesteps()
@@ -120,7 +120,7 @@ class PackedEpisodes(Dataset[TrajectoryBatch]):
         steps: The steps.
         chosen: Numbers of the episodes.
         length: Steps in a row; an episode that does not end with its row goes on in the next, from a new state.
-        batch_size: Most rows in a batch of one process, but for what keeps the processes even.
+        batch_size: Most rows in a batch of one process, except where equal numbers of batches need more.
         seed: Seed of the stream.
         rank: Rank of this process.
         world_size: Number of processes.
@@ -171,7 +171,7 @@ class HeldOutRows(Dataset[TrajectoryBatch]):
     Args:
         steps: The steps.
         index: The numbers of the steps of each row, (rows, length).
-        batch_size: Most rows in a batch of one process, but for what keeps the processes even.
+        batch_size: Most rows in a batch of one process, except where equal numbers of batches need more.
         rank: Rank of this process.
         world_size: Number of processes.
 
@@ -199,5 +199,5 @@ def batches_of(rows: int, batch_size: int, world_size: int) -> int:
         InputError: If there are fewer rows than processes.
     """
     if rows < world_size:
-        raise InputError(f"There are {rows} rows of steps, too few for {world_size} processes; lower length.")
+        raise InputError(f"There are {rows} rows of steps, too few for {world_size} processes; lower length")
     return min(-(-rows // (batch_size * world_size)), rows // world_size)

@@ -6,7 +6,7 @@ from typing import Literal
 
 import numpy as np
 
-from minrnn_lightning.data.synthetic.answers import Rule
+from minrnn_lightning.data.synthetic.batches import Rule
 from minrnn_lightning.data.synthetic.languages import ENCODINGS
 from minrnn_lightning.data.synthetic.module import GeneratedDataModule
 from minrnn_lightning.errors import InputError
@@ -39,7 +39,7 @@ class FormalLanguageDataModule(GeneratedDataModule):
         eval_lengths: The shortest and the longest length to validate and test on.
         eval_batches: Batches in the validation set and in the test set, each of one length.
         steps_per_epoch: Batches that count as an epoch; the stream itself has no end.
-        num_workers: Processes that prepare batches beside the training; 0 prepares them inside it.
+        num_workers: Worker processes that prepare batches; 0 prepares them in the training process.
 
     Raises:
         InputError: If there is no such task in the encoding, or a size is out of range.
@@ -61,12 +61,12 @@ class FormalLanguageDataModule(GeneratedDataModule):
         num_workers: int = 0,
     ) -> None:
         if encoding not in ENCODINGS:
-            raise InputError(f"encoding must be {', '.join(ENCODINGS)}, got {encoding}.")
+            raise InputError(f"encoding must be {', '.join(ENCODINGS)}, got {encoding}")
         languages = ENCODINGS[encoding]
         if task not in languages:
-            raise InputError(f"task {task!r} is unknown in the encoding {encoding}; it can be {', '.join(languages)}.")
+            raise InputError(f"task {task!r} is unknown in the encoding {encoding}; it can be {', '.join(languages)}")
         if len(eval_lengths) != 2 or eval_lengths[0] > eval_lengths[1]:
-            raise InputError(f"eval_lengths must be the shortest and the longest, got {list(eval_lengths)}.")
+            raise InputError(f"eval_lengths must be the shortest and the longest, got {list(eval_lengths)}")
         self.task = task
         self.language = languages[task]
         held_out = [round(n) for n in np.linspace(*eval_lengths, max(0, eval_batches))]
@@ -103,4 +103,4 @@ class FormalLanguageDataModule(GeneratedDataModule):
     def check_length(self, length: int) -> None:
         """Refuse a length at which there is no question."""
         if length < self.language.shortest:
-            raise InputError(f"{self.task} needs a length of {self.language.shortest} or more, got {length}.")
+            raise InputError(f"The length of {self.task} must be at least {self.language.shortest}, got {length}")

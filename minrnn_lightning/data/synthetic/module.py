@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from minrnn_lightning.batches import AnswerBatch
 from minrnn_lightning.data.module import BaseDataModule
-from minrnn_lightning.data.synthetic.answers import Rule, blind_accuracy, join
+from minrnn_lightning.data.synthetic.batches import Rule, blind_accuracy, concatenate
 from minrnn_lightning.errors import InputError
 
 TRAINING, VALIDATION, TEST, BASELINE = range(4)  # each has random numbers of its own
@@ -59,7 +59,7 @@ class TrainingExamples(Dataset[AnswerBatch]):
         if not self.mixed:
             return self.rule(random, batch_size, int(lengths[0]))
         values, counts = np.unique(lengths, return_counts=True)
-        return join([self.rule(random, int(count), int(n)) for n, count in zip(values, counts, strict=True)])
+        return concatenate([self.rule(random, int(count), int(n)) for n, count in zip(values, counts, strict=True)])
 
     def stage(self, position: int) -> tuple[tuple[int, int], int]:
         """Range of lengths and batch size at a position of the stream."""
@@ -91,7 +91,7 @@ class HeldOutExamples(Dataset[AnswerBatch]):
         if batch_size < world_size:
             raise InputError(
                 f"batch_size must be at least the number of processes, {world_size}, as they share the held-out "
-                f"batches; got {batch_size}."
+                f"batches, got {batch_size}"
             )
         self.rule, self.batch_size, self.lengths, self.part = rule, batch_size, lengths, part
         self.rank, self.world_size = rank, world_size
@@ -114,7 +114,7 @@ class GeneratedDataModule(BaseDataModule):
         length: Length of the training examples, the longest if they differ.
         held_out_lengths: The length of every batch of the validation set and of the test set.
         steps_per_epoch: Batches that count as an epoch; the stream itself has no end.
-        num_workers: Processes that prepare batches beside the training; 0 prepares them inside it.
+        num_workers: Worker processes that prepare batches; 0 prepares them in the training process.
         shortest: The shortest training length, where every batch draws its own; ``length`` if None.
         curriculum: Rows of steps, length, batch size: what the first steps of training have, row after row.
         mixed: Draw the length of every training example by itself.
@@ -136,12 +136,14 @@ class GeneratedDataModule(BaseDataModule):
     ) -> None:
         super().__init__(batch_size, length, num_workers)
         if steps_per_epoch < 1:
-            raise InputError(f"steps_per_epoch must be 1 or more, got {steps_per_epoch}.")
+            raise InputError(f"steps_per_epoch must be at least 1, got {steps_per_epoch}")
         if not held_out_lengths:
-            raise InputError("There is nothing to evaluate on: eval_lengths is empty, or eval_batches below 1.")
+            raise InputError("There is nothing to evaluate on: eval_lengths is empty, or eval_batches below 1")
         for row in curriculum or ():
             if len(row) != 3 or min(row) < 1:
-                raise InputError(f"A row of curriculum is steps, length, batch size, each 1 or more; got {list(row)}.")
+                raise InputError(
+                    f"A row of curriculum must be steps, length and batch size, each at least 1, got {list(row)}"
+                )
         self.held_out_lengths = list(held_out_lengths)
         self.steps_per_epoch = steps_per_epoch
         self.lengths = (length if shortest is None else shortest, length)
@@ -150,7 +152,7 @@ class GeneratedDataModule(BaseDataModule):
         for n in (*self.lengths, *self.held_out_lengths, *(row[1] for row in self.curriculum)):
             self.check_length(n)
         if self.lengths[0] > length:
-            raise InputError(f"The shortest training length, {self.lengths[0]}, is above the longest, {length}.")
+            raise InputError(f"The shortest training length, {self.lengths[0]}, is above the longest, {length}")
 
     @property
     @abstractmethod
@@ -169,7 +171,7 @@ class GeneratedDataModule(BaseDataModule):
             InputError: If it is too short.
         """
         if length < 1:
-            raise InputError(f"A length must be 1 or more, got {length}.")
+            raise InputError(f"A length must be at least 1, got {length}")
 
     @cached_property
     def baseline(self) -> float:

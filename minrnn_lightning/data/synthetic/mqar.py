@@ -7,7 +7,7 @@ from functools import partial
 import numpy as np
 
 from minrnn_lightning.batches import IGNORED, AnswerBatch
-from minrnn_lightning.data.synthetic.answers import Rule, answers, distinct
+from minrnn_lightning.data.synthetic.batches import Rule, answer_batch, distinct
 from minrnn_lightning.data.synthetic.recall import RecallDataModule
 from minrnn_lightning.errors import InputError
 
@@ -42,7 +42,7 @@ def mqar(
     np.put_along_axis(tokens, places, keys, axis=1)
     targets = np.full_like(tokens, IGNORED)
     np.put_along_axis(targets, places, values, axis=1)
-    return answers(tokens, targets, length)
+    return answer_batch(tokens, targets, length)
 
 
 class MQARDataModule(RecallDataModule):
@@ -61,7 +61,7 @@ class MQARDataModule(RecallDataModule):
         eval_lengths: Lengths to validate and test on; ``length`` if None.
         eval_batches: Batches of each of these lengths in the validation set and in the test set.
         steps_per_epoch: Batches that count as an epoch; the stream itself has no end.
-        num_workers: Processes that prepare batches beside the training; 0 prepares them inside it.
+        num_workers: Worker processes that prepare batches; 0 prepares them in the training process.
 
     Raises:
         InputError: If a size is out of range, a length too short or the vocabulary too small for the pairs.
@@ -86,11 +86,11 @@ class MQARDataModule(RecallDataModule):
         num_workers: int = 0,
     ) -> None:
         if pairs < 1:
-            raise InputError(f"pairs must be 1 or more, got {pairs}.")
+            raise InputError(f"pairs must be at least 1, got {pairs}")
         if vocab_size < 2 * pairs + 2:
-            raise InputError(f"vocab_size must be {2 * pairs + 2} or more for {pairs} pairs, got {vocab_size}.")
+            raise InputError(f"vocab_size must be at least {2 * pairs + 2} for {pairs} pairs, got {vocab_size}")
         if power <= 0:
-            raise InputError(f"power must be above 0, got {power}.")
+            raise InputError(f"power must be above 0, got {power}")
         self.pairs, self.power, self.random_filler = pairs, power, random_filler
         super().__init__(
             batch_size, length, vocab_size, eval_lengths, eval_batches, steps_per_epoch, num_workers, curriculum
@@ -112,6 +112,6 @@ class MQARDataModule(RecallDataModule):
         """Refuse a length without room for the pairs and a slot for each query."""
         if length < 4 * self.pairs:
             raise InputError(
-                f"{self.pairs} pairs need a length of {4 * self.pairs} or more, got {length}; raise the length or "
-                "lower pairs."
+                f"The length for {self.pairs} pairs must be at least {4 * self.pairs}, got {length}; raise the length "
+                "or lower pairs"
             )

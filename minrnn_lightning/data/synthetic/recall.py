@@ -8,7 +8,7 @@ from functools import partial
 import numpy as np
 
 from minrnn_lightning.batches import IGNORED, AnswerBatch
-from minrnn_lightning.data.synthetic.answers import Rule, answers
+from minrnn_lightning.data.synthetic.batches import Rule, answer_batch
 from minrnn_lightning.data.synthetic.module import GeneratedDataModule
 from minrnn_lightning.errors import InputError
 
@@ -25,7 +25,7 @@ def induction_heads(random: np.random.Generator, batch_size: int, length: int, v
     tokens[:, -1] = trigger
     targets = np.full_like(tokens, IGNORED)
     targets[:, -1:] = np.take_along_axis(tokens, place + 1, axis=1)
-    return answers(tokens, targets, length)
+    return answer_batch(tokens, targets, length)
 
 
 def associative_recall(random: np.random.Generator, batch_size: int, length: int, vocab_size: int = 20) -> AnswerBatch:
@@ -45,7 +45,7 @@ def associative_recall(random: np.random.Generator, batch_size: int, length: int
     tokens = np.concatenate([pairs, np.full_like(query, arrow), query], axis=1)
     targets = np.full_like(tokens, IGNORED)
     targets[:, -1:] = np.take_along_axis(value_of, query, axis=1)
-    return answers(tokens, targets, length)
+    return answer_batch(tokens, targets, length)
 
 
 class RecallDataModule(GeneratedDataModule):
@@ -58,7 +58,7 @@ class RecallDataModule(GeneratedDataModule):
         eval_lengths: Lengths to validate and test on; ``length`` if None.
         eval_batches: Batches of each of these lengths in the validation set and in the test set.
         steps_per_epoch: Batches that count as an epoch; the stream itself has no end.
-        num_workers: Processes that prepare batches beside the training; 0 prepares them inside it.
+        num_workers: Worker processes that prepare batches; 0 prepares them in the training process.
         curriculum: Rows of steps, length, batch size: what the first steps of training have, row after row.
     """
 
@@ -74,7 +74,7 @@ class RecallDataModule(GeneratedDataModule):
         curriculum: list[tuple[int, int, int]] | None,
     ) -> None:
         if vocab_size < self.smallest_vocabulary:
-            raise InputError(f"vocab_size must be {self.smallest_vocabulary} or more, got {vocab_size}.")
+            raise InputError(f"vocab_size must be at least {self.smallest_vocabulary}, got {vocab_size}")
         self.vocab_size = vocab_size
         held_out = [n for n in ([length] if eval_lengths is None else eval_lengths) for _ in range(eval_batches)]
         super().__init__(batch_size, length, held_out, steps_per_epoch, num_workers, curriculum=curriculum)
@@ -109,7 +109,7 @@ class InductionHeadsDataModule(RecallDataModule):
         eval_lengths: Lengths to validate and test on; ``length`` if None.
         eval_batches: Batches of each of these lengths in the validation set and in the test set.
         steps_per_epoch: Batches that count as an epoch; the stream itself has no end.
-        num_workers: Processes that prepare batches beside the training; 0 prepares them inside it.
+        num_workers: Worker processes that prepare batches; 0 prepares them in the training process.
 
     Raises:
         InputError: If a size is out of range.
@@ -147,7 +147,7 @@ class InductionHeadsDataModule(RecallDataModule):
     def check_length(self, length: int) -> None:
         """Refuse a length without room for the trigger, its value and the trigger again."""
         if length < 4:
-            raise InputError(f"Induction heads need a length of 4 or more, got {length}.")
+            raise InputError(f"The length of induction heads must be at least 4, got {length}")
 
 
 class AssociativeRecallDataModule(RecallDataModule):
@@ -161,7 +161,7 @@ class AssociativeRecallDataModule(RecallDataModule):
         eval_lengths: Lengths to validate and test on; ``length`` if None.
         eval_batches: Batches of each of these lengths in the validation set and in the test set.
         steps_per_epoch: Batches that count as an epoch; the stream itself has no end.
-        num_workers: Processes that prepare batches beside the training; 0 prepares them inside it.
+        num_workers: Worker processes that prepare batches; 0 prepares them in the training process.
 
     Raises:
         InputError: If a size is out of range, or a length odd.
@@ -199,4 +199,4 @@ class AssociativeRecallDataModule(RecallDataModule):
     def check_length(self, length: int) -> None:
         """Refuse a length that is not made of pairs."""
         if length < 2 or length % 2:
-            raise InputError(f"The length of associative recall is even, two tokens for each pair; got {length}.")
+            raise InputError(f"The length of associative recall must be even, two tokens for each pair, got {length}")

@@ -7,7 +7,7 @@ from functools import partial
 import numpy as np
 
 from minrnn_lightning.batches import AnswerBatch
-from minrnn_lightning.data.synthetic.answers import Rule, ask_at_end, distinct
+from minrnn_lightning.data.synthetic.batches import Rule, append_queries, distinct
 from minrnn_lightning.data.synthetic.recall import RecallDataModule
 from minrnn_lightning.errors import InputError
 
@@ -25,7 +25,7 @@ def selective_copying(
     places = np.sort(distinct(random, batch_size, length, data_tokens))
     data = random.integers(1, noise, size=places.shape)
     np.put_along_axis(body, places, data, axis=1)
-    return ask_at_end(body, data, query, length)
+    return append_queries(body, data, query, length)
 
 
 class SelectiveCopyingDataModule(RecallDataModule):
@@ -46,7 +46,7 @@ class SelectiveCopyingDataModule(RecallDataModule):
         eval_lengths: Lengths to validate and test on; ``length`` if None.
         eval_batches: Batches of each of these lengths in the validation set and in the test set.
         steps_per_epoch: Batches that count as an epoch; the stream itself has no end.
-        num_workers: Processes that prepare batches beside the training; 0 prepares them inside it.
+        num_workers: Worker processes that prepare batches; 0 prepares them in the training process.
 
     Raises:
         InputError: If a size is out of range, or a length has no room for the data tokens.
@@ -70,9 +70,9 @@ class SelectiveCopyingDataModule(RecallDataModule):
         num_workers: int = 0,
     ) -> None:
         if data_tokens < 1:
-            raise InputError(f"data_tokens must be 1 or more, got {data_tokens}.")
+            raise InputError(f"data_tokens must be at least 1, got {data_tokens}")
         if vocab_size < self.smallest_vocabulary:
-            raise InputError(f"vocab_size must be 3 or more: the query, the noise and a data symbol; got {vocab_size}.")
+            raise InputError(f"vocab_size must be at least 3: the query, the noise and a data symbol, got {vocab_size}")
         self.data_tokens = data_tokens
         super().__init__(
             batch_size, length, vocab_size, eval_lengths, eval_batches, steps_per_epoch, num_workers, curriculum
@@ -92,5 +92,5 @@ class SelectiveCopyingDataModule(RecallDataModule):
         """Refuse a length that has fewer positions than data tokens."""
         if length < self.data_tokens:
             raise InputError(
-                f"{self.data_tokens} data tokens do not fit into length {length}; raise length or lower data_tokens."
+                f"{self.data_tokens} data tokens do not fit into length {length}; raise length or lower data_tokens"
             )

@@ -60,7 +60,7 @@ class TextDataModule(BaseDataModule):
         vocab_size: Number of byte pairs with ``bpe``, 256 or more; the others do not need it.
         batch_size: Windows in a batch, per process.
         length: Tokens in a window.
-        num_workers: Processes that prepare batches beside the training; 0 prepares them inside it.
+        num_workers: Worker processes that prepare batches; 0 prepares them in the training process.
         data_dir: Folder for the tokenised text; by default ``$MINRNN_DATA_DIR``, else ``~/.cache/minrnn_lightning``.
         held_out: Share of the text, its end, for validation and test, where a Hub data set has no such parts itself.
         subset: Configuration of the Hub data set.
@@ -86,11 +86,11 @@ class TextDataModule(BaseDataModule):
     ) -> None:
         super().__init__(batch_size, length, num_workers, data_dir)
         if tokenizer not in ("char", "byte", "bpe"):
-            raise InputError(f"tokenizer must be char, byte or bpe, got {tokenizer}.")
+            raise InputError(f"tokenizer must be char, byte or bpe, got {tokenizer}")
         if vocab_size < 256:
-            raise InputError(f"vocab_size must be 256 or more, as byte pairs include the 256 bytes, got {vocab_size}.")
+            raise InputError(f"vocab_size must be at least 256, as byte pairs include the 256 bytes, got {vocab_size}")
         if not 0 < held_out < 1:
-            raise InputError(f"held_out must lie between 0 and 1, got {held_out}.")
+            raise InputError(f"held_out must lie between 0 and 1, got {held_out}")
         entries = _entries(path)
         self.path = entries if isinstance(path, (list, tuple)) else entries[0]
         self.vocabulary = tokenizer
@@ -223,7 +223,7 @@ class TextDataModule(BaseDataModule):
         if saved != self.tokenizer.get_vocab():
             raise InputError(
                 f"The checkpoint has another vocabulary ({len(saved)} tokens) than these data ({self.input_size}); "
-                "use the text it was trained on, or fine-tune with init_from."
+                "use the text it was trained on, or fine-tune with init_from"
             )
         if state_dict["corpus"] != self.corpus:
             rank_zero_warn(f"The checkpoint was trained on another text ({state_dict['corpus']}) than {self.corpus}.")
@@ -242,7 +242,7 @@ class TextDataModule(BaseDataModule):
             raw = self.read()
             texts = {"train": raw.decode("latin-1") if self.vocabulary == "byte" else self._decode(raw)}
         if not texts["train"]:
-            raise InputError(f"{self.path} is empty; give a file with text.")
+            raise InputError(f"{self.path} is empty; give a file with text")
         if "validation" not in texts:
             text = texts["train"]
             cut = self._cut(len(text))
@@ -317,13 +317,13 @@ class TextDataModule(BaseDataModule):
         except Exception as error:  # whatever hub, network and data set may raise
             reason = next(iter(str(error).splitlines()), type(error).__name__)
             raise FileNotFoundError(
-                f"{name} is neither a file here nor a data set that the Hugging Face Hub gives ({reason})."
+                f"{name} is neither a file here nor a data set that the Hugging Face Hub gives ({reason})"
             ) from error
         parts = {split: found[split] for split in ("train", "validation", "test") if split in found}
         for split in {"train": None, **parts}:
             if split not in parts or self.column not in parts[split].column_names:
                 has = "; ".join(f"{split}: {', '.join(part.column_names)}" for split, part in found.items())
-                raise InputError(f"{name} needs a part {split} with a column {self.column}, but has {has}.")
+                raise InputError(f"{name} needs a part {split} with a column {self.column}, but has {has}")
         return parts
 
     def _hub_texts(self, name: str) -> dict[str, str]:
@@ -334,7 +334,7 @@ class TextDataModule(BaseDataModule):
             if other := next((type(row).__name__ for row in rows if not isinstance(row, str)), None):
                 raise InputError(
                     f"The column {self.column} of {name} holds {other} instead of text; name another of "
-                    f"{', '.join(part.column_names)} with column."
+                    f"{', '.join(part.column_names)} with column"
                 )
             if split == "train":
                 known = set(rows)
@@ -370,7 +370,7 @@ def local_files(path: str | list[str]) -> list[Path]:
         own = sorted(file for file in found if file.is_file())
         if not own:
             what = "holds no *.txt file" if place.is_dir() else "leads to no file"
-            raise FileNotFoundError(f"{entry} {what}; give a text file, a folder of *.txt files or a pattern.")
+            raise FileNotFoundError(f"{entry} {what}; give a text file, a folder of *.txt files or a pattern")
         for file in own:
             files.setdefault(file.resolve(), file)
     return list(files.values())
@@ -382,7 +382,7 @@ def _entries(path: str | list[str]) -> list[str]:
     if not entries or not all(entry and str(entry).strip() for entry in entries):
         raise InputError(
             f"path must name a text, got {path!r}; give a text file, a folder of *.txt files, a pattern, a data set "
-            "of the Hugging Face Hub, or a list of files, folders and patterns."
+            "of the Hugging Face Hub, or a list of files, folders and patterns"
         )
     return [str(entry) for entry in entries]
 
@@ -426,7 +426,7 @@ def _utf8(raw: bytes, source: str | list[str] | Path) -> str:
     """Bytes as text, unless they are something else."""
     for encoding, marks in _OTHER_MARKS.items():
         if raw.startswith(marks):
-            raise InputError(f"{source} is text in {encoding} and not in UTF-8; convert it, or use tokenizer=byte.")
+            raise InputError(f"{source} is text in {encoding} and not in UTF-8; convert it, or use tokenizer=byte")
     try:
         text = raw.decode()
     except UnicodeDecodeError as error:
@@ -435,7 +435,7 @@ def _utf8(raw: bytes, source: str | list[str] | Path) -> str:
         if "\0" not in text:
             return text
         wrong = f"a zero byte at position {raw.index(0)}"
-    raise InputError(f"{source} is not text in UTF-8 ({wrong}); convert it, or use tokenizer=byte.")
+    raise InputError(f"{source} is not text in UTF-8 ({wrong}); convert it, or use tokenizer=byte")
 
 
 # Of UTF-32 first, whose mark begins with that of UTF-16.

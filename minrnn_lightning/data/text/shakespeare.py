@@ -36,7 +36,7 @@ class ShakespeareDataModule(TextDataModule):
     Args:
         batch_size: Windows in a batch, per process.
         length: Characters in a window.
-        num_workers: Processes that prepare batches beside the training; 0 prepares them inside it.
+        num_workers: Worker processes that prepare batches; 0 prepares them in the training process.
         data_dir: Folder of the data sets; by default ``$MINRNN_DATA_DIR``, else ``~/.cache/minrnn_lightning``.
 
     Raises:
@@ -82,7 +82,7 @@ class ShakespeareDataModule(TextDataModule):
         for file in (self.canonical, self.plays):
             if file.is_file():
                 return file
-        raise FileNotFoundError(f"{self.canonical} is missing; call prepare_data to download it from {URL}.")
+        raise FileNotFoundError(f"{self.canonical} is missing; call prepare_data to download it from {URL}")
 
     def files(self) -> list[Path]:
         """The one file."""
@@ -95,7 +95,7 @@ class ShakespeareDataModule(TextDataModule):
         if self.corpus == "tinyshakespeare" and checksum != SHA256:
             raise InputError(
                 f"{self.file()} is not the canonical text: its sha256 is {checksum} instead of {SHA256}; "
-                "delete it to have it downloaded again, or read it with TextDataModule."
+                "delete it to have it downloaded again, or read it with TextDataModule"
             )
         return text
 
@@ -120,7 +120,7 @@ class ShakespeareDataModule(TextDataModule):
         except ConnectionError as error:
             raise ConnectionError(
                 f"The file {self.canonical} is missing, {unreachable} and {error}; save {URL} under that name, or name "
-                f"the folder that holds {FILE} with --data.data_dir or MINRNN_DATA_DIR."
+                f"the folder that holds {FILE} with --data.data_dir or MINRNN_DATA_DIR"
             ) from error
         with atomic_folder(self.plays.parent) as folder:
             (folder / "texts").mkdir()

@@ -49,7 +49,7 @@ def tokens(tokenizer: Tokenizer, text: str) -> Iterator[int]:
     unknown = sorted(character for character in set(text) if not tokenizer.encode(character).ids)
     if unknown:
         named = " ".join(map(repr, unknown[:10])) + (f" and {len(unknown) - 10} more" if unknown[10:] else "")
-        raise InputError(f"The text has characters outside the vocabulary: {named}; leave them out or replace them.")
+        raise InputError(f"The text has characters outside the vocabulary: {named}; leave them out or replace them")
     for piece in _pieces(text):
         yield from tokenizer.encode(piece).ids
 

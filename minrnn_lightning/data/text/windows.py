@@ -15,9 +15,9 @@ from minrnn_lightning.errors import InputError
 Batch = tuple[Tensor, Tensor]
 
 
-def token_array(part: Any) -> npt.NDArray[np.unsignedinteger[Any]]:
-    """The tokens of a part, a one-row ``datasets.Dataset``, as a view of its memory-mapped Arrow file: (tokens,)."""
-    array: npt.NDArray[np.unsignedinteger[Any]] = part.data.column("tokens").chunk(0).values.to_numpy()
+def token_array(split: Any) -> npt.NDArray[np.unsignedinteger[Any]]:
+    """The tokens of a split, a one-row ``datasets.Dataset``, as a view of its memory-mapped Arrow file: (tokens,)."""
+    array: npt.NDArray[np.unsignedinteger[Any]] = split.data.column("tokens").chunk(0).values.to_numpy()
     return array
 
 
@@ -30,7 +30,7 @@ class TrainingWindows(Dataset[Batch]):
     process with batches of R·B sees.
 
     Args:
-        part: One-row ``datasets.Dataset`` of tokens.
+        split: One-row ``datasets.Dataset`` of tokens.
         length: Tokens in a window; the targets are the same tokens one step later.
         batch_size: Windows in a batch of one process.
         seed: Seed of the stream.
@@ -38,22 +38,22 @@ class TrainingWindows(Dataset[Batch]):
         world_size: Number of processes.
 
     Raises:
-        InputError: If the part is too short for one batch.
+        InputError: If the split is too short for one batch.
     """
 
     def __init__(
-        self, part: Any, length: int, batch_size: int, seed: int = 0, rank: int = 0, world_size: int = 1
+        self, split: Any, length: int, batch_size: int, seed: int = 0, rank: int = 0, world_size: int = 1
     ) -> None:
-        self.part, self.length, self.batch_size = part, length, batch_size
+        self.split, self.length, self.batch_size = split, length, batch_size
         self.seed, self.rank, self.world_size = seed, rank, world_size
-        tokens = len(token_array(part))
+        tokens = len(token_array(split))
         # The windows that fit at every offset: one less than the text has room for.
         self.windows = max(0, tokens // length - 1)
         in_batch = batch_size * world_size
         if self.windows < in_batch:
             raise InputError(
                 f"The training text is too short: it has {tokens} tokens, but a batch of {in_batch} x {length} at "
-                f"a random offset needs {(in_batch + 1) * length}; give more text, or lower length or batch_size."
+                f"a random offset needs {(in_batch + 1) * length}; give more text, or lower length or batch_size"
             )
         self._epoch: int | None = None
         self._starts = np.empty(0, dtype=np.int64)
@@ -64,7 +64,7 @@ class TrainingWindows(Dataset[Batch]):
     def __getitem__(self, position: int) -> Batch:
         epoch, batch = divmod(position, len(self))
         first = (batch * self.world_size + self.rank) * self.batch_size
-        return gather(token_array(self.part), self.starts(epoch)[first : first + self.batch_size], self.length)
+        return gather(token_array(self.split), self.starts(epoch)[first : first + self.batch_size], self.length)
 
     def starts(self, epoch: int) -> npt.NDArray[np.int64]:
         """First tokens of the windows of an epoch, in the order of training: (windows,)."""
@@ -76,31 +76,31 @@ class TrainingWindows(Dataset[Batch]):
 
 
 class HeldOutWindows(Dataset[Batch]):
-    """The disjoint windows of a held-out part, in order, every one exactly once over all processes.
+    """The disjoint windows of a held-out split, in order, every one exactly once over all processes.
 
     The windows are divided as evenly as possible into equally many batches for every process: no process repeats a
     window to keep up with the others, and none is dropped.
 
     Args:
-        part: One-row ``datasets.Dataset`` of tokens.
+        split: One-row ``datasets.Dataset`` of tokens.
         length: Tokens in a window; the targets are the same tokens one step later.
-        batch_size: Most windows in a batch of one process, but for what keeps the processes even.
+        batch_size: Most windows in a batch of one process, except where equal numbers of batches need more.
         rank: Rank of this process.
         world_size: Number of processes.
 
     Raises:
-        InputError: If the part has fewer windows than there are processes.
+        InputError: If the split has fewer windows than there are processes.
     """
 
-    def __init__(self, part: Any, length: int, batch_size: int, rank: int = 0, world_size: int = 1) -> None:
-        self.part, self.length = part, length
-        tokens = len(token_array(part))
+    def __init__(self, split: Any, length: int, batch_size: int, rank: int = 0, world_size: int = 1) -> None:
+        self.split, self.length = split, length
+        tokens = len(token_array(split))
         windows = max(0, tokens - 1) // length
         if windows < world_size:
             raise InputError(
                 f"The held-out text is too short: it has {tokens} tokens, but a window of {length} for each of "
                 f"{world_size} process{'es' * (world_size > 1)} needs {world_size * length + 1}; "
-                "give more text, or lower length."
+                "give more text, or lower length"
             )
         batches = min(-(-windows // (batch_size * world_size)), windows // world_size)
         shares = np.array_split(np.arange(windows, dtype=np.int64) * length, batches * world_size)
@@ -110,7 +110,7 @@ class HeldOutWindows(Dataset[Batch]):
         return len(self.batches)
 
     def __getitem__(self, index: int) -> Batch:
-        return gather(token_array(self.part), self.batches[index], self.length)
+        return gather(token_array(self.split), self.batches[index], self.length)
 
 
 def gather(tokens: npt.NDArray[Any], starts: npt.NDArray[np.int64], length: int) -> Batch:

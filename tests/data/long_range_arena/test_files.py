@@ -15,7 +15,7 @@ from minrnn_lightning.data import (
     SequentialImageDataModule,
 )
 from minrnn_lightning.data.long_range_arena import images
-from minrnn_lightning.data.long_range_arena.module import Part
+from minrnn_lightning.data.long_range_arena.module import Split
 from minrnn_lightning.data.long_range_arena.pathfinder import read_png
 
 
@@ -25,9 +25,9 @@ def prepared(data):
 
 
 def read(data, name):
-    part = Part.read(data.folder, name)
-    bounds = zip([0, *part.ends[:-1]], part.ends, strict=True)
-    return part.labels.tolist(), [part.tokens[a:b].tobytes() for a, b in bounds]
+    split = Split.read(data.folder, name)
+    bounds = zip([0, *split.ends[:-1]], split.ends, strict=True)
+    return split.labels.tolist(), [split.tokens[a:b].tobytes() for a, b in bounds]
 
 
 @pytest.mark.parametrize("length", [4000, 10])
@@ -35,9 +35,9 @@ def test_retrieval(tmp_path, length):
     folder = tmp_path / "lra_release/lra_release/tsv_data"
     write_retrieval(folder)
     data = prepared(RetrievalDataModule(length=length, batch_size=4, data_dir=str(tmp_path)))
-    for part, name in (("train", "train"), ("validation", "eval"), ("test", "test")):
+    for split, name in (("train", "train"), ("validation", "eval"), ("test", "test")):
         lines = (folder / f"new_aan_pairs.{name}.tsv").read_bytes().splitlines()
-        labels, texts = read(data, part)
+        labels, texts = read(data, split)
         assert labels == [0, 1] * 6
         assert texts == [text[:length] for line in lines for text in line.split(b"\t")[3:]]
     batch = next(iter(data.train_dataloader()))
@@ -84,8 +84,8 @@ def test_cifar(tmp_path, monkeypatch):
     records = write_cifar(tmp_path / "cifar-10/cifar-10-binary.tar.gz")
     data = prepared(SequentialImageDataModule(data_dir=str(tmp_path), batch_size=8))
     train = np.concatenate([records[f"data_batch_{number}"] for number in range(1, 6)])
-    for part, expected in (("train", train[:45_000]), ("validation", train[45_000:]), ("test", records["test_batch"])):
-        labels, pixels = read(data, part)
+    for split, expected in (("train", train[:45_000]), ("validation", train[45_000:]), ("test", records["test_batch"])):
+        labels, pixels = read(data, split)
         assert labels == expected[:, 0].tolist()
         for index in (0, len(expected) - 1):
             red, green, blue = expected[index, 1:].reshape(3, 1024).astype(float)
@@ -143,8 +143,8 @@ def test_digits(tmp_path):
     data = prepared(SequentialImageDataModule("digits", data_dir=str(tmp_path)))
     known = {(int(n), image.tobytes()) for n, image in zip(digits.target, digits.images, strict=True)}
     sizes, seen = [], set()
-    for part in ("train", "validation", "test"):
-        labels, pixels = read(data, part)
+    for split in ("train", "validation", "test"):
+        labels, pixels = read(data, split)
         sizes.append(len(labels))
         for label, image in zip(labels, pixels, strict=True):
             large = np.frombuffer(image, np.uint8).reshape(32, 32)
@@ -198,9 +198,9 @@ def test_pathfinder(tmp_path):
     pixels = write_pathfinder(folder)
     with pytest.warns(UserWarning, match="sample_3.png is empty and left out"):
         data = prepared(PathfinderDataModule(data_dir=str(tmp_path), batch_size=2))
-    parts = [read(data, name) for name in ("train", "validation", "test")]
-    assert sorted(len(labels) for labels, _ in parts) in ([1, 2, 16], [2, 2, 15])
-    seen = {image: label for labels, sequences in parts for label, image in zip(labels, sequences, strict=True)}
+    splits = [read(data, name) for name in ("train", "validation", "test")]
+    assert sorted(len(labels) for labels, _ in splits) in ([1, 2, 16], [2, 2, 15])
+    seen = {image: label for labels, sequences in splits for label, image in zip(labels, sequences, strict=True)}
     expected = {image.tobytes(): int(name[7:-4]) % 2 for name, image in pixels.items() if name != "sample_3.png"}
     assert seen == expected
     assert next(iter(data.train_dataloader())).inputs.shape == (2, 1024)
@@ -230,8 +230,8 @@ def test_filters_of_png(method):
 
     header = struct.pack(">IIBBBBB", 7, 5, 8, 0, 0, 0, 0)
     packed = zlib.compress(lines)
-    parts = chunk(b"IHDR", header) + chunk(b"IDAT", packed[:9]) + chunk(b"IDAT", packed[9:]) + chunk(b"IEND", b"")
-    assert np.array_equal(read_png(b"\x89PNG\r\n\x1a\n" + parts), pixels)
+    splits = chunk(b"IHDR", header) + chunk(b"IDAT", packed[:9]) + chunk(b"IDAT", packed[9:]) + chunk(b"IEND", b"")
+    assert np.array_equal(read_png(b"\x89PNG\r\n\x1a\n" + splits), pixels)
 
 
 @pytest.mark.parametrize("wrong", ["cut", "text", "size", "metadata"])
@@ -296,10 +296,10 @@ def test_damaged_imdb(tmp_path, content, words):
         prepared(IMDBDataModule(data_dir=str(tmp_path)))
 
 
-@pytest.mark.parametrize("part", ["train", "test"])
-def test_changed_reviews_are_read_again(tmp_path, part):
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_changed_reviews_are_read_again(tmp_path, split):
     write_imdb(tmp_path / "aclImdb")
-    review = tmp_path / f"aclImdb/{part}/pos/2_5.txt"
+    review = tmp_path / f"aclImdb/{split}/pos/2_5.txt"
 
     def data():
         return IMDBDataModule(length=20, data_dir=str(tmp_path))
@@ -307,7 +307,7 @@ def test_changed_reviews_are_read_again(tmp_path, part):
     assert again(data, review.with_name("._2_5.txt"), b"Mac OS X"), "hidden"
     assert again(data, review.with_name("notes.md"), b"no review")
     assert not again(data, review, b"more than before, with the time of before")
-    assert read(prepared(data()), part)[1][6] == b"more than before, wi"
+    assert read(prepared(data()), split)[1][6] == b"more than before, wi"
     assert not again(data, review), "another time"
     before = data().folder
     review.rename(review.with_name("2_6.txt"))

@@ -8,7 +8,7 @@ from lra_files import binary_form, write_listops
 
 from minrnn_lightning.data import ListOpsDataModule
 from minrnn_lightning.data.long_range_arena.listops import SYMBOLS, expressions
-from minrnn_lightning.data.long_range_arena.module import Part
+from minrnn_lightning.data.long_range_arena.module import Split
 
 SHORT = {"shortest": 10, "length": 60, "sizes": (30, 10, 10), "batch_size": 4}
 
@@ -88,23 +88,23 @@ def prepared(tmp_path, **options):
 
 
 def read(data, name):
-    part = Part.read(data.folder, name)
-    bounds = zip([0, *part.ends[:-1]], part.ends, strict=True)
-    return [(int(label), spell(part.tokens[a:b])) for label, (a, b) in zip(part.labels, bounds, strict=True)]
+    split = Split.read(data.folder, name)
+    bounds = zip([0, *split.ends[:-1]], split.ends, strict=True)
+    return [(int(label), spell(split.tokens[a:b])) for label, (a, b) in zip(split.labels, bounds, strict=True)]
 
 
 def test_parts(tmp_path):
     data = prepared(tmp_path)
-    parts = {name: read(data, name) for name in ("train", "validation", "test")}
-    assert [len(part) for part in parts.values()] == [30, 10, 10]
-    everything = [example for part in parts.values() for example in part]
+    splits = {name: read(data, name) for name in ("train", "validation", "test")}
+    assert [len(split) for split in splits.values()] == [30, 10, 10]
+    everything = [example for split in splits.values() for example in split]
     assert all(evaluate(symbols) == value and 10 < len(symbols) < 60 for value, symbols in everything)
     assert len({tuple(symbols) for _, symbols in everything}) == 50
     guesses = {}
     for root in ("[MIN", "[MAX", "[MED", "[SM"):
-        labels = [value for value, symbols in parts["train"] if symbols[0] == root]
+        labels = [value for value, symbols in splits["train"] if symbols[0] == root]
         guesses[root] = min(range(10), key=lambda label: -labels.count(label))
-    assert data.baseline == statistics.mean(guesses[symbols[0]] == value for value, symbols in parts["test"])
+    assert data.baseline == statistics.mean(guesses[symbols[0]] == value for value, symbols in splits["test"])
     assert (data.input_size, data.output_size, data.chance) == (15, 10, 0.1)
 
 
@@ -119,10 +119,10 @@ def test_processes_change_nothing(tmp_path, monkeypatch):
 def test_official_files(tmp_path):
     write_listops(tmp_path / "official")
     data = prepared(tmp_path, path=str(tmp_path / "official"), length=2000)
-    for part, name in (("train", "train"), ("validation", "val"), ("test", "test")):
+    for split, name in (("train", "train"), ("validation", "val"), ("test", "test")):
         lines = (tmp_path / f"official/basic_{name}.tsv").read_text().splitlines()[1:]
         expected = [line.split("\t") for line in lines]
-        assert read(data, part) == [
+        assert read(data, split) == [
             (int(target), [symbol for symbol in source.split() if symbol not in "()"]) for source, target in expected
         ]
 
@@ -168,9 +168,9 @@ def test_missing_file(tmp_path):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"shortest": 59}, "shortest must be 0 or more and below length - 1.*got shortest 59 and length 60"),
-        ({"sizes": (30, 0, 10)}, r"sizes must be three, each 1 or more, got \[30, 0, 10\]"),
-        ({"max_depth": 1}, "max_depth and max_arguments must be 2 or more, got 1 and 10"),
+        ({"shortest": 59}, "shortest must be at least 0 and below length - 1.*got shortest 59 and length 60"),
+        ({"sizes": (30, 0, 10)}, r"sizes must be three, each at least 1, got \[30, 0, 10\]"),
+        ({"max_depth": 1}, "max_depth and max_arguments must be at least 2, got 1 and 10"),
     ],
 )
 def test_bad_options(options, words):

@@ -8,14 +8,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from minrnn_lightning.data.long_range_arena.module import HeldOutSequences, LabelledDataModule, Part, TrainingSequences
+from minrnn_lightning.data.long_range_arena.module import HeldOutSequences, LabelledDataModule, Split, TrainingSequences
 from minrnn_lightning.data.long_range_arena.tsv import read_tsv
 
 
 def numbered(lengths, width=1):
-    """A part whose sequences repeat their own number, and whose labels are the numbers of the examples."""
+    """A split whose sequences repeat their own number, and whose labels are the numbers of the examples."""
     tokens = np.concatenate([np.full(n, number % 256, np.uint8) for number, n in enumerate(lengths)])
-    return Part(tokens, np.cumsum(lengths), np.arange(len(lengths) // width))
+    return Split(tokens, np.cumsum(lengths), np.arange(len(lengths) // width))
 
 
 class Numbers(LabelledDataModule):
@@ -40,8 +40,8 @@ lengths = st.lists(st.integers(1, 9), min_size=1, max_size=60)
 
 @given(lengths)
 def test_sequences_come_back(lengths):
-    part = numbered(lengths)
-    batch = part.batch(np.arange(len(lengths)))
+    split = numbered(lengths)
+    batch = split.batch(np.arange(len(lengths)))
     assert batch.lengths.tolist() == lengths
     assert batch.targets.tolist() == list(range(len(lengths)))
     for number, (row, n) in enumerate(zip(batch.inputs.tolist(), lengths, strict=True)):
@@ -58,19 +58,19 @@ def test_pairs():
 @settings(deadline=None)
 @given(lengths, st.integers(1, 4), st.integers(1, 3), st.integers(0, 3))
 def test_training_epoch(lengths, batch_size, world_size, epoch):
-    part = numbered(lengths)
+    split = numbered(lengths)
     if len(lengths) < batch_size * world_size:
         with pytest.raises(ValueError, match=f"has {len(lengths)} examples, too few for a batch of"):
-            TrainingSequences(part, batch_size, 0, 0, world_size)
+            TrainingSequences(split, batch_size, 0, 0, world_size)
         return
-    ranks = [TrainingSequences(part, batch_size, 5, rank, world_size) for rank in range(world_size)]
+    ranks = [TrainingSequences(split, batch_size, 5, rank, world_size) for rank in range(world_size)]
     size = len(ranks[0])
     assert size == len(lengths) // (batch_size * world_size)
     batches = [rank[epoch * size + index] for rank in ranks for index in range(size)]
     assert all(len(batch.targets) == batch_size for batch in batches)
     seen = torch.cat([batch.targets for batch in batches])
     assert len(seen.unique()) == len(seen)
-    whole = TrainingSequences(part, batch_size * world_size, 5)
+    whole = TrainingSequences(split, batch_size * world_size, 5)
     for index in range(size):
         shares = torch.cat([rank[epoch * size + index].targets for rank in ranks])
         assert torch.equal(whole[epoch * size + index].targets, shares)
@@ -78,8 +78,8 @@ def test_training_epoch(lengths, batch_size, world_size, epoch):
 
 def test_like_lengths_share_a_batch():
     random = np.random.default_rng(0)
-    part = numbered(random.integers(1, 200, size=640).clip(max=255))
-    stream = TrainingSequences(part, 20)
+    split = numbered(random.integers(1, 200, size=640).clip(max=255))
+    stream = TrainingSequences(split, 20)
     filled = np.mean(
         [float(batch.lengths.double().mean() / batch.inputs.shape[1]) for batch in map(stream.__getitem__, range(32))]
     )
@@ -92,12 +92,12 @@ def test_like_lengths_share_a_batch():
 @settings(deadline=None)
 @given(lengths, st.integers(1, 4), st.integers(1, 3))
 def test_held_out_examples_come_once(lengths, batch_size, world_size):
-    part = numbered(lengths)
+    split = numbered(lengths)
     if len(lengths) < world_size:
         with pytest.raises(ValueError, match=f"too few for {world_size} processes"):
-            HeldOutSequences(part, batch_size, 0, world_size)
+            HeldOutSequences(split, batch_size, 0, world_size)
         return
-    ranks = [HeldOutSequences(part, batch_size, rank, world_size) for rank in range(world_size)]
+    ranks = [HeldOutSequences(split, batch_size, rank, world_size) for rank in range(world_size)]
     assert len({len(rank) for rank in ranks}) == 1
     seen = torch.cat([rank[index].targets for rank in ranks for index in range(len(rank))])
     assert sorted(seen.tolist()) == list(range(len(lengths)))
@@ -132,12 +132,12 @@ def test_nothing_is_left_of_a_failure(tmp_path, monkeypatch):
     assert list((tmp_path / "sequences").iterdir()) == []
 
 
-def test_workers_change_nothing(tmp_path, silent, trainer):
+def test_workers_change_nothing(tmp_path, recorder, trainer):
     seen = []
     for num_workers in (0, 2):
-        silent.seen["train"].clear()
-        trainer(max_epochs=2).fit(silent, Numbers(num_workers=num_workers, data_dir=str(tmp_path)))
-        seen.append(list(silent.seen["train"]))
+        recorder.inputs["train"].clear()
+        trainer(max_epochs=2).fit(recorder, Numbers(num_workers=num_workers, data_dir=str(tmp_path)))
+        seen.append(list(recorder.inputs["train"]))
     assert len(seen[0]) == 20
     assert all(map(torch.equal, *seen))
 

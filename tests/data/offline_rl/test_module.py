@@ -114,13 +114,13 @@ def test_held_out_episodes(file, monkeypatch, sampling, fraction, count):
     assert np.array_equal(ready(file, val_fraction=fraction).parts[1], held_out), "whatever the seed"
 
 
-def test_one_episode_is_trained_on(tmp_path, silent, trainer):
+def test_one_episode_is_trained_on(tmp_path, recorder, trainer):
     write_d4rl(tmp_path / "set.hdf5", [9])
     data = ready(tmp_path / "set.hdf5")
     assert data.val_dataloader() == []
-    trainer(max_steps=2).fit(silent, data)
-    assert [len(rows) for rows in silent.seen["train"]] == [64, 64]
-    assert not silent.seen["validation"]
+    trainer(max_steps=2).fit(recorder, data)
+    assert [len(rows) for rows in recorder.inputs["train"]] == [64, 64]
+    assert not recorder.inputs["validation"]
 
 
 @pytest.mark.parametrize("sampling", ["windows", "episodes"])
@@ -143,19 +143,19 @@ def test_seeds_differ(file, monkeypatch, sampling):
 @pytest.mark.filterwarnings("error:You're resuming", "ignore:.*fit.ckpt_path=")
 @pytest.mark.parametrize("sampling", ["windows", "episodes"])
 @pytest.mark.parametrize("steps", [3, 5, 8])
-def test_resume(file, tmp_path, silent, trainer, sampling, steps):
+def test_resume(file, tmp_path, recorder, trainer, sampling, steps):
     options = {"sampling": sampling, "length": 9, "batch_size": 4, "steps_per_epoch": 5}
     assert len(ready(file, **options).train_dataloader()) == 5
-    trainer(max_steps=12).fit(silent, TrajectoryDataModule(str(file), **options))
-    whole = silent.seen["train"]
-    silent.seen["train"] = []
+    trainer(max_steps=12).fit(recorder, TrajectoryDataModule(str(file), **options))
+    whole = recorder.inputs["train"]
+    recorder.inputs["train"] = []
     first = trainer(max_steps=steps)
-    first.fit(silent, TrajectoryDataModule(str(file), **options))
+    first.fit(recorder, TrajectoryDataModule(str(file), **options))
     first.save_checkpoint(tmp_path / "x.ckpt")
     second = trainer(max_steps=12)
-    second.fit(silent, TrajectoryDataModule(str(file), **options), ckpt_path=tmp_path / "x.ckpt", weights_only=True)
-    assert len(whole) == len(silent.seen["train"]) == 12
-    assert all(map(torch.equal, whole, silent.seen["train"]))
+    second.fit(recorder, TrajectoryDataModule(str(file), **options), ckpt_path=tmp_path / "x.ckpt", weights_only=True)
+    assert len(whole) == len(recorder.inputs["train"]) == 12
+    assert all(map(torch.equal, whole, recorder.inputs["train"]))
 
 
 # A folder of episodes
@@ -284,11 +284,11 @@ def test_damaged_files(tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"length": 0}, "length must be 1 or more, got 0"),
+        ({"length": 0}, "length must be at least 1, got 0"),
         ({"sampling": "steps"}, "sampling must be windows or episodes, got steps"),
-        ({"steps_per_epoch": 0}, "steps_per_epoch must be 1 or more, got 0"),
-        ({"val_fraction": 1.0}, "val_fraction must be 0 or more and below 1, got 1.0"),
-        ({"val_fraction": -0.1}, "val_fraction must be 0 or more"),
+        ({"steps_per_epoch": 0}, "steps_per_epoch must be at least 1, got 0"),
+        ({"val_fraction": 1.0}, "val_fraction must be at least 0 and below 1, got 1.0"),
+        ({"val_fraction": -0.1}, "val_fraction must be at least 0"),
     ],
 )
 def test_options_out_of_range(file, options, message):

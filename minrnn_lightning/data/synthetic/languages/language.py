@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from minrnn_lightning.data.synthetic.answers import Rule, Tokens
+from minrnn_lightning.data.synthetic.batches import Rule, Tokens
 
 
 class Language(NamedTuple):

@@ -7,7 +7,7 @@ Beck et al. 2024, https://arxiv.org/abs/2405.04517.
 import numpy as np
 
 from minrnn_lightning.batches import IGNORED, AnswerBatch
-from minrnn_lightning.data.synthetic.answers import Tokens, answers
+from minrnn_lightning.data.synthetic.batches import Tokens, answer_batch
 from minrnn_lightning.data.synthetic.languages.language import Language, count
 
 
@@ -16,7 +16,7 @@ def read_at_last(tokens: Tokens, wanted: Tokens, length: int) -> AnswerBatch:
     inputs = np.pad(tokens, ((0, 0), (0, wanted.shape[1] - 1)))
     targets = np.full_like(inputs, IGNORED)
     targets[:, -wanted.shape[1] :] = wanted
-    return answers(inputs, targets, length)
+    return answer_batch(inputs, targets, length)
 
 
 def bucket_sort(random: np.random.Generator, batch_size: int, length: int) -> AnswerBatch:

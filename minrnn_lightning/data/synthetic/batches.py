@@ -17,12 +17,12 @@ Tokens = npt.NDArray[np.int64]
 Rule = Callable[[np.random.Generator, int, int], AnswerBatch]  # of random numbers, the batch size and the length
 
 
-def answers(inputs: Tokens, targets: Tokens, length: int) -> AnswerBatch:
+def answer_batch(inputs: Tokens, targets: Tokens, length: int) -> AnswerBatch:
     """A batch in which every example has the same length."""
     return AnswerBatch(torch.from_numpy(inputs), torch.from_numpy(targets), torch.full((len(inputs),), length))
 
 
-def ask_at_end(tokens: Tokens, wanted: Tokens, query: int, length: int) -> AnswerBatch:
+def append_queries(tokens: Tokens, wanted: Tokens, query: int, length: int) -> AnswerBatch:
     """Append one query token for each answer, where it is read; nothing of the answers is fed back.
 
     Args:
@@ -33,7 +33,7 @@ def ask_at_end(tokens: Tokens, wanted: Tokens, query: int, length: int) -> Answe
     """
     inputs = np.concatenate([tokens, np.full_like(wanted, query)], axis=1)
     targets = np.concatenate([np.full_like(tokens, IGNORED), wanted], axis=1)
-    return answers(inputs, targets, length)
+    return answer_batch(inputs, targets, length)
 
 
 def distinct(random: np.random.Generator, batch_size: int, population: int, count: int) -> Tokens:
@@ -50,7 +50,7 @@ def distinct(random: np.random.Generator, batch_size: int, population: int, coun
     return chosen
 
 
-def join(batches: Sequence[AnswerBatch], padding: int = 0) -> AnswerBatch:
+def concatenate(batches: Sequence[AnswerBatch], padding: int = 0) -> AnswerBatch:
     """One batch of several, filled at the end up to the longest, where nothing is asked."""
     longest = max(batch.inputs.shape[1] for batch in batches)
 
