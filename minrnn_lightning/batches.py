@@ -1,11 +1,11 @@
-"""What data modules hand to tasks: batches with named fields, and the target that does not count.
+"""What data modules give to tasks: batches with named fields, the ignored target, and facts about the data.
 
-They are named tuples, so that a task also takes the plain tuples of somebody else's DataLoader.
+The batches are named tuples, so that a task also takes the plain tuples of somebody else's DataLoader.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple, Protocol, cast
 
 from torch import Tensor
 
@@ -13,12 +13,12 @@ IGNORED = -100  # a target that does not count; PyTorch's losses leave it out
 
 
 class AnswerBatch(NamedTuple):
-    """A batch of sequences with answers to give at some of their positions.
+    """A batch of sequences with answers to predict at some of their positions.
 
     Attributes:
-        inputs: Tokens, int64 (batch, positions).
-        targets: The answer where one is asked for, else -100; int64 (batch, positions).
-        lengths: By which results are told apart, in the unit of the task; int64 (batch,).
+        inputs: Tokens, int64 (batch, length).
+        targets: The answer at positions that ask for one, else -100; int64 (batch, length).
+        lengths: Lengths by which results are reported, in the unit of the data; int64 (batch,).
     """
 
     inputs: Tensor
@@ -30,9 +30,9 @@ class LabelledBatch(NamedTuple):
     """A batch of sequences, or of pairs of sequences, with a label each.
 
     Attributes:
-        inputs: Tokens, filled with zeros at the end; int64 (batch, positions), of pairs (batch, 2, positions).
+        inputs: Tokens, padded with zeros at the end; int64 (batch, length), of pairs (batch, 2, length).
         targets: Labels, int64 (batch,).
-        lengths: Tokens before the filling, int64 (batch,), of pairs (batch, 2).
+        lengths: Tokens without the padding, int64 (batch,), of pairs (batch, 2).
     """
 
     inputs: Tensor
@@ -41,15 +41,15 @@ class LabelledBatch(NamedTuple):
 
 
 class TrajectoryBatch(NamedTuple):
-    """A batch of rows of steps; what is False in ``mask`` fills a row at its end and is zero everywhere.
+    """A batch of rows of time steps; those where ``mask`` is False are padding at the end of a row, zero everywhere.
 
     Attributes:
-        observations: As they are in the data, not normalised; float32 (batch, length, observation_size).
-        actions: float32 (batch, length, action_size), or int64 (batch, length) where actions are numbered.
+        observations: In the units of the data, not normalised; float32 (batch, length, observation_size).
+        actions: float32 (batch, length, action_size), or int64 (batch, length) where actions are discrete.
         returns_to_go: Sum of the rewards from this step to the end of the episode, undiscounted, unscaled; float32
             (batch, length).
         timesteps: Number of the step within its episode, from 0; int64 (batch, length).
-        mask: Whether this is a step of the data; bool (batch, length).
+        mask: Whether this is a step of the data rather than padding; bool (batch, length).
         reset: Whether the state starts anew: at the first step of a row and of an episode; bool (batch, length).
     """
 
@@ -59,3 +59,48 @@ class TrajectoryBatch(NamedTuple):
     timesteps: Tensor
     mask: Tensor
     reset: Tensor
+
+
+class DataFacts(Protocol):
+    """What tasks and callbacks ask of a data module; None where it does not know.
+
+    Attributes:
+        length: Steps in a training window or row.
+        chance: Accuracy of a random guess, between 0 and 1.
+        baseline: Accuracy of a trivial rule that the data module names, between 0 and 1.
+        token_sizes: For every token the characters that begin in it and its bytes in UTF-8; int64 (tokens,) each.
+        tokenizer: The vocabulary of text.
+        discrete: Whether actions are discrete.
+        observation_mean: Mean of the observations of the training data, (observation_size,).
+        observation_std: Their standard deviation, (observation_size,).
+        action_low: Lower bounds of the actions, (action_size,).
+        action_high: Upper bounds of the actions, (action_size,).
+        env_id: Environment that the data are from.
+        max_return: Highest return of an episode in the data.
+    """
+
+    length: int | None
+    chance: float | None
+    baseline: float | None
+    token_sizes: tuple[Tensor, Tensor] | None
+    tokenizer: Any
+    discrete: bool | None
+    observation_mean: Any
+    observation_std: Any
+    action_low: Any
+    action_high: Any
+    env_id: str | None
+    max_return: float | None
+
+
+class _Facts:
+    def __init__(self, data: object) -> None:
+        self._data = data
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._data, name, None)
+
+
+def data_facts(trainer: Any) -> DataFacts:
+    """What the data module of a Trainer knows; nothing where there is no Trainer or it has plain loaders."""
+    return cast("DataFacts", _Facts(getattr(trainer, "datamodule", None)))

@@ -15,7 +15,7 @@ from torch import Tensor
 from minrnn_lightning.checkpoint import tokenizer_of
 from minrnn_lightning.errors import InputError
 from minrnn_lightning.memory import peak_memory
-from minrnn_lightning.tasks import LanguageTask, Task
+from minrnn_lightning.tasks import LanguageTask, SequenceTask
 from minrnn_lightning.tasks.load import load_task
 
 Item = TypeVar("Item")
@@ -24,7 +24,7 @@ CHUNK = 4096  # tokens of the prompt read at once, which bounds the memory
 
 
 def generate(
-    task: Task,
+    task: SequenceTask,
     tokens: Tensor,
     max_new_tokens: int,
     *,
@@ -69,7 +69,7 @@ class DivergedError(InputError):
 
 @torch.inference_mode()
 def _generate(
-    task: Task,
+    task: SequenceTask,
     tokens: Tensor,
     max_new_tokens: int,
     temperature: float,

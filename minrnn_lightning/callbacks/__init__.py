@@ -1,6 +1,7 @@
 """Lightning callbacks: text samples, plots, returns in environments, costs, divergence, interruptions."""
 
 from minrnn_lightning.callbacks.accuracy_by_length import AccuracyByLengthPlot, LengthPicture
+from minrnn_lightning.callbacks.batch_seeds import SeedEveryBatch
 from minrnn_lightning.callbacks.divergence import StopOnDivergence
 from minrnn_lightning.callbacks.environment_return import EnvironmentReturn
 from minrnn_lightning.callbacks.interruptible_checkpoint import AtTrainEnd, InterruptibleCheckpoint
@@ -13,6 +14,7 @@ __all__ = [
     "EnvironmentReturn",
     "InterruptibleCheckpoint",
     "LengthPicture",
+    "SeedEveryBatch",
     "StepCost",
     "StopOnDivergence",
     "TextSamples",

@@ -14,6 +14,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities import rank_zero_info
 
+from minrnn_lightning.lightning_internals import accumulates, validates_next
 from minrnn_lightning.signals import ENDING, Stopped
 
 if TYPE_CHECKING:
@@ -85,9 +86,7 @@ class InterruptibleCheckpoint(ModelCheckpoint):
 
     def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
         """Save if it is time, and end if that is wanted, unless gradients or a validation are to come first."""
-        loop = trainer.fit_loop.epoch_loop
-        validates = loop._should_check_val_fx(trainer.fit_loop._data_fetcher) and not loop.val_loop.skip  # type: ignore[arg-type]
-        if validates or loop._should_accumulate():
+        if validates_next(trainer) or accumulates(trainer):
             return
         elapsed = time.monotonic() - self.saved_at
         timely = self.minutes > 0 and elapsed >= max(60 * self.minutes, 100 * self.cost)
@@ -99,7 +98,7 @@ class InterruptibleCheckpoint(ModelCheckpoint):
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save, and end if that is wanted; after an interrupt the validation is finished first."""
         if trainer.state.fn == "fit" and not trainer.sanity_checking:
-            if trainer.fit_loop.epoch_loop._should_accumulate():
+            if accumulates(trainer):
                 self.due = True
             else:
                 self._save_or_end(trainer, True)

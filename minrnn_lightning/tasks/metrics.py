@@ -1,4 +1,4 @@
-"""Means over everything that was counted: the loss of a batch, and ``Mean`` over batches of any size."""
+"""Means over everything that was counted, however it is divided into batches and processes."""
 
 import torch
 from torch import Tensor
@@ -33,14 +33,31 @@ class Mean(Metric):
         self.add_state("total", torch.tensor(0.0), dist_reduce_fx="sum")
         self.add_state("count", torch.tensor(0), dist_reduce_fx="sum")
 
-    def update(self, value: Tensor, count: Tensor | int) -> None:
-        """Add the mean of so many items."""
-        items = torch.as_tensor(count, device=value.device)
-        # Lightning makes the empty sum bfloat16 with precision bf16-true; Apple's GPUs have no float64.
+    def update(self, value: Tensor, items: Tensor | int, units: Tensor | int | None = None) -> None:
+        """Add a batch.
+
+        Args:
+            value: Mean over the items of the batch, a scalar.
+            items: Number of items.
+            units: What the sum over the items is divided by in the end, if it is not their number: the characters
+                that the tokens stand for, where the mean per character is wanted.
+        """
+        items = torch.as_tensor(items, device=value.device)
+        # Lightning makes the empty sum bfloat16 with precision bf16-true, in which a sum has only two or three digits;
+        # Apple's GPUs have no float64.
         wide = torch.float32 if value.device.type == "mps" else torch.float64
+        # The mean over no items is 0/0, but there is nothing to add.
         self.total = self.total.to(wide) + torch.where(items > 0, value.detach().to(wide) * items, 0.0)
-        self.count = self.count + items
+        self.count = self.count + (items if units is None else units)
 
     def compute(self) -> Tensor:
         """The mean; NaN where nothing was counted."""
         return (self.total / self.count).float()
+
+
+class Perplexity(Mean):
+    """The exponential of the mean of values in nats."""
+
+    def compute(self) -> Tensor:
+        """The perplexity."""
+        return super().compute().exp()

@@ -1,4 +1,4 @@
-"""AnswerBatch at marked positions of a sequence: copying, recall, formal languages."""
+"""Answers at marked positions of a sequence: copying, recall, formal languages."""
 
 from collections.abc import Sequence
 
@@ -6,18 +6,19 @@ from torch import Tensor
 
 from minrnn_lightning.batches import IGNORED
 from minrnn_lightning.tasks.scored import ScoredTask
+from minrnn_lightning.tasks.sequence import SequenceTask
 
 
-class TaggingTask(ScoredTask):
-    """Give the right answer at some positions of each sequence, from what came before.
+class TaggingTask(ScoredTask, SequenceTask):
+    """Predict the answer at some positions of each sequence from the tokens up to there.
 
-    A batch is (inputs, targets, lengths): tokens and answers int64 (batch, positions), the answer -100 wherever none
-    is asked for; lengths int64 (batch,). Padding may follow a sequence: the model is causal, and nothing is asked
-    there. The metrics are those of ``ScoredTask``.
+    A batch is an ``AnswerBatch``: inputs and targets int64 (batch, length), the target -100 at positions that ask for
+    no answer, and lengths int64 (batch,). Sequences may be padded: the model is causal, and padding asks for no answer.
+    The metrics are those of ``ScoredTask``.
     """
 
-    def answers(self, batch: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-        """Logits, right answers and examples at the positions that ask, all that the head is computed at."""
+    def logits_and_targets(self, batch: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        """Logits, targets and examples at the positions that ask for an answer; the head is computed at these only."""
         inputs, targets, _ = batch
         hidden, _ = self.backbone(self.dropout(self.encoder(inputs)))
         examples, positions = (targets != IGNORED).nonzero(as_tuple=True)

@@ -1,31 +1,38 @@
-"""``Task``: what every LightningModule here shares: the stack, optimizer and schedule, fine-tuning, resuming."""
+"""``Task``: what every LightningModule here shares: optimizer and schedule, fine-tuning, evaluation, resuming."""
 
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
 
 import torch
 from lightning.pytorch import LightningDataModule, LightningModule
 from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
+from torchmetrics import Metric
 
+from minrnn_lightning.batches import data_facts
 from minrnn_lightning.checkpoint import load_matching, plain, plain_values
 from minrnn_lightning.errors import InputError
 from minrnn_lightning.nn.backbone import Backbone
 from minrnn_lightning.nn.dropout import Dropout
-from minrnn_lightning.nn.mixers.base import State
+from minrnn_lightning.nn.mixers.base import Mixer, State
 from minrnn_lightning.nn.size import flops, matching_dim, parse_count, products
 from minrnn_lightning.tasks.schedule import WarmupCosine, keep_settings
 
+BACKBONE_ARGUMENTS = ("dim", "depth", "mixer", "mixer_args", "expansion", "kernel_size", "mlp_ratio", "dropout")
+
 
 class Task(LightningModule, ABC):
-    """Encoder, backbone and head, with an optimizer: the base to subclass.
+    """The base of all tasks. A subclass makes its modules, says what a batch costs and how held-out data are evaluated.
 
-    Every argument is a plain value, kept as an attribute and in the checkpoint's hyper-parameters. A run that goes on
-    from a checkpoint has the learning rate, weight decay, warm-up and number of steps of the task and the Trainer at
-    hand; what differs from the checkpoint is said in one line.
+    A subclass makes ``encoder``, ``backbone`` (with ``make_backbone``) and ``head``, in this order, in its ``__init__``
+    after that of ``Task``, which sets the width ``dim``. ``SequenceTask`` is the one for an output at every step.
+
+    Every argument is kept in the checkpoint's hyper-parameters as a plain value. A run that goes on from a checkpoint
+    has the learning rate, weight decay, warm-up and number of steps of the task and the Trainer at hand; one line lists
+    what differs from the checkpoint.
 
     The training loss is the mean over the targets of a batch. Where batches hold different numbers of targets, each
     counts the same in a gradient that is accumulated over several of them or averaged over processes
@@ -34,7 +41,8 @@ class Task(LightningModule, ABC):
     Args:
         input_size: Number of different input tokens; the data module sets it on the command line.
         output_size: Number of different output tokens; the data module sets it on the command line.
-        mixer: Kind of sequence mixer, or a list of kinds that is repeated to the depth (a hybrid).
+        mixer: Sequence mixer: its name, its class or the class's path, or a list of these that is repeated to the depth
+            (a hybrid).
         dim: Width of the stack.
         depth: Number of blocks.
         expansion: Hidden units of a mixer per channel.
@@ -56,12 +64,17 @@ class Task(LightningModule, ABC):
 
     tokens_per_step = 1  # of the backbone, for each step of the data
     causal = True  # a step must not see those after it, nor padding; a subclass may say otherwise
+    encoder: nn.Module
+    backbone: Backbone
+    head: nn.Module
+    dim: int
+    metrics: Mapping[str, Metric]
 
     def __init__(
         self,
         input_size: int,
         output_size: int,
-        mixer: str | list[str] = "mingru",
+        mixer: str | type[Mixer] | list[str | type[Mixer]] = "mingru",
         dim: int = 384,
         depth: int = 3,
         expansion: float = 2.0,
@@ -85,33 +98,22 @@ class Task(LightningModule, ABC):
                 "lr must be above 0, weight_decay and warmup at least 0, "
                 f"got lr {lr}, weight_decay {weight_decay}, warmup {warmup}"
             )
-        options: dict[str, Any] = {
-            "mixer_args": mixer_args,
-            "expansion": expansion,
-            "kernel_size": kernel_size,
-            "mlp_ratio": mlp_ratio,
-            "dropout": dropout,
-        }
-        dim, depth, options = plain((dim, depth, options), "options")  # numbers of NumPy, from a sweep
         self.input_size = int(input_size)
         self.output_size = int(output_size)
         self.save_hyperparameters(ignore=["init_from"])  # a loaded checkpoint must not look for another one
-        self.save_hyperparameters(plain_values(self.hparams))
+        sizes = {"dim": dim, "depth": depth, "expansion": expansion, "kernel_size": kernel_size, "mlp_ratio": mlp_ratio}
+        sizes = plain({**sizes, "dropout": dropout, "mixer_args": mixer_args}, "options")  # NumPy's, from a sweep
+        self.save_hyperparameters({**plain_values(self.hparams), **sizes, "mixer": mixer_names(mixer)})
         if match_parameters is not None:
-            dim = matching_dim(self._parameters_at, parse_count(match_parameters))
-        self.hparams.update(dim=dim, match_parameters=None)  # nor for the width again
+            self.hparams["dim"] = matching_dim(self._parameters_at, parse_count(match_parameters))
+        self.hparams["match_parameters"] = None  # nor for the width again
+        self.dim = self.hparams["dim"]
         self.lr = plain(lr, "lr")
         self.weight_decay = plain(weight_decay, "weight_decay")
         self.warmup = plain(warmup, "warmup")
         self.init_from = init_from
         self.compile_backbone = compile
-        self.encoder: nn.Module = self.make_encoder(dim)
         self.dropout = Dropout(dropout)
-        self.backbone = Backbone(dim, depth, mixer, **options)
-        if self.causal and not self.backbone.causal:
-            raise InputError(f"{type(self).__name__} cannot use a bidirectional mixer: a step would see those after it")
-        self.head: nn.Module = self.make_head(dim)
-        self._seed: int | None = None
 
     def _parameters_at(self, dim: int) -> int:
         """The number of parameters of a task like this one of another width, whatever its subclass is made of."""
@@ -119,28 +121,16 @@ class Task(LightningModule, ABC):
             task = type(self)(**{**self.hparams, "dim": dim, "match_parameters": None})
         return sum(p.numel() for p in task.parameters())
 
-    def make_encoder(self, dim: int) -> nn.Module:
-        """What turns the inputs into tokens of that width; one embedding for each of ``input_size``."""
-        return nn.Embedding(self.input_size, dim)
+    def make_backbone(self) -> Backbone:
+        """Make a stack of blocks of the width, depth and mixers that the task was given.
 
-    def make_head(self, dim: int) -> nn.Module:
-        """What turns features of that width into ``output_size`` outputs."""
-        return nn.Linear(dim, self.output_size, bias=False)
-
-    def forward(
-        self, inputs: Tensor, state: State = None, reset: Tensor | None = None, *, delta_t: Tensor | None = None
-    ) -> tuple[Tensor, State]:
-        """Logits for every step of (batch, length) tokens: (batch, length, output_size), and the state after them.
-
-        State, reset and delta_t are those of ``Backbone.forward``.
+        Raises:
+            InputError: A size is out of range, a mixer unknown, or bidirectional where the task is causal.
         """
-        hidden, state = self.backbone(self.dropout(self.encoder(inputs)), state, reset, delta_t=delta_t)
-        return self.head(hidden), state
-
-    def step(self, token: Tensor, state: State, *, delta_t: Tensor | None = None) -> tuple[Tensor, State]:
-        """One step of ``forward`` at constant cost: (batch,) tokens to (batch, output_size) logits and the state."""
-        hidden, state = self.backbone.step(self.dropout(self.encoder(token)), state, delta_t=delta_t)
-        return self.head(hidden), state
+        backbone = Backbone(**{name: self.hparams[name] for name in BACKBONE_ARGUMENTS})
+        if self.causal and not backbone.causal:
+            raise InputError(f"{type(self).__name__} cannot use a bidirectional mixer: a step would see those after it")
+        return backbone
 
     def initial_state(self, batch_size: int) -> State:
         """The state before the first step."""
@@ -166,6 +156,38 @@ class Task(LightningModule, ABC):
         logits, _ = self(inputs)
         return self.loss(logits, targets)
 
+    def make_metrics(self) -> dict[str, Metric]:
+        """Make the metrics of held-out data by name; they are logged as ``val/<name>`` and ``test/<name>``."""
+        return {}
+
+    def evaluate(self, batch: Any) -> None:
+        """Add a batch of held-out data to ``self.metrics``."""
+        raise NotImplementedError(
+            f"{type(self).__name__} says not how to evaluate: define make_metrics and evaluate, or validation_step and "
+            "test_step"
+        )
+
+    def log_metrics(self, part: str) -> None:
+        """Log all metrics at the end of a pass over the ``part``, val or test."""
+        for name, metric in self.metrics.items():
+            self.log(f"{part}/{name}", metric, prog_bar=name in ("loss", "accuracy"))
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        """Add a batch to the metrics."""
+        self.evaluate(batch)
+
+    def test_step(self, batch: Any, batch_idx: int) -> None:
+        """Add a batch to the metrics."""
+        self.evaluate(batch)
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the metrics of the validation data."""
+        self.log_metrics("val")
+
+    def on_test_epoch_end(self) -> None:
+        """Log the metrics of the test data."""
+        self.log_metrics("test")
+
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """AdamW with decay on matrices only; warm-up, then a cosine to 0, per step."""
         matrices = [parameter for parameter in self.parameters() if _decays(parameter)]
@@ -183,7 +205,7 @@ class Task(LightningModule, ABC):
             self.backbone.compile()
 
     def setup(self, stage: str) -> None:
-        """Take the weights of ``init_from``; a checkpoint to resume from is read later and overrules them.
+        """Make the metrics and take the weights of ``init_from``, which a checkpoint to resume from overrules later.
 
         Raises:
             InputError: A hyper-parameter is no plain value, so that no checkpoint could be read.
@@ -191,49 +213,46 @@ class Task(LightningModule, ABC):
         data = getattr(self._trainer, "datamodule", None)
         for owner in (self, data) if isinstance(data, LightningDataModule) else (self,):
             owner.hparams.update({name: plain(value, name) for name, value in owner.hparams.items()})
+        # Made anew for every run: nothing is left of one that was interrupted.
+        self.metrics = cast("Mapping[str, Metric]", nn.ModuleDict(self.make_metrics()))
         if stage == "fit" and self.init_from:
             taken, left = load_matching(self, self.init_from)
             rank_zero_info(f"{self.init_from}: took {len(taken)} tensors ({', '.join(taken)})")
             rank_zero_info(f"{self.init_from}: left {len(left)} as initialised ({', '.join(left) or 'none'})")
 
     def on_fit_start(self) -> None:
-        """Say how large the model is, and note the seed from which the random numbers of every batch are derived."""
-        length = getattr(getattr(self.trainer, "datamodule", None), "length", 256) * self.tokens_per_step
+        """Print the size of the model."""
+        length = (data_facts(self.trainer).length or 256) * self.tokens_per_step
         size, work = sum(p.numel() for p in self.parameters()), self.flops(length) / 1e6
-        dim = self.backbone.norm.normalized_shape[0]
-        rank_zero_info(f"{dim} wide, {size:,} parameters, {work:.1f} MFLOP a token forward at length {length:,}")
-        if self._seed is None:
-            self._seed = torch.initial_seed()
-
-    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        """Draw the random numbers of a batch from seed, batch and process alone: a resumed run equals the whole one."""
-        if self._seed is not None:
-            trainer = self.trainer
-            batches = trainer.fit_loop.epoch_loop.total_batch_idx
-            torch.manual_seed((self._seed + batches * trainer.world_size + trainer.global_rank) % 2**63)
+        rank_zero_info(f"{self.dim} wide, {size:,} parameters, {work:.1f} MFLOP a token forward at length {length:,}")
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep the seed, the number of steps that the learning rate falls over, and the name of the class."""
-        checkpoint["seed"] = self._seed
+        """Keep the number of steps over which the learning rate falls, and the name of the class."""
         checkpoint["max_steps"] = self.trainer.max_steps
         checkpoint["task"] = type(self).__name__
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Go on with the seed of the run that is resumed, and say which settings are others now."""
-        self._seed = checkpoint.get("seed")
+        """Print which settings differ from those of the run that is resumed."""
         trainer = self._trainer
         if trainer is not None and trainer.state.fn == "fit":
             data = getattr(trainer, "datamodule", None)
             now = {**self.hparams, **getattr(data, "hparams", {}), "max_steps": trainer.max_steps}
             before = {**checkpoint.get("hyper_parameters", {}), **checkpoint.get("datamodule_hyper_parameters", {})}
             before |= {name: checkpoint[name] for name in ("max_steps",) if name in checkpoint}
-            others = [
+            changed = [
                 f"{name} {now[name]} (checkpoint: {old})"
                 for name, old in before.items()
                 if name in now and _written(now[name]) != _written(old)
             ]
-            if others:
-                rank_zero_info(f"Settings that differ from those of the checkpoint: {', '.join(others)}")
+            if changed:
+                rank_zero_info(f"Settings that differ from those of the checkpoint: {', '.join(changed)}")
+
+
+def mixer_names(mixer: str | type[Mixer] | Sequence[str | type[Mixer]]) -> str | list[str]:
+    """Mixers as text, which a checkpoint can hold: a class becomes its path, such as ``my_package.MyMixer``."""
+    if isinstance(mixer, type):
+        return f"{mixer.__module__}.{mixer.__qualname__}"
+    return mixer if isinstance(mixer, str) else [str(mixer_names(each)) for each in mixer or []]
 
 
 def _written(value: Any) -> str:

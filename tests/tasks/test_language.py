@@ -171,7 +171,7 @@ sys.path.insert(0, {tests!r})
 from test_language import batches, language_task, trainer
 from torch.utils.data import DataLoader
 
-class BaseDataModule(torch.utils.data.Dataset):
+class Batches(torch.utils.data.Dataset):
     def __len__(self):
         return 6
     def __getitem__(self, index):
@@ -180,7 +180,7 @@ class BaseDataModule(torch.utils.data.Dataset):
 class Sized(__import__("lightning").pytorch.LightningDataModule):
     token_sizes = (torch.arange(11), 2 * torch.arange(11) + 1)
     def val_dataloader(self):
-        return DataLoader(Data(), batch_size=None)
+        return DataLoader(Batches(), batch_size=None)
 
 if __name__ == "__main__":
     run = trainer({folder!r}, devices=2, strategy="ddp")

@@ -39,7 +39,7 @@ def questions(seed=0, batch=6, positions=10):
 
 
 def sequences(lengths, positions, filler=0, seed=0):
-    """LabelledBatch sequences of these lengths, filled up to ``positions`` with ``filler``."""
+    """Sequences with labels, of these lengths, padded to ``positions`` with ``filler``."""
     random = torch.Generator().manual_seed(seed)
     tokens = torch.randint(9, (len(lengths), max(lengths)), generator=random)
     tokens = F.pad(tokens, (0, positions - max(lengths)))
@@ -70,7 +70,7 @@ def trainer(folder, **options):
 
 def test_answers_are_read_where_they_are_asked():
     task, batch = tagging(), questions()
-    logits, targets, examples = task.answers(batch)
+    logits, targets, examples = task.logits_and_targets(batch)
     everywhere, _ = task(batch[0])
     places = [(b, t) for b in range(6) for t in range(10) if batch[1][b, t] != -100]
     assert examples.tolist() == [b for b, _ in places]
@@ -112,7 +112,7 @@ def test_scores_by_hand(tmp_path):
     assert {name.replace("test/", "val/"): value for name, value in tested.items()} == scores
     predicted = trainer(tmp_path).predict(task, data)
     with torch.no_grad():
-        assert torch.equal(predicted[0], task.answers(batches[0])[0].argmax(-1))
+        assert torch.equal(predicted[0], task.logits_and_targets(batches[0])[0].argmax(-1))
 
 
 def test_scores_without_a_data_module(tmp_path):
@@ -258,7 +258,7 @@ def test_the_mean_loss_counts_every_answer_once(precision):
     trainer = pl.Trainer(accelerator="cpu", precision=precision, logger=False, enable_progress_bar=False)
     got = trainer.validate(task, DataLoader(batches, batch_size=None), verbose=False)[0]["val/loss"]
     with torch.no_grad():
-        logits, answers, _ = task.answers((inputs.flatten(0, 1), targets.flatten(0, 1), None))
+        logits, answers, _ = task.logits_and_targets((inputs.flatten(0, 1), targets.flatten(0, 1), None))
     exact = F.cross_entropy(logits.double(), answers).item()
     assert got == pytest.approx(exact, rel=1e-5 if precision == "32-true" else 5e-3)
     nothing = [batches[3]] * 2

@@ -8,9 +8,12 @@ import torch
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
+from minrnn_lightning.callbacks import SeedEveryBatch
 from minrnn_lightning.checkpoint import CheckpointError
-from minrnn_lightning.tasks import LanguageTask, Task
+from minrnn_lightning.nn.mixers import MinGRUMixer
+from minrnn_lightning.tasks import LanguageTask, SequenceTask, Task
 from minrnn_lightning.tasks.schedule import warmup_cosine
+from minrnn_lightning.tasks.task import mixer_names
 
 SMALL = {"dim": 8, "depth": 2, "expansion": 1.5, "kernel_size": 3, "mlp_ratio": 2.0}
 
@@ -142,7 +145,7 @@ def test_resumed_run_equals_the_whole_run_with_dropout(tmp_path):
         pl.seed_everything(3)
         task = language_task(dropout=0.3, warmup=2)
         keep = pl.callbacks.ModelCheckpoint(tmp_path, filename="{step}", every_n_train_steps=5, save_top_k=-1)
-        fit = trainer(tmp_path, max_steps=10, callbacks=[keep])
+        fit = trainer(tmp_path, max_steps=10, callbacks=[SeedEveryBatch(), keep])
         fit.fit(task, loader(batches=5), ckpt_path=checkpoint)
         return task, fit.optimizers[0].state_dict()
 
@@ -152,6 +155,22 @@ def test_resumed_run_equals_the_whole_run_with_dropout(tmp_path):
         assert torch.equal(resumed.state_dict()[name], tensor), name
     for index, values in whole_optimizer["state"].items():
         assert all(torch.equal(values[key], resumed_optimizer["state"][index][key]) for key in values)
+
+
+def test_a_plain_trainer_leaves_the_global_generator_alone(tmp_path):
+    class Draw(pl.Callback):
+        def on_train_batch_start(self, *_):
+            drawn.append(torch.rand(()).item())
+
+    drawn = []
+    task, data = language_task(), loader(batches=6)
+    run = trainer(tmp_path, callbacks=[Draw()])
+    torch.manual_seed(5)
+    torch.randint(2**63 - 1, ())  # by the loader, for its processes
+    expected = [torch.rand(()).item() for _ in range(6)]
+    torch.manual_seed(5)
+    run.fit(task, data)
+    assert drawn == expected
 
 
 def test_init_from_takes_what_fits_and_reports(tmp_path, caplog):
@@ -199,6 +218,24 @@ def test_refuses(options, words):
 def test_task_is_abstract():
     with pytest.raises(TypeError, match="abstract"):
         Task(3, 3)
+
+
+@pytest.mark.parametrize("part", ["val", "test"])
+def test_a_task_without_evaluation_says_so(tmp_path, part):
+    class Own(SequenceTask):
+        def loss(self, logits, targets):
+            return logits.mean()
+
+    run = trainer(tmp_path)
+    with pytest.raises(NotImplementedError, match="Own says not how to evaluate: define make_metrics and evaluate"):
+        {"val": run.validate, "test": run.test}[part](Own(11, 11, **SMALL), loader(), verbose=False)
+
+
+def test_classes_of_mixers_are_kept_as_paths():
+    path = "minrnn_lightning.nn.mixers.mingru.MinGRUMixer"
+    assert mixer_names(MinGRUMixer) == path
+    assert mixer_names([MinGRUMixer, "attention"]) == [path, "attention"]
+    assert mixer_names("attention") == "attention"
 
 
 def test_compile_keeps_the_names(tmp_path):

@@ -1,0 +1,27 @@
+"""What is read from Lightning's loops without a public interface, each with its reason, in one module."""
+
+from lightning.pytorch import Trainer
+
+
+def batches_started(trainer: Trainer) -> int:
+    """Training batches started so far in this process, without the current one, over all epochs and resumed runs."""
+    return int(trainer.fit_loop.epoch_loop.total_batch_idx)
+
+
+def batches_used(trainer: Trainer) -> int:
+    """Training batches used so far in this process, over all epochs and resumed runs.
+
+    It grows right after the optimizer's step, so it is exact even if a run is interrupted within a step.
+    """
+    return int(trainer.fit_loop.epoch_loop.batch_progress.total.processed)  # type: ignore[attr-defined]
+
+
+def accumulates(trainer: Trainer) -> bool:
+    """Whether gradients are being accumulated: the optimizer has not yet used those of the last batch."""
+    return trainer.fit_loop.epoch_loop._should_accumulate()
+
+
+def validates_next(trainer: Trainer) -> bool:
+    """Whether a validation follows the training batch that has just ended."""
+    loop = trainer.fit_loop.epoch_loop
+    return loop._should_check_val_fx(trainer.fit_loop._data_fetcher) and not loop.val_loop.skip  # type: ignore[arg-type]

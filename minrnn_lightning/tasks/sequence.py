@@ -1,0 +1,56 @@
+"""``SequenceTask``: an output at every step of a sequence of tokens."""
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from minrnn_lightning.nn.mixers.base import State
+from minrnn_lightning.tasks.task import Task
+
+
+class SequenceTask(Task):
+    """Encoder, backbone and head, applied to all steps in parallel or one at a time; the base of language and tagging.
+
+    Args:
+        args: Of ``Task``.
+        options: Of ``Task``.
+
+    Raises:
+        InputError: A size is out of range, the mixer unknown, or the number of parameters out of reach.
+    """
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.encoder = self.make_encoder(self.dim)
+        self.backbone = self.make_backbone()
+        self.head = self.make_head(self.dim)
+
+    def make_encoder(self, dim: int) -> nn.Module:
+        """Make the module that maps int64 tokens (batch, length) to (batch, length, dim)."""
+        return nn.Embedding(self.input_size, dim)
+
+    def make_head(self, dim: int) -> nn.Module:
+        """Make the module that maps (..., dim) to logits (..., output_size)."""
+        return nn.Linear(dim, self.output_size, bias=False)
+
+    def forward(
+        self, inputs: Tensor, state: State = None, reset: Tensor | None = None, *, delta_t: Tensor | None = None
+    ) -> tuple[Tensor, State]:
+        """Compute the logits of every step.
+
+        Args:
+            inputs: Tokens, int64 (batch, length).
+            state: As for ``Backbone.forward``.
+            reset: As for ``Backbone.forward``.
+            delta_t: As for ``Backbone.forward``.
+
+        Returns:
+            Logits (batch, length, output_size), and the state after the last step.
+        """
+        hidden, state = self.backbone(self.dropout(self.encoder(inputs)), state, reset, delta_t=delta_t)
+        return self.head(hidden), state
+
+    def step(self, token: Tensor, state: State, *, delta_t: Tensor | None = None) -> tuple[Tensor, State]:
+        """One step of ``forward`` at constant cost: int64 (batch,) to logits (batch, output_size) and the state."""
+        hidden, state = self.backbone.step(self.dropout(self.encoder(token)), state, delta_t=delta_t)
+        return self.head(hidden), state
