@@ -11,15 +11,12 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
-from rich.console import Console
-from rich.table import Table
 
-from minrnn_lightning.commands.benchmark.report import machine
 from minrnn_lightning.commands.compare_run import Run
 from minrnn_lightning.commands.recipes import find_recipes
 from minrnn_lightning.errors import InputError
 from minrnn_lightning.nn import MIXERS
-from minrnn_lightning.results import write_atomic, write_csv, write_json, write_plot
+from minrnn_lightning.results import print_table, provenance, write_csv, write_json, write_markdown, write_plot
 
 Cell = dict[str, Any]
 
@@ -65,7 +62,7 @@ def compare(words: list[str]) -> None:
                 if place in running and running[place].process.poll() is not None:
                     run = running.pop(place)
                     try:
-                        cell = run.figures(options.metric) | {"about": machine(run.generating)}
+                        cell = run.figures(options.metric) | {"about": provenance(run.generating)}
                     except ValueError as error:  # which the other runs have nothing to do with
                         print(error, flush=True)
                         failures.append(str(error))
@@ -165,16 +162,8 @@ def _with_best(cell: Cell, mode: str) -> Cell:
 def _report(cells: Sequence[Cell], options: Namespace, folder: Path) -> None:
     """Write the table of means and deviations in every form, and show it."""
     rows = _rows(cells, options)
-    console = Console(width=160)
-    table = Table(title="Mean ± standard deviation over the seeds", title_justify="left")
-    for head in rows[0]:
-        table.add_column(head, justify="left" if head == "mixer" else "right")
-    for row in rows:
-        table.add_row(*row.values())
-    console.print(table)
-    lines = ["| " + " | ".join(rows[0]) + " |", "|---" * len(rows[0]) + "|"]
-    lines += ["| " + " | ".join(row.values()) + " |" for row in rows]
-    write_atomic(folder / "compare.md", ("\n".join(lines) + "\n").encode())
+    print_table("Mean ± standard deviation over the seeds", rows, left=["mixer"])
+    write_markdown(folder / "compare.md", rows)
     runs = [{name: value for name, value in cell.items() if name not in LONG} for cell in cells]
     write_csv(folder / "compare.csv", runs)
     write_json(folder / "compare.json", {"rows": rows, "cells": cells})

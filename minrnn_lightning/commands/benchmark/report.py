@@ -2,22 +2,16 @@
 
 import json
 import math
-import platform
-import subprocess
 import sys
 import textwrap
 from collections.abc import Mapping, Sequence
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.table import Table
 
-from minrnn_lightning import __version__
 from minrnn_lightning.errors import InputError
-from minrnn_lightning.results import write_csv, write_json, write_plot
+from minrnn_lightning.results import print_table, provenance, write_csv, write_json, write_plot
 
 Row = dict[str, Any]
 Figures = dict[tuple[str, int], float | None]  # of a name at a length
@@ -65,7 +59,7 @@ class Report:
     ) -> None:
         self.benchmark = benchmark
         self.plotted = plotted
-        self.about = {**machine(device), **about}
+        self.about = {**provenance(device), **about}
         self.rows: list[Row] = []
         self.folder = Path(output) if output else None
         self.earlier: Figures | None = None
@@ -88,9 +82,8 @@ class Report:
         """
         if not rows:
             return
-        console = Console(width=160)
         if not self.rows:
-            console.print(self._setting(), highlight=False)
+            print(self._setting())
         self.rows += rows
         main = [row[self.plotted[0]] for row in rows]
         columns = {"": [row["name"] for row in rows]}
@@ -105,12 +98,8 @@ class Report:
         if self.earlier is not None:
             before = [self.earlier.get((row["name"], row["length"])) for row in rows]
             columns["times the earlier run"] = list(map(_ratio, main, before))
-        table = Table(title=title, title_justify="left")
-        for head in columns:
-            table.add_column(head, justify="right" if head else "left")
-        for cells in zip(*columns.values(), strict=True):
-            table.add_row(*cells)
-        console.print(table)
+        cells = zip(*columns.values(), strict=True)
+        print_table(title, [dict(zip(columns, row, strict=True)) for row in cells])
 
     def save(self) -> None:
         """Write JSON and CSV, and a plot where matplotlib is installed."""
@@ -136,39 +125,6 @@ class Report:
 
     def _setting(self) -> str:
         return ", ".join(f"{key} {value}" for key, value in self.about.items() if key not in ("python", "platform"))
-
-
-def machine(device: torch.device) -> dict[str, object]:
-    """The machine and the versions that a figure depends on."""
-    cpu = platform.machine()
-    info = Path("/proc/cpuinfo")
-    if info.is_file():
-        lines = info.read_text(encoding="utf-8").splitlines()
-        names = (line.partition(":")[2].strip() for line in lines if "model name" in line)
-        cpu = next(names, cpu)
-    about: dict[str, object] = {"device": str(device), "cpu": cpu, "threads": torch.get_num_threads()}
-    if device.type == "cuda":
-        about["gpu"] = torch.cuda.get_device_name(device)
-    about |= {"platform": platform.platform(), "python": platform.python_version(), "torch": torch.__version__}
-    about["minrnn-lightning"] = _commit() or __version__
-    for peer in ("minGRU-pytorch", "mingru-scans"):
-        try:
-            about[peer] = metadata.version(peer)
-        except metadata.PackageNotFoundError:
-            continue
-    return about
-
-
-def _commit() -> str | None:
-    """The commit of a source tree, with ``-dirty`` if it was changed since; None for an installed package."""
-    tree = Path(__file__).parents[3]
-    if not (tree / ".git").exists():
-        return None
-    try:
-        command = ["git", "-C", str(tree), "describe", "--always", "--dirty"]
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return None
 
 
 def _read(path: str, benchmark: str, column: str) -> tuple[dict[str, object], Figures]:
