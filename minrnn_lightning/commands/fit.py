@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from jsonargparse import DefaultHelpFormatter
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelSummary, ProgressBar
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.plugins import CheckpointIO
@@ -20,6 +21,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from minrnn_lightning.callbacks import AtTrainEnd, InterruptibleCheckpoint, SeedEveryBatch, StopOnDivergence
 from minrnn_lightning.checkpoint import AtomicCheckpointIO, check_fits, find_checkpoint, read_checkpoint
 from minrnn_lightning.commands.options import explain, refuse_null
+from minrnn_lightning.commands.progress import ModuleSummary, ProgressLines, TrainingProgressBar, shows_bar
 from minrnn_lightning.data import BaseDataModule
 from minrnn_lightning.errors import InputError
 from minrnn_lightning.tasks import Task
@@ -31,6 +33,7 @@ NOISE = (
     r".*isinstance\(treespec, LeafSpec\)",  # Lightning calls what PyTorch has renamed
     r"Experiment logs directory .* exists and is not empty",  # the logs of TensorBoard, in the same folder
     r".*does not have many workers",  # the data is in memory
+    r"Precision .* is not supported by the model summary",  # which then counts 4 bytes: mixed precision has as many
 )
 
 SHORTER = {  # than Lightning's help
@@ -177,12 +180,29 @@ class MinRNNCLI(LightningCLI):
         if config.enable_checkpointing is not False:
             last = InterruptibleCheckpoint(self.config_init[self.subcommand].checkpoint_minutes)
             callbacks = [AtTrainEnd(last.finish), *callbacks, last]
+        displays = self._displays(config)
+        if not any(isinstance(display, ProgressBar) for display in [*callbacks, *displays]):
+            kwargs["enable_progress_bar"] = False
         # First, so that the other callbacks draw from the seeded generator too.
-        kwargs["callbacks"] = [SeedEveryBatch(), *callbacks]
+        kwargs["callbacks"] = [SeedEveryBatch(), *displays, *callbacks]
         plugins = config.plugins if isinstance(config.plugins, list) else [config.plugins] if config.plugins else []
         if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
             kwargs["plugins"] = [*plugins, AtomicCheckpointIO()]
         return super().instantiate_trainer(**kwargs)
+
+    def _displays(self, config: Any) -> list[Callback]:
+        """What shows model and progress, where the recipe does not say it: a bar in a terminal, lines in a file."""
+        chosen = config.callbacks or []
+        displays: list[Callback] = []
+        if config.enable_model_summary is not False and not any(isinstance(each, ModelSummary) for each in chosen):
+            displays.append(ModuleSummary())
+        if any(isinstance(each, ProgressBar) for each in chosen):
+            return displays
+        if config.enable_progress_bar is not False and (self.command != "fit" or shows_bar()):
+            displays.append(TrainingProgressBar())
+        elif not shows_bar():
+            displays.append(ProgressLines())
+        return displays
 
     def _run_subcommand(self, subcommand: str) -> None:
         config = self.config_init[subcommand]
