@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from minrnn_lightning.checkpoint import plain_values
 from minrnn_lightning.errors import InputError
+from minrnn_lightning.lightning_internals import batches_used
 
 
 def cache_dir() -> Path:
@@ -81,16 +82,22 @@ class BaseDataModule(LightningDataModule, ABC):
     @property
     def position(self) -> int:
         """Number of training batches used so far, over all epochs and resumed runs: where the stream goes on."""
-        if self.trainer is None:
-            return 0
-        # `processed` grows right after the optimizer's step, so it is exact even if a run is interrupted within a step.
-        return int(self.trainer.fit_loop.epoch_loop.batch_progress.total.processed)  # type: ignore[attr-defined]
+        return batches_used(self.trainer) if self.trainer else 0
+
+    @property
+    def global_seed(self) -> int:
+        """The seed that ``seed_everything`` was called with, of the training stream; 0 if it was not."""
+        return int(os.environ.get("PL_GLOBAL_SEED", 0))
 
     @property
     def processes(self) -> tuple[int, int]:
         """Rank of this process and number of the processes that share the data."""
         shared = self.trainer and self.trainer.distributed_sampler_kwargs
         return (shared["rank"], shared["num_replicas"]) if shared else (0, 1)
+
+    def predict_dataloader(self) -> Any:
+        """The same as for the test."""
+        return self.test_dataloader()
 
     def samples_per_second(self, seconds: float = 1.0) -> float:
         """Training examples, rows of batches, that one process makes in a second, beginning with the stream."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator
 from functools import cached_property
@@ -20,6 +19,7 @@ from minrnn_lightning.batches import LabelledBatch
 from minrnn_lightning.checkpoint import plain
 from minrnn_lightning.data.download import atomic_folder
 from minrnn_lightning.data.module import BaseDataModule, writable
+from minrnn_lightning.data.sharding import split_into_batches
 from minrnn_lightning.errors import InputError
 
 POOL = 16  # batches that are sorted by length together, so that little of a batch is padding
@@ -151,9 +151,9 @@ class HeldOutSequences(Dataset[LabelledBatch]):
             raise InputError(f"The held-out split has {examples} examples, too few for {world_size} processes")
         self.split = split
         order = np.argsort(split.lengths.max(axis=1), kind="stable")
-        batches = min(-(-examples // (batch_size * world_size)), examples // world_size)
-        shares = np.array_split(order, batches * world_size)
-        self.batches = [shares[index] for index in np.random.default_rng(0).permutation(len(shares))[rank::world_size]]
+        batches = split_into_batches(order, batch_size, world_size)
+        chosen = np.random.default_rng(0).permutation(len(batches))[rank::world_size]
+        self.batches = [batches[index] for index in chosen]
 
     def __len__(self) -> int:
         return len(self.batches)
@@ -218,9 +218,8 @@ class LabelledDataModule(BaseDataModule):
 
     def train_dataloader(self) -> DataLoader[Any]:
         """Shuffled examples; batches that are not full are left out."""
-        seed = int(os.environ.get("PL_GLOBAL_SEED", 0))
         split = Split.read(self.folder, "train")
-        return self.loader(TrainingSequences(split, self.batch_size, seed, *self.processes), stream=True)
+        return self.loader(TrainingSequences(split, self.batch_size, self.global_seed, *self.processes), stream=True)
 
     def val_dataloader(self) -> DataLoader[Any]:
         """The validation split, every example once."""
@@ -229,10 +228,6 @@ class LabelledDataModule(BaseDataModule):
     def test_dataloader(self) -> DataLoader[Any]:
         """The test split, every example once."""
         return self._held_out("test")
-
-    def predict_dataloader(self) -> DataLoader[Any]:
-        """The same as for the test."""
-        return self.test_dataloader()
 
     def _held_out(self, name: str) -> DataLoader[Any]:
         return self.loader(HeldOutSequences(Split.read(self.folder, name), self.batch_size, *self.processes))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -173,13 +172,12 @@ class TrajectoryDataModule(BaseDataModule):
 
     def train_dataloader(self) -> DataLoader[Any]:
         """The stream, from where it was left."""
-        seed = int(os.environ.get("PL_GLOBAL_SEED", 0))
         rows: Dataset[TrajectoryBatch]
         share = (self.steps, self.parts[0], self.length, self.batch_size)
         if self.sampling == "windows":
-            rows = RandomWindows(*share, self.steps_per_epoch, seed, *self.processes)
+            rows = RandomWindows(*share, self.steps_per_epoch, self.global_seed, *self.processes)
         else:
-            rows = PackedEpisodes(*share, seed, *self.processes)
+            rows = PackedEpisodes(*share, self.global_seed, *self.processes)
         return self.loader(rows, stream=True)
 
     def val_dataloader(self) -> DataLoader[Any] | list[Any]:
@@ -193,10 +191,6 @@ class TrajectoryDataModule(BaseDataModule):
         return self.loader(HeldOutRows(self.steps, rows, self.batch_size, *self.processes))
 
     def test_dataloader(self) -> DataLoader[Any] | list[Any]:
-        """The same as for the validation."""
-        return self.val_dataloader()
-
-    def predict_dataloader(self) -> DataLoader[Any] | list[Any]:
         """The same as for the validation."""
         return self.val_dataloader()
 

@@ -10,6 +10,7 @@ from torch.utils.data import Dataset
 
 from minrnn_lightning.batches import TrajectoryBatch
 from minrnn_lightning.data.offline_rl.episodes import EpisodeArrays
+from minrnn_lightning.data.sharding import batches_per_process, split_into_batches
 from minrnn_lightning.errors import InputError
 
 Integers = npt.NDArray[np.int64]
@@ -142,27 +143,29 @@ class PackedEpisodes(Dataset[TrajectoryBatch]):
         self.steps, self.chosen, self.length, self.seed = steps, chosen, length, seed
         self.rank, self.world_size = rank, world_size
         rows = -(-int(steps.episodes.lengths[chosen].sum()) // length)
-        self.batches = batches_of(rows, batch_size, world_size)
+        _check_number(rows, world_size)
+        self.batch_size = batch_size
+        self.batches_in_epoch = batches_per_process(rows, batch_size, world_size)
         self._epoch: int | None = None
-        self._shares: list[Integers] = []
+        self._batches: list[Integers] = []
 
     def __len__(self) -> int:
-        return self.batches
+        return self.batches_in_epoch
 
     def __getitem__(self, position: int) -> TrajectoryBatch:
         epoch, batch = divmod(position, len(self))
-        return self.steps.rows(self.shares(epoch)[batch * self.world_size + self.rank])
+        return self.steps.rows(self.batches(epoch)[batch * self.world_size + self.rank])
 
-    def shares(self, epoch: int) -> list[Integers]:
+    def batches(self, epoch: int) -> list[Integers]:
         """The steps of every batch of every process in an epoch, each (rows, length)."""
         if epoch != self._epoch:
             random = np.random.default_rng((self.seed, epoch))
             order = random.permutation(self.chosen)
             episodes = self.steps.episodes
             index = packed_index(episodes.starts[order], episodes.ends[order], self.length)
-            self._shares = np.array_split(random.permutation(index), self.batches * self.world_size)
+            self._batches = split_into_batches(random.permutation(index), self.batch_size, self.world_size)
             self._epoch = epoch
-        return self._shares
+        return self._batches
 
 
 class HeldOutRows(Dataset[TrajectoryBatch]):
@@ -181,23 +184,21 @@ class HeldOutRows(Dataset[TrajectoryBatch]):
 
     def __init__(self, steps: Steps, index: Integers, batch_size: int, rank: int = 0, world_size: int = 1) -> None:
         self.steps = steps
-        self.shares = np.array_split(index, batches_of(len(index), batch_size, world_size) * world_size)[
-            rank::world_size
-        ]
+        _check_number(len(index), world_size)
+        self.batches = split_into_batches(index, batch_size, world_size)[rank::world_size]
 
     def __len__(self) -> int:
-        return len(self.shares)
+        return len(self.batches)
 
     def __getitem__(self, batch: int) -> TrajectoryBatch:
-        return self.steps.rows(self.shares[batch])
+        return self.steps.rows(self.batches[batch])
 
 
-def batches_of(rows: int, batch_size: int, world_size: int) -> int:
-    """How many batches each process has when rows are divided evenly and none is left out.
+def _check_number(rows: int, world_size: int) -> None:
+    """Refuse fewer rows than processes.
 
     Raises:
         InputError: If there are fewer rows than processes.
     """
     if rows < world_size:
         raise InputError(f"There are {rows} rows of steps, too few for {world_size} processes; lower length")
-    return min(-(-rows // (batch_size * world_size)), rows // world_size)

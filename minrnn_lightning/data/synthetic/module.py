@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from abc import abstractmethod
 from collections.abc import Sequence
 from functools import cached_property
@@ -187,10 +186,9 @@ class GeneratedDataModule(BaseDataModule):
 
     def training_examples(self) -> TrainingExamples:
         """This process's share of the training stream."""
-        seed = int(os.environ.get("PL_GLOBAL_SEED", 0))
         rank, _ = self.processes
         shape = (self.batch_size, self.lengths, self.steps_per_epoch, self.curriculum, self.mixed)
-        return TrainingExamples(self.rule, *shape, seed, rank)  # type: ignore[arg-type]
+        return TrainingExamples(self.rule, *shape, self.global_seed, rank)  # type: ignore[arg-type]
 
     def train_dataloader(self) -> DataLoader[Any]:
         """The stream, from where it was left."""
@@ -203,10 +201,6 @@ class GeneratedDataModule(BaseDataModule):
     def test_dataloader(self) -> DataLoader[Any]:
         """The test set, of the same lengths."""
         return self._held_out(TEST)
-
-    def predict_dataloader(self) -> DataLoader[Any]:
-        """The same as for the test."""
-        return self.test_dataloader()
 
     def _held_out(self, part: int) -> DataLoader[Any]:
         return self.loader(HeldOutExamples(self.rule, self.batch_size, self.held_out_lengths, part, *self.processes))

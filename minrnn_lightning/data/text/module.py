@@ -3,13 +3,8 @@
 from __future__ import annotations
 
 import codecs
-import fnmatch
-import glob
 import hashlib
 import json
-import os
-import re
-from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -22,6 +17,8 @@ from torch.utils.data import DataLoader
 
 from minrnn_lightning.data.download import atomic_folder
 from minrnn_lightning.data.module import BaseDataModule, writable
+from minrnn_lightning.data.text.files import decode_utf8, local_files, path_entries
+from minrnn_lightning.data.text.hub import hub_name, load_splits, read_texts
 from minrnn_lightning.data.text.tokenizer import (
     bpe_tokenizer,
     byte_tokenizer,
@@ -33,21 +30,21 @@ from minrnn_lightning.data.text.tokenizer import (
 from minrnn_lightning.data.text.windows import HeldOutWindows, TrainingWindows
 from minrnn_lightning.errors import InputError
 
-_FORMAT = 1  # to be raised when the files below change, so that files written before are not taken for them
+_FORMAT = 2  # to be raised when the files below change, so that files written before are not taken for them
 
 
 class TextDataModule(BaseDataModule):
     """Text of your own, cut into windows of tokens for next-token prediction.
 
-    The text is tokenised once, into a memory-mapped Arrow file that is found again by the text's checksum and the
+    The text is tokenised once, into memory-mapped files that are found again by the text's checksum and the
     vocabulary. A batch is ``(inputs, targets)``, int64 (batch_size, length), the targets one token ahead. Training
     goes over the text in shuffled disjoint windows, cut anew every epoch; validation, test and prediction go over
-    the held-out part in order, every window once.
+    the held-out split in order, every window once.
 
     Files and folders whose name begins with a dot are no data (``.ipynb_checkpoints``, ``._book.txt``), unless
     ``path`` itself names them. Links to files and folders are followed, and a file that is met twice counts once. A
-    warning names files of the held-out part of which the training part has a copy, and says when a Hub data set's
-    parts share documents: the held-out loss would be that of text trained on.
+    warning names files of the held-out split of which the training split has a copy, and says when a Hub data set's
+    splits share documents: the held-out loss would be that of text trained on.
 
     A byte order mark at the beginning of a file is no text and is left out; the byte vocabulary keeps every file as
     it is.
@@ -56,13 +53,13 @@ class TextDataModule(BaseDataModule):
         path: A text file in UTF-8, a folder (its ``*.txt`` files at any depth), a pattern such as ``books/*.txt`` or
             ``books/**/*.md``, or a list of these; else ``owner/name`` of a data set on the Hugging Face Hub, whose
             rows without text are left out. Documents are joined by a newline.
-        tokenizer: Vocabulary: the characters of the text, the 256 bytes, or byte pairs learned from the training part.
+        tokenizer: Vocabulary: the characters of the text, the 256 bytes, or byte pairs learned from the training split.
         vocab_size: Number of byte pairs with ``bpe``, 256 or more; the others do not need it.
         batch_size: Windows in a batch, per process.
         length: Tokens in a window.
         num_workers: Worker processes that prepare batches; 0 prepares them in the training process.
         data_dir: Folder for the tokenised text; by default ``$MINRNN_DATA_DIR``, else ``~/.cache/minrnn_lightning``.
-        held_out: Share of the text, its end, for validation and test, where a Hub data set has no such parts itself.
+        held_out: Share of the text, its end, for validation and test, where a Hub data set has no such splits itself.
         subset: Configuration of the Hub data set.
         column: Column of the Hub data set that holds the text.
 
@@ -91,14 +88,14 @@ class TextDataModule(BaseDataModule):
             raise InputError(f"vocab_size must be at least 256, as byte pairs include the 256 bytes, got {vocab_size}")
         if not 0 < held_out < 1:
             raise InputError(f"held_out must lie between 0 and 1, got {held_out}")
-        entries = _entries(path)
+        entries = path_entries(path)
         self.path = entries if isinstance(path, (list, tuple)) else entries[0]
         self.vocabulary = tokenizer
         self.vocab_size = int(vocab_size)
         self.held_out = float(held_out)  # plain, as part of the key of the tokenised text
         self.subset = subset
         self.column = column
-        self._copies_told = False
+        self._warned_of_copies = False
 
     @property
     def input_size(self) -> int:
@@ -129,8 +126,9 @@ class TextDataModule(BaseDataModule):
     @cached_property
     def checksum(self) -> str:
         """Checksum of the text."""
-        if name := self._hub_name():
-            content = json.dumps({split: part._fingerprint for split, part in self._hub(name).items()}).encode()
+        if name := hub_name(self.path):
+            splits = load_splits(name, self.subset, self.column)
+            content = json.dumps({split: table._fingerprint for split, table in splits.items()}).encode()
         else:
             content = self.read()
         return hashlib.sha256(content).hexdigest()[:16]
@@ -146,8 +144,6 @@ class TextDataModule(BaseDataModule):
         """Tokenise the text, unless that was done before."""
         if self.folder.is_dir():
             return
-        import pyarrow as pa  # type: ignore[import-untyped]
-
         texts = self.texts()
         tokenizer = self.learn_tokenizer(texts)
         dtype = np.min_scalar_type(tokenizer.get_vocab_size() - 1)
@@ -158,17 +154,10 @@ class TextDataModule(BaseDataModule):
                     numbers = np.frombuffer(text.encode("latin-1"), dtype)
                 else:
                     numbers = np.fromiter(tokens(tokenizer, text), dtype)
-                # All in one row, hence one piece of memory; the offsets of a large list have 64 bits.
-                row = pa.LargeListArray.from_arrays([0, len(numbers)], pa.array(numbers))
-                table = pa.table({"tokens": row})
-                with (
-                    pa.OSFile(str(folder / f"{name}.arrow"), "wb") as file,
-                    pa.ipc.new_stream(file, table.schema) as out,
-                ):
-                    out.write_table(table)
+                np.save(folder / f"{name}.npy", numbers)
 
     def learn_tokenizer(self, texts: dict[str, str]) -> Tokenizer:
-        """The vocabulary for a text; byte pairs are learned from its training part only."""
+        """The vocabulary for a text; byte pairs are learned from its training split only."""
         if self.vocabulary == "byte":
             return byte_tokenizer()
         if self.vocabulary == "char":
@@ -183,15 +172,13 @@ class TextDataModule(BaseDataModule):
 
     def setup(self, stage: str) -> None:
         """Map the tokenised text into memory and log which text it is."""
-        import datasets  # takes 0.7 s, so only once it is needed
-
-        self.parts = {file.stem: datasets.Dataset.from_file(str(file)) for file in self.folder.glob("*.arrow")}
+        self.splits = {file.stem: np.load(file, mmap_mode="r") for file in self.folder.glob("*.npy")}
         self.save_hyperparameters({"corpus": self.corpus})
 
     def train_dataloader(self) -> DataLoader[Any]:
-        """Shuffled windows of the training part, cut anew every epoch; batches that are not full are left out."""
-        seed = int(os.environ.get("PL_GLOBAL_SEED", 0))
-        windows = TrainingWindows(self.parts["train"], self.length, self.batch_size, seed, *self.processes)
+        """Shuffled windows of the training split, cut anew every epoch; batches that are not full are left out."""
+        tokens = self.splits["train"]
+        windows = TrainingWindows(tokens, self.length, self.batch_size, self.global_seed, *self.processes)
         return self.loader(windows, stream=True)
 
     def val_dataloader(self) -> DataLoader[Any]:
@@ -199,15 +186,11 @@ class TextDataModule(BaseDataModule):
         return self._held_out("validation")
 
     def test_dataloader(self) -> DataLoader[Any]:
-        """The windows of the test part in order; it is the validation part if there is no other."""
-        return self._held_out("test" if "test" in self.parts else "validation")
-
-    def predict_dataloader(self) -> DataLoader[Any]:
-        """The same as for the test."""
-        return self.test_dataloader()
+        """The windows of the test split in order; it is the validation split if there is no other."""
+        return self._held_out("test" if "test" in self.splits else "validation")
 
     def _held_out(self, name: str) -> DataLoader[Any]:
-        return self.loader(HeldOutWindows(self.parts[name], self.length, self.batch_size, *self.processes))
+        return self.loader(HeldOutWindows(self.splits[name], self.length, self.batch_size, *self.processes))
 
     def state_dict(self) -> dict[str, Any]:
         """The vocabulary and which text it was, for the checkpoint."""
@@ -229,15 +212,17 @@ class TextDataModule(BaseDataModule):
             rank_zero_warn(f"The checkpoint was trained on another text ({state_dict['corpus']}) than {self.corpus}.")
 
     def texts(self) -> dict[str, str]:
-        """The parts of the text: ``train``, ``validation`` and perhaps ``test``.
+        """The splits of the text: ``train``, ``validation`` and perhaps ``test``.
 
         For the byte vocabulary one character stands for one byte.
 
         Raises:
             InputError: If the text is empty or, except for the byte vocabulary, not UTF-8.
         """
-        if name := self._hub_name():
-            texts = self._hub_texts(name)
+        if name := hub_name(self.path):
+            texts = read_texts(name, load_splits(name, self.subset, self.column), self.column)
+            if self.vocabulary == "byte":
+                texts = {split: text.encode().decode("latin-1") for split, text in texts.items()}
         else:
             raw = self.read()
             texts = {"train": raw.decode("latin-1") if self.vocabulary == "byte" else self._decode(raw)}
@@ -250,16 +235,16 @@ class TextDataModule(BaseDataModule):
         return texts
 
     def _cut(self, length: int) -> int:
-        """Where the held-out part begins in a text of that length, in characters, or in bytes with ``byte``."""
+        """Where the held-out split begins in a text of that length, in characters, or in bytes with ``byte``."""
         return int((1 - self.held_out) * length)
 
     def _decode(self, raw: bytes) -> str:
         """The files as text; if one is not in UTF-8, it is named, with the position in it."""
         try:
-            return _utf8(raw, self.path)
+            return decode_utf8(raw, self.path)
         except ValueError:
             for file in self.files():
-                _utf8(file.read_bytes(), file)
+                decode_utf8(file.read_bytes(), file)
             raise
 
     def files(self) -> list[Path]:
@@ -271,13 +256,13 @@ class TextDataModule(BaseDataModule):
         contents = {file: file.read_bytes() for file in self.files()}
         if self.vocabulary != "byte":
             contents = {file: content.removeprefix(codecs.BOM_UTF8) for file, content in contents.items()}
-        if not self._copies_told:
-            self._copies_told = True
-            self._tell_copies(contents)
+        if not self._warned_of_copies:
+            self._warned_of_copies = True
+            self._warn_of_copies(contents)
         return b"\n".join(contents.values())
 
-    def _tell_copies(self, contents: dict[Path, bytes]) -> None:
-        """Warn of files in the held-out part of which the training part has a copy."""
+    def _warn_of_copies(self, contents: dict[Path, bytes]) -> None:
+        """Warn of files in the held-out split of which the training split has a copy."""
         copies: dict[bytes, list[Path]] = {}
         for file, content in contents.items():
             copies.setdefault(content, []).append(file)
@@ -296,150 +281,6 @@ class TextDataModule(BaseDataModule):
             named = "; ".join(f"{held_out} equals {trained}" for trained, held_out in pairs[:10])
             more = f" and {len(pairs) - 10} more" if pairs[10:] else ""
             rank_zero_warn(
-                f"The held-out part has copies of files of the training part ({named}{more}), so its loss is too low; "
-                "leave the copies out."
+                f"The held-out split has copies of files of the training split ({named}{more}), so its loss is too "
+                "low; leave the copies out."
             )
-
-    def _hub_name(self) -> str | None:
-        """Name of the Hugging Face data set, or None if the text is in local files."""
-        path = self.path
-        is_name = (
-            isinstance(path, str) and re.fullmatch(r"[\w-]+/[\w.-]+", path) and not Path(path).suffix[1:].isalpha()
-        )
-        return str(path) if is_name and not Path(str(path)).exists() else None
-
-    def _hub(self, name: str) -> dict[str, Any]:
-        """The parts of a Hugging Face data set."""
-        import datasets
-
-        try:
-            found = datasets.load_dataset(name, self.subset)
-        except Exception as error:  # whatever hub, network and data set may raise
-            reason = next(iter(str(error).splitlines()), type(error).__name__)
-            raise FileNotFoundError(
-                f"{name} is neither a file here nor a data set that the Hugging Face Hub gives ({reason})"
-            ) from error
-        parts = {split: found[split] for split in ("train", "validation", "test") if split in found}
-        for split in {"train": None, **parts}:
-            if split not in parts or self.column not in parts[split].column_names:
-                has = "; ".join(f"{split}: {', '.join(part.column_names)}" for split, part in found.items())
-                raise InputError(f"{name} needs a part {split} with a column {self.column}, but has {has}")
-        return parts
-
-    def _hub_texts(self, name: str) -> dict[str, str]:
-        """The text of each part of a Hugging Face data set."""
-        texts, known = {}, set[str]()
-        for split, part in self._hub(name).items():
-            rows = [row for row in part[self.column] if row is not None]
-            if other := next((type(row).__name__ for row in rows if not isinstance(row, str)), None):
-                raise InputError(
-                    f"The column {self.column} of {name} holds {other} instead of text; name another of "
-                    f"{', '.join(part.column_names)} with column"
-                )
-            if split == "train":
-                known = set(rows)
-            # Short rows, such as headings, are equal by chance: what counts is their share of the text.
-            elif (copied := sum(len(row) for row in rows if row in known)) > 0.01 * sum(map(len, rows)):
-                rank_zero_warn(
-                    f"{copied / sum(map(len, rows)):.0%} of the part {split} of {name} are documents that its part "
-                    "train has too, so its loss is too low."
-                )
-            texts[split] = "\n".join(rows)
-        if self.vocabulary == "byte":
-            texts = {split: text.encode().decode("latin-1") for split, text in texts.items()}
-        return texts
-
-
-def local_files(path: str | list[str]) -> list[Path]:
-    """The files that a path, folder or pattern, or a list of these, stands for, sorted within each, each file once.
-
-    A folder stands for the pattern ``folder/**/*.txt``. In patterns, ``**`` means folders at any depth, and what
-    begins with a dot is found only by a name or pattern that does so too.
-
-    Raises:
-        InputError: If the path, the list or an entry of it is empty.
-        FileNotFoundError: If there is none.
-    """
-    files: dict[Path, Path] = {}
-    for entry in _entries(path):
-        place = Path(entry).expanduser()
-        if place.is_dir():
-            found = _matches(place, ["**", "*.txt"])
-        else:
-            found = iter([place]) if place.is_file() else _matches(Path(), list(place.parts))
-        own = sorted(file for file in found if file.is_file())
-        if not own:
-            what = "holds no *.txt file" if place.is_dir() else "leads to no file"
-            raise FileNotFoundError(f"{entry} {what}; give a text file, a folder of *.txt files or a pattern")
-        for file in own:
-            files.setdefault(file.resolve(), file)
-    return list(files.values())
-
-
-def _entries(path: str | list[str]) -> list[str]:
-    """The path, or those of a list; an empty one would stand for the current folder, so it is refused."""
-    entries = list(path) if isinstance(path, (list, tuple)) else [path]
-    if not entries or not all(entry and str(entry).strip() for entry in entries):
-        raise InputError(
-            f"path must name a text, got {path!r}; give a text file, a folder of *.txt files, a pattern, a data set "
-            "of the Hugging Face Hub, or a list of files, folders and patterns"
-        )
-    return [str(entry) for entry in entries]
-
-
-def _matches(place: Path, parts: list[str]) -> Iterator[Path]:
-    """What the parts of a pattern match below a folder, in no order, perhaps by several paths.
-
-    ``glob.glob`` goes round in links that lead back up, and ``Path.rglob`` finds hidden files.
-    """
-    if not parts:
-        yield place
-    elif parts[0] == "**":
-        for folder in _folders(place):
-            yield from _matches(folder, parts[1:] or ["*"])
-    elif not glob.has_magic(parts[0]):
-        yield from _matches(place / parts[0], parts[1:])
-    elif place.is_dir():
-        for name in fnmatch.filter(os.listdir(place), parts[0]):
-            if not name.startswith(".") or parts[0].startswith("."):
-                yield from _matches(place / name, parts[1:])
-
-
-def _folders(place: Path) -> Iterator[Path]:
-    """A folder and all below it that are not hidden, each once; linked ones come last, by a path that is a link."""
-    seen = set()
-    waiting = [str(place)]
-    while waiting:
-        links = []
-        for start in waiting:
-            for folder, names, _ in os.walk(start):
-                real = os.path.realpath(folder)
-                names[:] = [] if real in seen else [name for name in names if not name.startswith(".")]
-                links += [link for name in names if os.path.islink(link := os.path.join(folder, name))]
-                if real not in seen:
-                    seen.add(real)
-                    yield Path(folder)
-        waiting = sorted(links)
-
-
-def _utf8(raw: bytes, source: str | list[str] | Path) -> str:
-    """Bytes as text, unless they are something else."""
-    for encoding, marks in _OTHER_MARKS.items():
-        if raw.startswith(marks):
-            raise InputError(f"{source} is text in {encoding} and not in UTF-8; convert it, or use tokenizer=byte")
-    try:
-        text = raw.decode()
-    except UnicodeDecodeError as error:
-        wrong = f"byte {raw[error.start]:#04x} at position {error.start}"
-    else:
-        if "\0" not in text:
-            return text
-        wrong = f"a zero byte at position {raw.index(0)}"
-    raise InputError(f"{source} is not text in UTF-8 ({wrong}); convert it, or use tokenizer=byte")
-
-
-# Of UTF-32 first, whose mark begins with that of UTF-16.
-_OTHER_MARKS = {
-    "UTF-32": (codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE),
-    "UTF-16": (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE),
-}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,18 +11,37 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from minrnn_lightning.data.sharding import split_into_batches
 from minrnn_lightning.errors import InputError
 
 Batch = tuple[Tensor, Tensor]
+Tokens = npt.NDArray[np.unsignedinteger[Any]]
 
 
-def token_array(split: Any) -> npt.NDArray[np.unsignedinteger[Any]]:
-    """The tokens of a split, a one-row ``datasets.Dataset``, as a view of its memory-mapped Arrow file: (tokens,)."""
-    array: npt.NDArray[np.unsignedinteger[Any]] = split.data.column("tokens").chunk(0).values.to_numpy()
-    return array
+class TokenWindows(Dataset[Batch]):
+    """Windows of one array of tokens."""
+
+    def __init__(self, tokens: Tokens, length: int) -> None:
+        self.tokens, self.length = tokens, length
+
+    def gather(self, starts: npt.NDArray[np.int64]) -> Batch:
+        """Inputs and targets of the windows that begin at ``starts``: two int64 tensors (windows, length)."""
+        views = np.lib.stride_tricks.sliding_window_view(self.tokens, self.length + 1)
+        windows = views[starts].astype(np.int64)
+        return torch.from_numpy(windows[:, :-1].copy()), torch.from_numpy(windows[:, 1:].copy())
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A worker process that is not forked maps the file itself instead of receiving a copy of its contents.
+        file = getattr(self.tokens, "filename", None)
+        return self.__dict__ if file is None else {**self.__dict__, "tokens": file}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        if isinstance(self.tokens, (str, Path)):
+            self.tokens = np.load(self.tokens, mmap_mode="r")
 
 
-class TrainingWindows(Dataset[Batch]):
+class TrainingWindows(TokenWindows):
     """An endless stream of shuffled batches; ``len`` of them are an epoch.
 
     Each epoch cuts the text at a random offset into disjoint windows, so that it meets every token once (but for the
@@ -30,7 +50,7 @@ class TrainingWindows(Dataset[Batch]):
     process with batches of R·B sees.
 
     Args:
-        split: One-row ``datasets.Dataset`` of tokens.
+        tokens: The tokens of the split, unsigned integers (tokens,).
         length: Tokens in a window; the targets are the same tokens one step later.
         batch_size: Windows in a batch of one process.
         seed: Seed of the stream.
@@ -42,17 +62,16 @@ class TrainingWindows(Dataset[Batch]):
     """
 
     def __init__(
-        self, split: Any, length: int, batch_size: int, seed: int = 0, rank: int = 0, world_size: int = 1
+        self, tokens: Tokens, length: int, batch_size: int, seed: int = 0, rank: int = 0, world_size: int = 1
     ) -> None:
-        self.split, self.length, self.batch_size = split, length, batch_size
-        self.seed, self.rank, self.world_size = seed, rank, world_size
-        tokens = len(token_array(split))
+        super().__init__(tokens, length)
+        self.batch_size, self.seed, self.rank, self.world_size = batch_size, seed, rank, world_size
         # The windows that fit at every offset: one less than the text has room for.
-        self.windows = max(0, tokens // length - 1)
+        self.windows = max(0, len(tokens) // length - 1)
         in_batch = batch_size * world_size
         if self.windows < in_batch:
             raise InputError(
-                f"The training text is too short: it has {tokens} tokens, but a batch of {in_batch} x {length} at "
+                f"The training text is too short: it has {len(tokens)} tokens, but a batch of {in_batch} x {length} at "
                 f"a random offset needs {(in_batch + 1) * length}; give more text, or lower length or batch_size"
             )
         self._epoch: int | None = None
@@ -64,7 +83,7 @@ class TrainingWindows(Dataset[Batch]):
     def __getitem__(self, position: int) -> Batch:
         epoch, batch = divmod(position, len(self))
         first = (batch * self.world_size + self.rank) * self.batch_size
-        return gather(token_array(self.split), self.starts(epoch)[first : first + self.batch_size], self.length)
+        return self.gather(self.starts(epoch)[first : first + self.batch_size])
 
     def starts(self, epoch: int) -> npt.NDArray[np.int64]:
         """First tokens of the windows of an epoch, in the order of training: (windows,)."""
@@ -75,14 +94,14 @@ class TrainingWindows(Dataset[Batch]):
         return self._starts
 
 
-class HeldOutWindows(Dataset[Batch]):
+class HeldOutWindows(TokenWindows):
     """The disjoint windows of a held-out split, in order, every one exactly once over all processes.
 
     The windows are divided as evenly as possible into equally many batches for every process: no process repeats a
     window to keep up with the others, and none is dropped.
 
     Args:
-        split: One-row ``datasets.Dataset`` of tokens.
+        tokens: The tokens of the split, unsigned integers (tokens,).
         length: Tokens in a window; the targets are the same tokens one step later.
         batch_size: Most windows in a batch of one process, except where equal numbers of batches need more.
         rank: Rank of this process.
@@ -92,28 +111,20 @@ class HeldOutWindows(Dataset[Batch]):
         InputError: If the split has fewer windows than there are processes.
     """
 
-    def __init__(self, split: Any, length: int, batch_size: int, rank: int = 0, world_size: int = 1) -> None:
-        self.split, self.length = split, length
-        tokens = len(token_array(split))
-        windows = max(0, tokens - 1) // length
+    def __init__(self, tokens: Tokens, length: int, batch_size: int, rank: int = 0, world_size: int = 1) -> None:
+        super().__init__(tokens, length)
+        windows = max(0, len(tokens) - 1) // length
         if windows < world_size:
             raise InputError(
-                f"The held-out text is too short: it has {tokens} tokens, but a window of {length} for each of "
+                f"The held-out text is too short: it has {len(tokens)} tokens, but a window of {length} for each of "
                 f"{world_size} process{'es' * (world_size > 1)} needs {world_size * length + 1}; "
                 "give more text, or lower length"
             )
-        batches = min(-(-windows // (batch_size * world_size)), windows // world_size)
-        shares = np.array_split(np.arange(windows, dtype=np.int64) * length, batches * world_size)
-        self.batches = shares[rank::world_size]
+        starts = np.arange(windows, dtype=np.int64) * length
+        self.batches = split_into_batches(starts, batch_size, world_size)[rank::world_size]
 
     def __len__(self) -> int:
         return len(self.batches)
 
     def __getitem__(self, index: int) -> Batch:
-        return gather(token_array(self.split), self.batches[index], self.length)
-
-
-def gather(tokens: npt.NDArray[Any], starts: npt.NDArray[np.int64], length: int) -> Batch:
-    """Inputs and targets of the windows that begin at ``starts``: two int64 tensors (windows, length)."""
-    windows = np.lib.stride_tricks.sliding_window_view(tokens, length + 1)[starts].astype(np.int64)
-    return torch.from_numpy(windows[:, :-1].copy()), torch.from_numpy(windows[:, 1:].copy())
+        return self.gather(self.batches[index])

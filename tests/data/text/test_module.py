@@ -1,5 +1,6 @@
 """Any text becomes windows: files, folders, patterns, Hub data sets; what cannot be read is said in one sentence."""
 
+import pickle
 import warnings
 
 import datasets
@@ -9,8 +10,7 @@ import torch
 from tokenizers import Tokenizer
 
 from minrnn_lightning.data import TextDataModule
-from minrnn_lightning.data.text.module import local_files
-from minrnn_lightning.data.text.windows import token_array
+from minrnn_lightning.data.text.files import local_files
 
 
 def prepared(path, **options):
@@ -21,7 +21,7 @@ def prepared(path, **options):
 
 
 def text_of(data, part):
-    return data.tokenizer.decode(token_array(data.parts[part]).tolist())
+    return data.tokenizer.decode(data.splits[part].tolist())
 
 
 @pytest.mark.parametrize("tokenizer", ["char", "byte", "bpe"])
@@ -34,7 +34,7 @@ def test_text_and_sizes(text_file, tokenizer):
     data.setup("fit")
     assert text_of(data, "train") == text[:1800]
     assert text_of(data, "validation") == text[1800:]
-    assert token_array(data.parts["train"]).max() < size
+    assert data.splits["train"].max() < size
     inputs, targets = next(iter(data.train_dataloader()))
     assert inputs.shape == targets.shape == (2, 10)
     assert torch.equal(inputs[:, 1:], targets[:, :-1])
@@ -42,10 +42,26 @@ def test_text_and_sizes(text_file, tokenizer):
 
 def test_tokens_are_mapped_into_memory(text_file):
     data = prepared(str(text_file))
-    tokens = token_array(data.parts["train"])
+    tokens = data.splits["train"]
     assert not tokens.flags.owndata
     assert tokens.dtype == np.uint8
-    assert [file["filename"] for file in data.parts["train"].cache_files] == [str(data.folder / "train.arrow")]
+    assert tokens.filename == data.folder / "train.npy"
+
+
+def test_worker_processes_map_the_file_themselves(text_file):
+    stream = prepared(str(text_file)).train_dataloader().dataset
+    sent = pickle.dumps(stream)
+    assert len(sent) < 1000 < len(stream.tokens)
+    received = pickle.loads(sent)
+    assert received.tokens.filename == stream.tokens.filename
+    assert torch.equal(received[3][0], stream[3][0])
+
+
+def test_empty_training_split(text_file):
+    text_file.write_text("a")
+    data = prepared(str(text_file), held_out=0.01)
+    with pytest.raises(ValueError, match=r"training text is too short: it has 0 tokens"):
+        data.train_dataloader()
 
 
 def test_tokenised_once_for_each_text_and_vocabulary(text_file, cache, monkeypatch):
@@ -174,7 +190,7 @@ def copies(path, **options):
         warnings.simplefilter("always")
         prepared(path, **options)
         prepared(path, **options)  # from the cache
-    told = [str(warning.message) for warning in said if "The held-out part has copies" in str(warning.message)]
+    told = [str(warning.message) for warning in said if "The held-out split has copies" in str(warning.message)]
     assert told in ([], [told[0]] * 2 if told else []), "once for each data module"
     return told[0] if told else ""
 
@@ -194,7 +210,7 @@ def test_copies_in_both_parts_are_named(tmp_path, tokenizer):
         return told
 
     assert copy(1, 8) == (
-        f"The held-out part has copies of files of the training part ({tmp_path}/8.txt equals {tmp_path}/1.txt), so "
+        f"The held-out split has copies of files of the training split ({tmp_path}/8.txt equals {tmp_path}/1.txt), so "
         "its loss is too low; leave the copies out."
     )
     assert f"({tmp_path}/6.txt equals {tmp_path}/2.txt)" in copy(2, 6)
@@ -223,7 +239,7 @@ def test_each_file_is_decoded_by_itself(tmp_path):
         data = prepared(str(tmp_path), tokenizer=tokenizer, vocab_size=256)
         assert text_of(data, "train") + text_of(data, "validation") == text
     data = prepared(str(tmp_path), tokenizer="byte")
-    raw = bytes(token_array(data.parts["train"])) + bytes(token_array(data.parts["validation"]))
+    raw = bytes(data.splits["train"]) + bytes(data.splits["validation"])
     assert raw == (tmp_path / "a.txt").read_bytes() + b"\n" + (tmp_path / "b.txt").read_bytes()
     (tmp_path / "b.txt").write_bytes(mark + b"abc\xe9 " * 30)
     with pytest.raises(ValueError, match=rf"^{tmp_path}/b\.txt is not text in UTF-8 \(byte 0xe9 at position 6\); conv"):
@@ -297,7 +313,7 @@ def test_any_bytes(tmp_path):
     contents = bytes(np.random.default_rng(0).integers(256, size=1000, dtype=np.uint8))
     (tmp_path / "program").write_bytes(contents)
     data = prepared(str(tmp_path / "program"), tokenizer="byte")
-    assert bytes(token_array(data.parts["train"])) + bytes(token_array(data.parts["validation"])) == contents
+    assert bytes(data.splits["train"]) + bytes(data.splits["validation"]) == contents
 
 
 def test_too_short_for_the_part_in_use(text_file):
@@ -344,7 +360,7 @@ def test_hub(hub, tokenizer):
 def test_bad_hub(hub, text_file, monkeypatch):
     with pytest.raises(FileNotFoundError, match=r"^other/name is neither a file here nor .* \(no such data set\)$"):
         TextDataModule("other/name").input_size  # noqa: B018
-    with pytest.raises(ValueError, match="needs a part train with a column words, but has train: text; test: text"):
+    with pytest.raises(ValueError, match="needs a split train with a column words, but has train: text; test: text"):
         TextDataModule("owner/name-1.0", subset="small", column="words").input_size  # noqa: B018
     with pytest.raises(FileNotFoundError, match="leads to no file"):
         TextDataModule("owner/name.txt").input_size  # noqa: B018
@@ -381,7 +397,7 @@ def test_hub_column_that_is_no_text(monkeypatch, rows, kind):
 def test_hub_part_without_the_column(monkeypatch):
     hub_of(monkeypatch, train={"text": ["a"]}, validation={"words": ["a"]})
     with pytest.raises(
-        ValueError, match="needs a part validation with a column text, but has train: text; validation: w"
+        ValueError, match="needs a split validation with a column text, but has train: text; validation: w"
     ):
         TextDataModule("someone/chat").texts()
 
@@ -393,7 +409,7 @@ def test_hub_documents_in_two_parts(monkeypatch):
     )
     share = round(100 * 60 / (360 + 60))
     with pytest.warns(
-        UserWarning, match=f"^{share}% of the part validation of someone/chat are documents that its part"
+        UserWarning, match=f"^{share}% of the split validation of someone/chat are documents that its split"
     ):
         TextDataModule("someone/chat").texts()
     hub_of(monkeypatch, train={"text": [*rows, "a"]}, validation={"text": ["other " * 60, "a"]})
@@ -407,7 +423,7 @@ def test_every_stage(text_file, recorder, trainer):
     trainer(max_epochs=2).fit(recorder, data)
     trainer().test(recorder, data, verbose=False)
     predicted = trainer().predict(recorder, data)
-    windows = torch.tensor(list(token_array(data.parts["validation"]))[:180]).view(9, 20)
+    windows = torch.tensor(list(data.splits["validation"])[:180]).view(9, 20)
     assert torch.equal(torch.cat(recorder.inputs["validation"]), windows.repeat(2, 1))
     assert torch.equal(torch.cat(recorder.inputs["test"]), windows)
     assert torch.equal(torch.cat(predicted), windows)

