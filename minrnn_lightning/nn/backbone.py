@@ -1,8 +1,6 @@
 """Backbone: a stack of pre-norm residual blocks around any sequence mixer, trained in parallel, run step by step."""
 
 from collections.abc import Mapping, Sequence
-from inspect import signature
-from types import UnionType
 from typing import Any, cast
 
 from torch import Tensor, nn
@@ -10,8 +8,9 @@ from torch import Tensor, nn
 from minrnn_lightning.errors import InputError
 from minrnn_lightning.nn.conv import CausalConv
 from minrnn_lightning.nn.dropout import Dropout
-from minrnn_lightning.nn.mixers import MIXERS, Mixer
+from minrnn_lightning.nn.mixers import MIXERS, Mixer, mixer_name
 from minrnn_lightning.nn.mixers.base import State
+from minrnn_lightning.nn.mixers.registry import build_mixer, check_mixer_args, find_mixer
 
 
 class Block(nn.Module):
@@ -20,7 +19,7 @@ class Block(nn.Module):
     Args:
         dim: Width.
         mixer: What mixes along the length.
-        kernel_size: Steps that the causal convolution sees; 0 leaves it out.
+        kernel_size: Steps that the causal convolution sees; 0 leaves it out, and so does a mixer that has one.
         mlp_ratio: Hidden units of the MLP per channel; 0 leaves it out.
         dropout: Probability of dropping an element of what mixer and MLP add.
     """
@@ -28,7 +27,7 @@ class Block(nn.Module):
     def __init__(self, dim: int, mixer: Mixer, *, kernel_size: int, mlp_ratio: float, dropout: float) -> None:
         super().__init__()
         self.mixer_norm = nn.LayerNorm(dim)
-        self.conv = CausalConv(dim, kernel_size) if kernel_size else None
+        self.conv = CausalConv(dim, kernel_size) if kernel_size and not mixer.has_convolution else None
         self.mixer = mixer
         self.dropout = Dropout(dropout)
         self.mlp = None
@@ -85,10 +84,12 @@ class Backbone(nn.Module):
     Args:
         dim: Width of the stack.
         depth: Number of blocks.
-        mixer: A name in ``MIXERS``, or a list of names that is repeated to the depth.
-        mixer_args: Further arguments of the mixers, by name: ``{"attention": {"window": 128}}``.
+        mixer: A name in ``MIXERS``, a subclass of ``Mixer``, the path of one (``"my_package.MyMixer"``), or a list of
+            any of these that is repeated to the depth.
+        mixer_args: Further arguments of the mixers, by name or path: ``{"attention": {"window": 128}}``.
         expansion: Hidden units of a mixer per channel.
-        kernel_size: Steps that the causal convolution before each mixer sees; 0 leaves it out.
+        kernel_size: Steps that the causal convolution before each mixer sees; 0 leaves it out. A mixer that has a
+            convolution of its own gets none.
         mlp_ratio: Hidden units of each MLP per channel; 0 leaves it out.
         dropout: Probability of dropping an element of what mixers and MLPs add.
 
@@ -100,7 +101,7 @@ class Backbone(nn.Module):
         self,
         dim: int,
         depth: int,
-        mixer: str | Sequence[str] = "mingru",
+        mixer: str | type[Mixer] | Sequence[str | type[Mixer]] = "mingru",
         *,
         mixer_args: Mapping[str, Mapping[str, Any]] | None = None,
         expansion: float = 1.0,
@@ -109,22 +110,23 @@ class Backbone(nn.Module):
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
-        pattern = [mixer] if isinstance(mixer, str) else list(mixer or [])
+        pattern = [mixer] if isinstance(mixer, str | type) else list(mixer or [])
         _check(dim=dim, depth=depth, expansion=expansion)
         if kernel_size < 0 or mlp_ratio < 0:
             raise InputError(f"kernel_size and mlp_ratio must be at least 0, got {kernel_size} and {mlp_ratio}")
         if not 0 <= dropout < 1:
             raise InputError(f"dropout must be at least 0 and below 1, got {dropout}")
         if not 1 <= len(pattern) <= depth:
-            raise InputError(f"mixer must name 1 to {depth} kinds for depth {depth}, got {len(pattern)}")
+            raise InputError(f"mixer must name 1 to {depth} mixers for depth {depth}, got {len(pattern)}")
+        classes = {mixer_name(each): find_mixer(each) for each in pattern}
         mixer_args = mixer_args or {}
-        for name in (*pattern, *mixer_args):
-            if name not in MIXERS:
-                raise InputError(f"mixer {name!r} is unknown; it can be {', '.join(sorted(MIXERS))}")
         for name, given in mixer_args.items():
-            _check_args(name, given)
-        names = (pattern[i % len(pattern)] for i in range(depth))
-        mixers = (MIXERS[name](dim, **{"expansion": expansion, **mixer_args.get(name, {})}) for name in names)
+            check_mixer_args(name, classes.get(name) or find_mixer(name), given)
+        names = (mixer_name(pattern[i % len(pattern)]) for i in range(depth))
+        mixers = (
+            build_mixer(classes[name], dim, expansion, layer_index=i, depth=depth, args=mixer_args.get(name, {}))
+            for i, name in enumerate(names)
+        )
         blocks = (Block(dim, mixer, kernel_size=kernel_size, mlp_ratio=mlp_ratio, dropout=dropout) for mixer in mixers)
         self.blocks = cast("Sequence[Block]", nn.ModuleList(blocks))
         self.causal = all(block.mixer.causal for block in self.blocks)
@@ -167,18 +169,6 @@ class Backbone(nn.Module):
     def initial_state(self, batch_size: int) -> State:
         """The state before the first step: that of each block."""
         return [block.initial_state(batch_size) for block in self.blocks]
-
-
-def _check_args(name: str, given: Mapping[str, Any]) -> None:
-    """Refuse arguments that a mixer does not have, and values of another type than it says."""
-    known = dict(list(signature(MIXERS[name], eval_str=True).parameters.items())[1:])  # without dim
-    if unknown := set(given).difference(known):
-        raise InputError(f"mixer_args: {name} has no {', '.join(sorted(unknown))}; it has {', '.join(known)}")
-    for key, value in given.items():
-        kind = known[key].annotation
-        if isinstance(kind, type | UnionType) and not isinstance(value, int | float if kind is float else kind):
-            kind = str(kind).replace("None", "null") if isinstance(kind, UnionType) else kind.__name__
-            raise InputError(f"mixer_args: {key} of {name} must be {kind}, got {value!r}")
 
 
 def _check(**sizes: float) -> None:

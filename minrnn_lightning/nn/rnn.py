@@ -1,63 +1,17 @@
-"""``MinGRU`` and ``MinLSTM``: layers with the interface of ``torch.nn.GRU``, computed by a parallel scan."""
+"""``MinGRU`` and ``MinLSTM``: layers with the interface of ``torch.nn.GRU`` around the functions of ``functional``."""
 
-from collections.abc import Sequence
+from typing import Any
 
 import torch
-from torch import Tensor
-from torch.nn import functional as F
 
-from minrnn_lightning.nn.rnn_base import MinRNN
-from minrnn_lightning.ops import Activation, gated_scan, linear_scan
-from minrnn_lightning.ops.eager import gate_logit, state_dtype
+from minrnn_lightning.nn.functional import min_gru, min_gru_step, min_lstm, min_lstm_step
+from minrnn_lightning.nn.gru_interface import MinRNN
+from minrnn_lightning.ops import Activation
 
 SHUT, OPEN = -1e4, 1e4  # logits whose sigmoid is 0 and 1 in every type, finite in float16
 
 
-class GatedRNN(MinRNN):
-    """h_t = a_t · h_{t-1} + i_t · c(v_t); the layers say which logits the gates are made of."""
-
-    normalize = True  # whether a and i add up to 1; minLSTM has a choice
-
-    def _balanced(self, logits: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor | None]:
-        """k, v and f of ``gated_scan``, whose gates a and i add up to 1."""
-        raise NotImplementedError
-
-    def _maps(self, logits: Sequence[Tensor], delta_t: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Decay a and update i · c(v) of every step, from logits in the type of the state."""
-        k, v, f = self._balanced(logits)
-        k = gate_logit(k, f)
-        if delta_t is not None:  # 1 − z to the power of Δt
-            y = (delta_t.to(k.dtype).unsqueeze(-1) * F.softplus(k)).clamp_min(torch.finfo(k.dtype).tiny)
-            k = y + torch.log(-torch.expm1(-y))
-        z = torch.sigmoid(k)
-        # σ(−k), not 1 − z, which loses its digits where z is near 1.
-        return 1 - 2 * z if self.signed else torch.sigmoid(-k), z * self._candidate(v)
-
-    def _scan(
-        self,
-        logits: Sequence[Tensor],
-        h_0: Tensor,
-        reset: Tensor | None,
-        reverse: bool,
-        delta_t: Tensor | None,
-        origin: Tensor | None,
-    ) -> Tensor:
-        if self.normalize and not self.signed and delta_t is None and origin is None:
-            k, v, f = self._balanced(logits)
-            return gated_scan(k, v, h_0, forget=f, activation=self.activation, reset=reset, reverse=reverse)
-        wide = state_dtype(logits[0].dtype)  # in 16 bits, a decay above 0.998 would be 1
-        decay, update = self._maps([logit.to(wide) for logit in logits], delta_t)
-        if origin is not None:  # measured from there, a reset leads to zero
-            update, h_0 = update - (1 - decay) * origin, h_0 - origin
-        h = linear_scan(decay, update, h_0, reset=reset, reverse=reverse)
-        return (h if origin is None else h + origin).to(logits[0].dtype)
-
-    def _cell(self, logits: Sequence[Tensor], h: Tensor, delta_t: Tensor | None) -> Tensor:
-        decay, update = self._maps(logits, delta_t)
-        return torch.addcmul(update, decay, h)
-
-
-class MinGRU(GatedRNN):
+class MinGRU(MinRNN):
     """minGRU with the interface of ``torch.nn.GRU``.
 
     h_t = h_{t-1} + σ(k_t) · (c(v_t) − h_{t-1}), with the gate k_t and the candidate v_t linear in x_t. Source: "Were
@@ -89,14 +43,12 @@ class MinGRU(GatedRNN):
         TypeError: A size is not an int, or a flag not a bool.
     """
 
-    _idle = (SHUT, 0.0)
-
-    def _balanced(self, logits: Sequence[Tensor]) -> tuple[Tensor, Tensor, None]:
-        gate, candidate = logits
-        return gate, candidate, None
+    _function = staticmethod(min_gru)
+    _step_function = staticmethod(min_gru_step)
+    _hold_logits = (SHUT, 0.0)
 
 
-class MinLSTM(GatedRNN):
+class MinLSTM(MinRNN):
     """minLSTM with the interface of ``torch.nn.GRU``: like minGRU it has one state, h, and no cell state.
 
     h_t = f′_t · h_{t-1} + i′_t · c(v_t), with f = σ(f̂_t), i = σ(î_t) and f̂_t, î_t, v_t linear in x_t. Normalised,
@@ -134,7 +86,9 @@ class MinLSTM(GatedRNN):
         TypeError: A size is not an int, or a flag not a bool.
     """
 
-    _idle = (OPEN, SHUT, 0.0)
+    _function = staticmethod(min_lstm)
+    _step_function = staticmethod(min_lstm_step)
+    _hold_logits = (OPEN, SHUT, 0.0)
 
     def __init__(
         self,
@@ -181,15 +135,5 @@ class MinLSTM(GatedRNN):
                 for _, bias in self.all_weights:
                     bias[: self.hidden_size] += self.forget_bias
 
-    def _balanced(self, logits: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-        forget, input_, candidate = logits
-        return input_, candidate, forget
-
-    def _maps(self, logits: Sequence[Tensor], delta_t: Tensor | None) -> tuple[Tensor, Tensor]:
-        if self.normalize:
-            return super()._maps(logits, delta_t)
-        forget, input_, candidate = logits
-        log_decay = F.logsigmoid(forget)
-        log_decay = log_decay if delta_t is None else log_decay * delta_t.to(forget.dtype).unsqueeze(-1)
-        decay = log_decay.exp()
-        return 2 * decay - 1 if self.signed else decay, torch.sigmoid(input_) * self._candidate(candidate)
+    def _options(self) -> dict[str, Any]:
+        return {"normalize": self.normalize, **super()._options()}

@@ -39,8 +39,8 @@ def test_mixers_get_their_own_arguments():
     args = {"attention": {"window": 3, "expansion": 1.0}, "minlstm": {"normalize": False}, "gru": {}}
     one, two, three = Backbone(8, 3, ["attention", "minlstm", "mingru"], expansion=2, mixer_args=args).blocks
     assert (one.mixer.window, one.mixer.out.in_features, two.mixer.out.in_features) == (3, 8, 16)
-    assert not two.mixer.rnn.normalize
-    assert three.mixer.rnn.activation == "positive"
+    assert not two.mixer.options["normalize"]
+    assert three.mixer.activation == "positive"
 
 
 @pytest.mark.parametrize("kernel_size", [1, 2, 4])
@@ -117,9 +117,9 @@ def test_dropout_follows_the_seed():
             "counters must be a share .*, got nan",
         ),
         ({"mixer_args": {"attention": {"base": 0.0}}, "mixer": "attention"}, "base must be above 0, got 0.0"),
-        ({"mixer": None}, "mixer must name 1 to 2 kinds for depth 2, got 0"),
-        ({"mixer": []}, "mixer must name 1 to 2 kinds for depth 2, got 0"),
-        ({"mixer": ["mingru"] * 3}, "mixer must name 1 to 2 kinds for depth 2, got 3"),
+        ({"mixer": None}, "mixer must name 1 to 2 mixers for depth 2, got 0"),
+        ({"mixer": []}, "mixer must name 1 to 2 mixers for depth 2, got 0"),
+        ({"mixer": ["mingru"] * 3}, "mixer must name 1 to 2 mixers for depth 2, got 3"),
     ],
 )
 def test_refuses(options, words):

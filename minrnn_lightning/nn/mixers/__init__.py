@@ -1,25 +1,14 @@
-"""Sequence mixers: one file per kind, all with the contract of ``Mixer``; a new one is listed in ``MIXERS``."""
-
-from collections.abc import Callable
+"""Sequence mixers, one file each; all keep the contract of ``Mixer``, and ``MIXERS`` lists them."""
 
 from minrnn_lightning.nn.mixers.attention import AttentionMixer
-from minrnn_lightning.nn.mixers.base import Mixer, RecurrentMixer
+from minrnn_lightning.nn.mixers.base import Mixer
 from minrnn_lightning.nn.mixers.gru import GRUMixer
 from minrnn_lightning.nn.mixers.lstm import LSTMMixer
 from minrnn_lightning.nn.mixers.mamba import MambaMixer
 from minrnn_lightning.nn.mixers.mingru import MinGRUMixer
 from minrnn_lightning.nn.mixers.minlstm import MinLSTMMixer
+from minrnn_lightning.nn.mixers.registry import MIXERS, find_mixer, mixer_name
 from minrnn_lightning.nn.mixers.s4d import S4DMixer
-
-MIXERS: dict[str, Callable[..., Mixer]] = {
-    "attention": AttentionMixer,
-    "gru": GRUMixer,
-    "lstm": LSTMMixer,
-    "mamba": MambaMixer,
-    "mingru": MinGRUMixer,
-    "minlstm": MinLSTMMixer,
-    "s4d": S4DMixer,
-}
 
 __all__ = [
     "MIXERS",
@@ -30,6 +19,7 @@ __all__ = [
     "MinGRUMixer",
     "MinLSTMMixer",
     "Mixer",
-    "RecurrentMixer",
     "S4DMixer",
+    "find_mixer",
+    "mixer_name",
 ]

@@ -69,14 +69,10 @@ class AttentionMixer(Mixer):
         self.qkv = nn.Linear(dim, (heads + 2 * kv_heads) * self.head_dim, bias=bias)
         self.out = nn.Linear(width, dim, bias=bias)
 
-    def forward(self, x: Tensor, state: Cache | None = None, reset: Tensor | None = None) -> tuple[Tensor, Cache]:
+    def mix(self, x: Tensor, state: Cache | None, reset: Tensor | None) -> tuple[Tensor, Cache]:
         """Mix (batch, length, dim) along the length; see ``Mixer``."""
-        if state is None:
-            state = self.initial_state(x.shape[0])
-        if x.numel() == 0:
-            return x, state
         blocks = None if is_exporting() else self.window  # their number would fix the length
-        return self._mix(x, state, reset, blocks)
+        return self._mix(x, self.initial_state(x.shape[0]) if state is None else state, reset, blocks)
 
     def step(self, x_t: Tensor, state: Cache) -> tuple[Tensor, Cache]:
         """One step of ``forward``: (batch, dim) and a state to the same, at the cost of what the state holds."""

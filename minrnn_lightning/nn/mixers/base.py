@@ -1,4 +1,4 @@
-"""``Mixer``, the contract of every sequence mixer, and ``RecurrentMixer``, one built on a recurrent layer."""
+"""``Mixer``, the contract of every sequence mixer."""
 
 import math
 from abc import ABC, abstractmethod
@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 
 from minrnn_lightning.errors import InputError
-from minrnn_lightning.nn.rnn_base import MinRNN
 
 is_exporting: Callable[[], bool] = getattr(torch.compiler, "is_exporting", bool)  # since torch 2.7; before, never
 
@@ -19,86 +18,48 @@ State = Any  # a tree (tuples, lists) of tensors whose first dimension is the ba
 class Mixer(nn.Module, ABC):
     """Maps (batch, length, dim) to the same shape, causally, in parallel over the length or step by step.
 
-    A mixer that can forget by the time that has passed says so by ``timed``; its ``forward`` and ``step`` then have the
-    keyword ``delta_t``. One for encoders, which reads in both directions, says that it is not ``causal``.
+    A subclass defines ``mix``, ``step`` and ``initial_state``. Its constructor takes ``dim`` and, where it has them,
+    ``expansion``, the hidden units per channel, and ``layer_index`` and ``depth``, the position in the stack and the
+    number of its blocks; all other arguments come from ``mixer_args``.
+
+    Attributes:
+        timed: Whether the mixer forgets by the time that has passed: ``mix`` and ``step`` then have the keyword
+            ``delta_t``.
+        causal: Whether no output depends on a later input; an encoder that reads in both directions is not causal.
+        has_convolution: Whether the mixer contains a short convolution, so that the block around it adds none.
     """
 
     timed = False
     causal = True
+    has_convolution = False
 
-    @abstractmethod
-    def forward(self, x: Tensor, state: State = None, reset: Tensor | None = None) -> tuple[Tensor, State]:
+    def forward(self, x: Tensor, state: State = None, reset: Tensor | None = None, **time: Any) -> tuple[Tensor, State]:
         """Mix along the length.
 
         Args:
             x: (batch, length, dim).
             state: What an earlier call or ``initial_state`` returned; that of ``initial_state`` if None.
-            reset: Bool (batch, length), True at the first step of a new sequence: nothing before it is seen.
+            reset: Bool (batch, length), True at the first step of a new sequence: the output depends on nothing before.
+            **time: ``delta_t``, (batch, length), for mixers that are ``timed``: the time since the step before.
 
         Returns:
             (batch, length, dim), and the state after the last step.
         """
+        if x.numel() == 0:
+            return x, self.initial_state(x.shape[0]) if state is None and self.causal else state
+        return self.mix(x, state, reset, **time)
+
+    @abstractmethod
+    def mix(self, x: Tensor, state: State, reset: Tensor | None) -> tuple[Tensor, State]:
+        """``forward`` for a batch and a length of at least 1."""
 
     @abstractmethod
     def step(self, x_t: Tensor, state: State) -> tuple[Tensor, State]:
-        """One step of ``forward``, with gradient: (batch, dim) and a state to the same."""
+        """One step of ``forward``, with gradients: from (batch, dim) and a state to the same."""
 
     @abstractmethod
     def initial_state(self, batch_size: int) -> State:
         """The state before the first step."""
-
-
-class RecurrentMixer(Mixer):
-    """A recurrent layer, usually wider than the stack, then a linear map back to its width.
-
-    The state is the hidden state, (batch, hidden_size). ``delta_t`` is that of the layer; see ``MinRNN.forward``.
-
-    Args:
-        rnn: One layer, batch first; in both directions for an encoder, which has no state.
-        gain: What each unit's output is multiplied by before the linear map, (hidden_size,); one if None.
-    """
-
-    timed = True
-
-    def __init__(self, rnn: MinRNN, gain: Tensor | None = None) -> None:
-        super().__init__()
-        self.rnn = rnn
-        self.gain: Tensor | None
-        self.register_buffer("gain", gain if gain is None else gain.repeat(1 + rnn.bidirectional), persistent=False)
-        self.causal = not rnn.bidirectional
-        self.out = nn.Linear(rnn.hidden_size * (1 + rnn.bidirectional), rnn.input_size)
-
-    def forward(
-        self, x: Tensor, state: Tensor | None = None, reset: Tensor | None = None, *, delta_t: Tensor | None = None
-    ) -> tuple[Tensor, Tensor | None]:
-        """Mix (batch, length, dim) along the length; see ``Mixer``."""
-        if self.rnn.bidirectional:
-            self._refuse(state is not None)
-            return self._map(self.rnn(x, reset=reset, delta_t=delta_t)[0]), None
-        h, state = self.rnn(x, None if state is None else state.unsqueeze(0), reset=reset, delta_t=delta_t)
-        return self._map(h), state.squeeze(0)
-
-    def step(self, x_t: Tensor, state: Tensor, *, delta_t: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """One step of ``forward``: (batch, dim) and the state to the same."""
-        h, state = self.rnn.step(x_t, state.unsqueeze(0), delta_t=delta_t)
-        return self._map(h), state.squeeze(0)
-
-    def initial_state(self, batch_size: int) -> Tensor:
-        """That of the layer, (batch, hidden_size)."""
-        self._refuse(self.rnn.bidirectional)
-        return self.rnn.initial_state(batch_size).squeeze(0)
-
-    def _map(self, h: Tensor) -> Tensor:
-        if self.gain is not None:
-            if h.dtype == torch.float16:
-                raise InputError("float16 cannot hold the small states of counters; use bfloat16 or float32")
-            h = self.gain * h
-        mapped: Tensor = self.out(h)
-        return mapped
-
-    def _refuse(self, asked: bool) -> None:
-        if asked:
-            raise InputError("a bidirectional mixer needs the whole sequence: it has no state and no step")
 
 
 def hidden_size(dim: int, expansion: float) -> int:

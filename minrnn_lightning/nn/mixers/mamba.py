@@ -68,10 +68,8 @@ class MambaMixer(Mixer):
             dt = log_step_sizes(inner).exp()
             self.dt_proj.bias.copy_(dt + torch.log(-torch.expm1(-dt)))  # softplus of this is dt
 
-    def forward(self, x: Tensor, state: State | None = None, reset: Tensor | None = None) -> tuple[Tensor, State]:
+    def mix(self, x: Tensor, state: State | None, reset: Tensor | None) -> tuple[Tensor, State]:
         """Mix (batch, length, dim) along the length; see ``Mixer``."""
-        if x.numel() == 0:
-            return x, self.initial_state(x.shape[0]) if state is None else state
         window, before = (None, None) if state is None else state
         u, z = self.in_proj(x).chunk(2, -1)
         u, window = self.conv(u, window, reset)

@@ -1,18 +1,19 @@
 """The minGRU mixer."""
 
 import math
+from functools import partial
 
 import torch
 
 from minrnn_lightning.errors import InputError
-from minrnn_lightning.nn.mixers.base import RecurrentMixer, hidden_size, log_timescales
-from minrnn_lightning.nn.rnn import MinGRU
+from minrnn_lightning.nn.functional import min_gru, min_gru_step
+from minrnn_lightning.nn.mixers.base import hidden_size, log_timescales
+from minrnn_lightning.nn.mixers.counters import HORIZON, CounterLinear
+from minrnn_lightning.nn.mixers.gated import GatedMixer
 from minrnn_lightning.ops import Activation
 
-HORIZON = 1e6  # steps, far above any sequence's; float32 still tells 1 - 1/HORIZON from 1
 
-
-class MinGRUMixer(RecurrentMixer):
+class MinGRUMixer(GatedMixer):
     """minGRU of ``expansion`` times the width, and a linear map back (section 3.1 of the paper).
 
     Args:
@@ -23,11 +24,13 @@ class MinGRUMixer(RecurrentMixer):
         learn_initial_state: Learn the state before the first step; see ``MinGRU``.
         bidirectional: Read in both directions, for encoders; there is no state and no step then.
         timescale: The longest time constant, in steps, of the gates' initialisation; 1 leaves their biases alone.
-        counters: Share of the units, from 0 to 1, that start out adding up what they read instead of averaging it:
-            their z starts a million times smaller and their state counts a million times more in the linear map, so
-            that it stands for Σ exp(k) c(v), k less that part of its bias. Others can tell how much of something there
-            was, these how many; they go with ``identity`` where a count has to go down too.
+        counters: Share of the units, from 0 to 1, that start out adding up what they read instead of averaging it; see
+            ``counters.py``. They go with ``identity`` where a count has to go down too.
     """
+
+    function = staticmethod(min_gru)
+    step_function = staticmethod(min_gru_step)
+    blocks = 2
 
     def __init__(
         self,
@@ -46,21 +49,16 @@ class MinGRUMixer(RecurrentMixer):
         hidden = hidden_size(dim, expansion)
         counting = round(counters * hidden)
         averaging = hidden - counting
-        gain = torch.cat([torch.ones(averaging), torch.full((counting,), HORIZON)]) if counting else None
         super().__init__(
-            MinGRU(
-                dim,
-                hidden,
-                batch_first=True,
-                bidirectional=bidirectional,
-                activation=activation,
-                signed=signed,
-                learn_initial_state=learn_initial_state,
-            ),
-            gain,
+            dim,
+            hidden,
+            bidirectional=bidirectional,
+            learn_initial_state=learn_initial_state,
+            activation=activation,
+            options={"signed": signed},
+            **({"output": partial(CounterLinear, hidden=hidden, counting=counting)} if counting else {}),
         )
         with torch.no_grad():
-            for _, bias in self.rnn.all_weights:
-                gate, _ = bias.chunk(2)
+            for gate, _ in self.rnn.biases():
                 gate[:averaging] -= log_timescales(averaging, timescale)
                 gate[averaging:] -= math.log(HORIZON)

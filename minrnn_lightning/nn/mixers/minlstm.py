@@ -2,12 +2,13 @@
 
 import torch
 
-from minrnn_lightning.nn.mixers.base import RecurrentMixer, hidden_size, log_timescales
-from minrnn_lightning.nn.rnn import MinLSTM
+from minrnn_lightning.nn.functional import min_lstm, min_lstm_step
+from minrnn_lightning.nn.mixers.base import hidden_size, log_timescales
+from minrnn_lightning.nn.mixers.gated import GatedMixer
 from minrnn_lightning.ops import Activation
 
 
-class MinLSTMMixer(RecurrentMixer):
+class MinLSTMMixer(GatedMixer):
     """minLSTM of ``expansion`` times the width, and a linear map back (section 3.2 of the paper).
 
     Args:
@@ -18,9 +19,13 @@ class MinLSTMMixer(RecurrentMixer):
         learn_initial_state: Learn the state before the first step; see ``MinLSTM``.
         bidirectional: Read in both directions, for encoders; there is no state and no step then.
         normalize: Divide the two gates by their sum, as the paper's text does; its published code does not.
-        forget_bias: Added to the bias of every forget gate at the start, after ``timescale``.
+        forget_bias: Added to the bias of every forget gate at the start, in addition to ``timescale``.
         timescale: The longest time constant, in steps, of the gates' initialisation; 1 leaves their biases alone.
     """
+
+    function = staticmethod(min_lstm)
+    step_function = staticmethod(min_lstm_step)
+    blocks = 3
 
     def __init__(
         self,
@@ -37,20 +42,15 @@ class MinLSTMMixer(RecurrentMixer):
     ) -> None:
         hidden = hidden_size(dim, expansion)
         super().__init__(
-            MinLSTM(
-                dim,
-                hidden,
-                batch_first=True,
-                bidirectional=bidirectional,
-                activation=activation,
-                signed=signed,
-                learn_initial_state=learn_initial_state,
-                normalize=normalize,
-                forget_bias=forget_bias,
-            )
+            dim,
+            hidden,
+            bidirectional=bidirectional,
+            learn_initial_state=learn_initial_state,
+            activation=activation,
+            options={"signed": signed, "normalize": normalize},
         )
         with torch.no_grad():
-            for _, bias in self.rnn.all_weights:
-                forget, input_, _ = bias.chunk(3)
+            for forget, input_, _ in self.rnn.biases():
+                forget += forget_bias
                 forget += log_timescales(hidden, timescale)
                 input_ -= log_timescales(hidden, timescale)

@@ -58,10 +58,8 @@ class S4DMixer(Mixer):
         self.D = nn.Parameter(torch.randn(inner))
         self.out_proj = nn.Linear(inner, dim)
 
-    def forward(self, x: Tensor, state: Tensor | None = None, reset: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def mix(self, x: Tensor, state: Tensor | None, reset: Tensor | None) -> tuple[Tensor, Tensor]:
         """Mix (batch, length, dim) along the length by FFT; see ``Mixer``."""
-        if x.numel() == 0:
-            return x, self.initial_state(x.shape[0]) if state is None else state
         projected = self.in_proj(x)
         u, length = projected.to(state_dtype(projected.dtype)), x.shape[1]
         log_a, b, c = self._discretized(u.dtype)

@@ -27,14 +27,12 @@ class TorchRNNMixer(Mixer):
         self.rnn = nn.RNNBase(kind, dim, hidden, batch_first=True)  # the base of nn.GRU, which Dynamo does not refuse
         self.out = nn.Linear(hidden, dim)
 
-    def forward(
-        self, x: Tensor, state: tuple[Tensor, ...] | None = None, reset: Tensor | None = None
+    def mix(
+        self, x: Tensor, state: tuple[Tensor, ...] | None, reset: Tensor | None
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Mix (batch, length, dim) along the length; see ``Mixer``."""
         x = x.to(self.out.weight.dtype)  # which autocast leaves to the kernels
         state = self.initial_state(x.shape[0]) if state is None else tuple(s.to(x.dtype) for s in state)
-        if x.numel() == 0:
-            return self.out(x.new_zeros(*x.shape[:2], self.rnn.hidden_size)), state
         h, state = self._run(x, state) if reset is None else self._run_segments(x, state, reset)
         return self.out(h), state
 

@@ -1,29 +1,28 @@
-"""The interface of ``torch.nn.GRU`` around any recurrence that runs as a parallel scan."""
+"""The interface of ``torch.nn.GRU`` around a recurrence that is a function of logits."""
 
 import math
-import numbers
 import warnings
-from collections.abc import Sequence
-from typing import ClassVar, overload
+from collections.abc import Callable
+from typing import Any, ClassVar, overload
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
-from minrnn_lightning.errors import InputError
-from minrnn_lightning.ops import Activation, positive
-from minrnn_lightning.ops.eager import STORAGE, state_dtype
+from minrnn_lightning.nn.checks import check_arguments, check_sequence, check_step
+from minrnn_lightning.nn.functional import activate
+from minrnn_lightning.ops import Activation
+from minrnn_lightning.ops.eager import STORAGE
 from minrnn_lightning.ops.scan import check_dense
-
-TIMES = (*STORAGE, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
-NUMBERS = "float16, bfloat16, float32, float64 or integers"
 
 
 class MinRNN(nn.Module):
-    """What ``MinGRU`` and ``MinLSTM`` share; they define the recurrence itself: ``_idle``, ``_scan`` and ``_cell``."""
+    """The interface of ``torch.nn.GRU``; the subclasses say which function of how many blocks of logits runs in it."""
 
-    _idle: ClassVar[tuple[float, ...]]  # per block of weight rows, the logit of a step that leaves the state as it is
+    _function: ClassVar[Callable[..., Tensor]]
+    _step_function: ClassVar[Callable[..., Tensor]]
+    _hold_logits: ClassVar[tuple[float, ...]]  # for each block of weight rows, the logit that leaves the state as it is
     weight_ih_l0: nn.Parameter
     bias_ih_l0: nn.Parameter
     initial: nn.Parameter | None
@@ -45,20 +44,12 @@ class MinRNN(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        if not isinstance(dropout, numbers.Number) or isinstance(dropout, bool) or not 0 <= dropout <= 1:
-            raise ValueError(
-                "dropout should be a number in range [0, 1] representing the probability of an element being zeroed"
-            )
-        for name, flag in (("bias", bias), ("batch_first", batch_first)):
-            if not isinstance(flag, bool):
-                raise TypeError(f"{name} should be of type bool, got: {type(flag).__name__}")
-        for name, size in (("input_size", input_size), ("hidden_size", hidden_size), ("num_layers", num_layers)):
-            if not isinstance(size, int):
-                raise TypeError(f"{name} should be of type int, got: {type(size).__name__}")
-            if size <= 0:
-                raise ValueError(f"{name} must be greater than zero")
-        if activation not in ("positive", "identity"):
-            raise InputError(f"activation is {activation!r}; it can be 'positive' or 'identity'")
+        check_arguments(
+            dropout,
+            {"bias": bias, "batch_first": batch_first},
+            {"input_size": input_size, "hidden_size": hidden_size, "num_layers": num_layers},
+            activation,
+        )
         if dropout > 0 and num_layers == 1:
             warnings.warn(
                 "dropout option adds dropout after all but last recurrent layer, so non-zero dropout expects "
@@ -77,7 +68,7 @@ class MinRNN(nn.Module):
         self.learn_initial_state = learn_initial_state
 
         self._directions = ("", "_reverse") if bidirectional else ("",)
-        rows = len(self._idle) * hidden_size
+        rows = len(self._hold_logits) * hidden_size
         for layer in range(num_layers):
             columns = input_size if layer == 0 else hidden_size * len(self._directions)
             for direction in self._directions:
@@ -156,24 +147,8 @@ class MinRNN(nn.Module):
             if hx is not None:
                 check_dense(f"{name}: hx", hx)
             return self._run_packed(input, hx)
-        check_dense(f"{name}: input", input)
-        if hx is not None:
-            check_dense(f"{name}: hx", hx)
-        if reset is not None:
-            check_dense(f"{name}: reset", reset, "bool")
-        dims = input.dim()
-        if dims not in (2, 3):
-            raise ValueError(f"{name}: Expected input to be 2D or 3D, got {dims}D instead")
-        if hx is not None and hx.dim() != dims:
-            kind = "batched" if dims == 3 else "unbatched"
-            raise RuntimeError(f"For {kind} {dims}-D input, hx should also be {dims}-D but got {hx.dim()}-D tensor")
-        if reset is not None and (reset.dtype != torch.bool or reset.shape != input.shape[:-1]):
-            raise ValueError(
-                f"{name}: Expected reset to be bool of shape {tuple(input.shape[:-1])}, "
-                f"got {reset.dtype} of shape {tuple(reset.shape)}"
-            )
-        self._check_delta_t(delta_t, input.shape[:-1])
-        if dims == 2:
+        check_sequence(name, input, hx, reset, delta_t, self.signed)
+        if input.dim() == 2:
             hx = None if hx is None else hx.unsqueeze(1)
             reset, delta_t = (None if each is None else each.unsqueeze(0) for each in (reset, delta_t))
             output, h_n = self._run(input.unsqueeze(0), hx, reset, delta_t)
@@ -202,69 +177,28 @@ class MinRNN(nn.Module):
             ValueError: The input has a wrong number of dimensions or a type other than the weights'.
             TypeError: An argument is no dense tensor, or of a type that it cannot have.
         """
-        name = type(self).__name__
-        check_dense(f"{name}.step: input_t", input_t)
-        if h is not None:
-            check_dense(f"{name}.step: h", h)
-        dims = input_t.dim()
-        if self.bidirectional:
-            raise RuntimeError(f"{name}.step needs bidirectional=False: the backward direction starts at the last step")
-        if dims not in (1, 2):
-            raise ValueError(f"{name}.step: Expected input_t to be 1D or 2D, got {dims}D instead")
-        if h is not None and h.dim() != dims + 1:
-            raise RuntimeError(f"For {dims}-D input_t, h should be {dims + 1}-D but got {h.dim()}-D tensor")
-        if delta_t is not None:
-            check_dense(f"{name}.step: delta_t", delta_t, NUMBERS)
-        if dims == 1:
+        check_step(type(self).__name__, input_t, h, delta_t, self.signed, self.bidirectional)
+        if input_t.dim() == 1:
             h, delta_t = None if h is None else h.unsqueeze(1), None if delta_t is None else delta_t.unsqueeze(0)
             output_t, h = self.step(input_t.unsqueeze(0), h, delta_t=delta_t)
             return output_t.squeeze(0), h.squeeze(1)
-        self._check_delta_t(delta_t, input_t.shape[:-1])
         x, h_0 = self._checked(input_t, h)
         final: list[Tensor] = []
-        for layer, before in enumerate(h_0.to(state_dtype(x.dtype)).unbind()):
+        for layer, before in enumerate(h_0.unbind()):
             logits = self._project(x, layer)
-            final.append(self._cell([logit.to(before.dtype) for logit in logits], before, delta_t))
+            final.append(self._step_function(*logits, before, delta_t=delta_t, **self._options()))
             x = self._between(layer, final[-1].to(logits[0].dtype))
         return x, torch.stack(final)
 
     def initial_state(self, batch_size: int) -> Tensor:
-        """What stands for h_0 where none is given: (num_layers · directions, batch, hidden_size)."""
+        """The state before the first step where none is given: (num_layers · directions, batch, hidden_size)."""
         if self.initial is None:
             layers = self.num_layers * len(self._directions)
             return self.weight_ih_l0.new_zeros(layers, batch_size, self.hidden_size)
-        return self._candidate(self.initial).unsqueeze(1).expand(-1, batch_size, -1)
+        return activate(self.initial, self.activation).unsqueeze(1).expand(-1, batch_size, -1)
 
-    def _scan(
-        self,
-        logits: Sequence[Tensor],
-        h_0: Tensor,
-        reset: Tensor | None,
-        reverse: bool,
-        delta_t: Tensor | None,
-        origin: Tensor | None,
-    ) -> Tensor:
-        """The recurrence over (batch, length, hidden_size); after a reset from ``origin``, (hidden_size,), or zero."""
-        raise NotImplementedError
-
-    def _cell(self, logits: Sequence[Tensor], h: Tensor, delta_t: Tensor | None) -> Tensor:
-        """The same for one step, (batch, hidden_size)."""
-        raise NotImplementedError
-
-    def _candidate(self, v: Tensor) -> Tensor:
-        return positive(v) if self.activation == "positive" else v
-
-    def _check_delta_t(self, delta_t: Tensor | None, shape: torch.Size) -> None:
-        if delta_t is None:
-            return
-        name = type(self).__name__
-        if self.signed:
-            raise ValueError(f"{name}: delta_t needs signed=False: a negative decay has no power of a fraction")
-        check_dense(f"{name}: delta_t", delta_t, NUMBERS)
-        if delta_t.dtype not in TIMES:
-            raise TypeError(f"{name}: delta_t must be {NUMBERS}, got {delta_t.dtype}")
-        if delta_t.shape != shape:
-            raise ValueError(f"{name}: Expected delta_t of shape {tuple(shape)}, got {tuple(delta_t.shape)}")
+    def _options(self) -> dict[str, Any]:
+        return {"activation": self.activation, "signed": self.signed}
 
     def _run(
         self,
@@ -276,20 +210,24 @@ class MinRNN(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """Every layer and direction over (batch, length, features)."""
         x, h_0 = self._checked(x, h_0)
-        # Running backward, the state is dropped after a sequence's first step: before the step to the left of it.
-        resets = (reset, None if reset is None else F.pad(reset, (0, 1))[:, 1:])
-        # Likewise the time to the step on the right; nothing came before the last, one step away as far as we know.
-        elapsed = (delta_t, None if delta_t is None else F.pad(delta_t, (0, 1), value=1)[:, 1:])
-        origins = self.initial_state(1) if self.learn_initial_state and reset is not None else None
+        starts = None if self.initial is None else activate(self.initial, self.activation)
         final: list[Tensor] = []
         for layer in range(self.num_layers):
             outputs = []
             for reverse, direction in enumerate(self._directions):
                 logits, before = self._project(x, layer, direction), h_0[len(final)]
                 if padding is not None:
-                    logits = [logit.masked_fill(padding, idle) for logit, idle in zip(logits, self._idle, strict=True)]
-                origin = None if origins is None else origins[len(final), 0]
-                h = self._scan(logits, before, resets[reverse], bool(reverse), elapsed[reverse], origin)
+                    held = zip(logits, self._hold_logits, strict=True)
+                    logits = [logit.masked_fill(padding, hold) for logit, hold in held]
+                h = self._function(
+                    *logits,
+                    before,
+                    reset=reset,
+                    reverse=bool(reverse),
+                    delta_t=delta_t,
+                    initial_state=None if starts is None else starts[len(final)],
+                    **self._options(),
+                )
                 final.append(h[:, 0 if reverse else -1] if h.shape[1] else before.to(h.dtype))
                 outputs.append(h)
             x = self._between(layer, torch.cat(outputs, -1) if self.bidirectional else outputs[0])
@@ -309,7 +247,7 @@ class MinRNN(nn.Module):
 
     def _project(self, x: Tensor, layer: int, direction: str = "") -> list[Tensor]:
         """One product per block of rows, so that backward need not join gradients as long as the sequence."""
-        parameters = (getattr(self, name).chunk(len(self._idle)) for name in self._names(layer, direction))
+        parameters = (getattr(self, name).chunk(len(self._hold_logits)) for name in self._names(layer, direction))
         return [F.linear(x, *block) for block in zip(*parameters, strict=True)]
 
     def _between(self, layer: int, x: Tensor) -> Tensor:
