@@ -20,6 +20,7 @@ BELOW = {  # what each folder, or module beside the folders, may import; nothing
     "ops": {"errors"},
     "checkpoint": {"errors"},
     "nn": {"errors", "ops"},
+    "testing": {"errors", "nn"},
     "data": {"errors", "batches", "checkpoint", "lightning_internals"},
     "tasks": {"errors", "batches", "checkpoint", "ops", "nn"},
     "generate": {"errors", "checkpoint", "memory", "tasks"},
