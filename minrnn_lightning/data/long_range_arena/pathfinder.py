@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import io
 import struct
 import zlib
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 from lightning.pytorch.utilities import rank_zero_warn
+from PIL import Image
 
 from minrnn_lightning.data.folders import digest, visible_files
 from minrnn_lightning.data.long_range_arena.module import Example, LabelledDataModule
@@ -18,7 +21,9 @@ from minrnn_lightning.errors import InputError
 
 URL = "https://storage.googleapis.com/long-range-arena/lra_release.gz"
 DIFFICULTY = "curv_contour_length_14"
-SIGNATURE = b"\x89PNG\r\n\x1a\n"
+# What Pillow raises for damaged files.
+DAMAGED = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, Image.DecompressionBombError)
+BIT_DEPTH_AND_COLOUR, EIGHT_BITS_OF_GREY = slice(24, 26), bytes([8, 0])  # https://www.w3.org/TR/png-3/#11IHDR
 
 
 class PathfinderDataModule(LabelledDataModule):
@@ -110,56 +115,21 @@ class PathfinderDataModule(LabelledDataModule):
             InputError: If one is damaged or of another size.
         """
         for file, label in listed:
-            content = file.read_bytes()
-            if not content:
+            if not file.stat().st_size:
                 rank_zero_warn(f"{file} is empty and left out.")
                 continue
-            try:
-                pixels = read_png(content)
-                if pixels.shape != (self.side, self.side):
-                    raise ValueError
-            except (ValueError, zlib.error, struct.error):
-                raise InputError(
-                    f"{file} is not a grey PNG image of {self.side} pixels a side; unpack {URL} again"
-                ) from None
-            yield label, [pixels.tobytes()]
+            yield label, [read_png(file, self.side).tobytes()]
 
 
-def read_png(content: bytes) -> npt.NDArray[np.uint8]:
-    """Pixels (height, width) of a PNG image with 8 bits of grey, not interlaced: all that Pathfinder has.
+def read_png(file: Path, side: int) -> npt.NDArray[np.uint8]:
+    """Pixels (side, side) of a square PNG image with 8 bits of grey, which all images of Pathfinder are.
 
     Raises:
-        InputError: If it is anything else.
-
-    Source: https://www.w3.org/TR/png-3/.
+        InputError: If the file is damaged or holds another image.
     """
-    if not content.startswith(SIGNATURE):
-        raise ValueError
-    chunks: dict[bytes, bytes] = {}
-    place = len(SIGNATURE)
-    while b"IEND" not in chunks:
-        size, kind = struct.unpack_from(">I4s", content, place)
-        chunks[kind] = chunks.get(kind, b"") + content[place + 8 : place + 8 + size]
-        place += 12 + size
-    width, height, *form = struct.unpack(">IIBBBBB", chunks[b"IHDR"])
-    if form != [8, 0, 0, 0, 0]:  # bits, grey, deflate, filters, not interlaced
-        raise ValueError
-    lines = np.frombuffer(zlib.decompress(chunks.get(b"IDAT", b"")), np.uint8).reshape(height, 1 + width)
-    if lines[:, 0].max() > 4:
-        raise ValueError
-    rows = [[0] * (width + 1)]  # with a border of zeros above and to the left
-    for method, *line in lines.tolist():
-        above, row = rows[-1], [0]
-        for x, value in enumerate(line):
-            left, corner, up = row[x], above[x], above[x + 1]
-            row.append((value + _predict(method, left, up, corner)) % 256)
-        rows.append(row)
-    return np.array(rows, np.uint8)[1:, 1:]
-
-
-def _predict(method: int, left: int, up: int, corner: int) -> int:
-    """What a filter of PNG expects a pixel to be."""
-    if method == 4:  # Paeth: the neighbour nearest to this
-        target = left + up - corner
-        return min((left, up, corner), key=lambda pixel: abs(target - pixel))
-    return (0, left, up, (left + up) // 2)[method]
+    content = file.read_bytes()
+    # Pillow's mode L also stands for fewer bits of grey. The size is checked before anything is decoded.
+    with suppress(*DAMAGED), Image.open(io.BytesIO(content), formats=["PNG"]) as image:
+        if content[BIT_DEPTH_AND_COLOUR] == EIGHT_BITS_OF_GREY and image.size == (side, side):
+            return np.asarray(image)
+    raise InputError(f"{file} is not a grey PNG image of {side} pixels a side; unpack {URL} again")

@@ -1,11 +1,14 @@
 """Retrieval, images, Pathfinder and IMDb: tiny files in the official formats, and damaged ones."""
 
+import io
 import os
 import re
+import zlib
 
 import numpy as np
 import pytest
 from lra_files import cifar_records, write_cifar, write_imdb, write_pathfinder, write_retrieval
+from PIL import Image
 from sklearn.datasets import load_digits
 
 from minrnn_lightning.data import (
@@ -17,6 +20,7 @@ from minrnn_lightning.data import (
 from minrnn_lightning.data.long_range_arena import images
 from minrnn_lightning.data.long_range_arena.module import Split
 from minrnn_lightning.data.long_range_arena.pathfinder import read_png
+from minrnn_lightning.errors import InputError
 
 
 def prepared(data):
@@ -206,32 +210,42 @@ def test_pathfinder(tmp_path):
     assert next(iter(data.train_dataloader())).inputs.shape == (2, 1024)
 
 
-@pytest.mark.parametrize("method", range(5))
-def test_filters_of_png(method):
-    """Every filter, written out by the rules of the standard."""
-    import struct
-    import zlib
+def png(grey, mode="L", **options):
+    """The content of a PNG file, written by Pillow."""
+    file = io.BytesIO()
+    Image.fromarray(grey).convert(mode).save(file, "png", **options)
+    return file.getvalue()
 
-    pixels = np.random.default_rng(method).integers(256, size=(5, 7), dtype=np.uint8).astype(int)
-    padded = np.pad(pixels, ((1, 0), (1, 0)))
-    left, up, corner = padded[1:, :-1], padded[:-1, 1:], padded[:-1, :-1]
-    target = left + up - corner
-    distance = np.abs(np.stack([left, up, corner]) - target)
-    paeth = np.where(
-        (distance[0] <= distance[1]) & (distance[0] <= distance[2]),
-        left,
-        np.where(distance[1] <= distance[2], up, corner),
-    )
-    predicted = [np.zeros_like(pixels), left, up, (left + up) // 2, paeth][method]
-    lines = np.concatenate([np.full((5, 1), method), (pixels - predicted) % 256], axis=1).astype(np.uint8).tobytes()
 
-    def chunk(kind, content):
-        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+@pytest.mark.parametrize("options", [{}, {"compress_level": 0}, {"optimize": True}], ids=str)
+def test_grey_png(tmp_path, options):
+    for seed in range(20):  # Pillow chooses another filter for smooth images than for noise
+        random = np.random.default_rng(seed)
+        pixels = np.cumsum(random.integers(-seed, seed + 1, size=(9, 9)), axis=seed % 2) % 256
+        (tmp_path / "x.png").write_bytes(png(pixels.astype(np.uint8), **options))
+        assert np.array_equal(read_png(tmp_path / "x.png", 9), pixels)
 
-    header = struct.pack(">IIBBBBB", 7, 5, 8, 0, 0, 0, 0)
-    packed = zlib.compress(lines)
-    splits = chunk(b"IHDR", header) + chunk(b"IDAT", packed[:9]) + chunk(b"IDAT", packed[9:]) + chunk(b"IEND", b"")
-    assert np.array_equal(read_png(b"\x89PNG\r\n\x1a\n" + splits), pixels)
+
+def other_images():
+    """PNG files that are damaged, or of another size or other colours than 8 by 8 pixels with 8 bits of grey."""
+    grey = np.arange(64, dtype=np.uint8).reshape(8, 8)
+    for mode in ("1", "RGB", "LA", "P", "I;16"):
+        yield mode, png(grey, mode)
+    yield "size", png(grey[:, :7])
+    noise = np.random.default_rng(0).integers(256, size=(8, 8), dtype=np.uint8)
+    for size in (0, 7, 24, 40, 80):
+        yield f"{size} bytes", png(noise)[:size]
+    yield "checksum", png(grey).replace(b"IDAT", b"IDAT\0")
+    four_colours = png(grey % 4, "P", bits=2)
+    header = four_colours[12:25] + bytes([0, *four_colours[26:29]])  # grey, of 2 bits, which Pillow reads as mode L
+    yield "2 bits", four_colours[:12] + header + zlib.crc32(header).to_bytes(4, "big") + four_colours[33:]
+
+
+@pytest.mark.parametrize("content", [pytest.param(content, id=name) for name, content in other_images()])
+def test_other_images_are_refused(tmp_path, content):
+    (tmp_path / "x.png").write_bytes(content)
+    with pytest.raises(InputError, match=r"x\.png is not a grey PNG image of 8 pixels a side; unpack https"):
+        read_png(tmp_path / "x.png", 8)
 
 
 @pytest.mark.parametrize("wrong", ["cut", "text", "size", "metadata"])
