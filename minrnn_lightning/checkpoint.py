@@ -1,4 +1,4 @@
-"""Checkpoints of Lightning: written whole or not at all, read without unpickling code, taken from by what fits."""
+"""Lightning checkpoints: written atomically, read without unpickling code, loaded in full or where tensors fit."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ class CheckpointError(InputError):
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Plugin of the Trainer that writes a checkpoint beside its place and then renames it, and never unpickles code.
+    """Plugin of the Trainer that writes checkpoints atomically and reads them without unpickling code.
 
-    Lightning moves it there from the folder for temporary files, which may be another disk: on a full one, half a file
-    would take the place of the checkpoint before. What Lightning finds by itself, such as the checkpoint that SLURM
-    left, is read here too.
+    A checkpoint is written to a file in the same folder and then renamed. Lightning moves it there from the folder for
+    temporary files, which may be on another disk: if the disk is full, half a file would replace the previous
+    checkpoint. Checkpoints that Lightning finds by itself, such as those of a requeued Slurm job, are read here too.
     """
 
     def load_checkpoint(
@@ -37,12 +37,12 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         """Read plain tensors and values only, whatever ``weights_only`` says.
 
         Raises:
-            CheckpointError: the checkpoint is not a local file, or holds Python objects.
+            CheckpointError: The checkpoint is not a local file, or holds Python objects.
         """
         return read_checkpoint(path)
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None) -> None:
-        """Write the checkpoint; after an error there is what was there before."""
+        """Write the checkpoint; after an error the previous one is still there."""
         if "://" in str(path):  # not a file
             return super().save_checkpoint(checkpoint, path, storage_options)
         partial = Path(f"{path}.partial")
@@ -57,13 +57,13 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     """Read a checkpoint of Lightning to the CPU.
 
     Args:
-        path: the ``.ckpt`` file.
+        path: The ``.ckpt`` file.
 
     Returns:
         Lightning's dictionary: ``state_dict``, ``hyper_parameters``, what the data module saved, and more.
 
     Raises:
-        CheckpointError: the file is missing, damaged, holds Python objects or comes from another program.
+        CheckpointError: The file is missing, damaged, holds Python objects or comes from another program.
     """
     if not Path(path).is_file():
         if "://" in str(path):
@@ -78,7 +78,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror or error}") from error
-    except Exception as error:  # bytes of any kind make the reader fail in any way
+    except Exception as error:  # arbitrary bytes make the reader fail in arbitrary ways
         raise CheckpointError(
             f"{path} is not a checkpoint of plain tensors and values: it is damaged, cut short or from another program"
         ) from error
@@ -88,17 +88,17 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
 
 
 def load_matching(module: nn.Module, path: str | Path) -> tuple[list[str], list[str]]:
-    """Copy from a checkpoint the tensors whose name and shape fit, to fine-tune a model of another size.
+    """Copy the tensors of a checkpoint whose name and shape fit, to fine-tune a model of another size.
 
     Args:
-        module: the model to fill; its other tensors stay as they are.
-        path: the checkpoint to take from.
+        module: The model to fill; its other tensors stay as they are.
+        path: The checkpoint to take from.
 
     Returns:
         The names of the tensors of ``module`` that were taken, and of those that were left.
 
     Raises:
-        CheckpointError: the checkpoint cannot be read, or no tensor in it fits.
+        CheckpointError: The checkpoint cannot be read, or no tensor in it fits.
     """
     saved = read_checkpoint(path)["state_dict"]
     own = module.state_dict()
@@ -113,12 +113,12 @@ def check_fits(module: nn.Module, checkpoint: dict[str, Any], path: str | Path) 
     """Refuse a checkpoint of another class or of a model of another size.
 
     Args:
-        module: the model that is to continue from the checkpoint.
-        checkpoint: what `read_checkpoint` returned.
-        path: where it came from, for the message.
+        module: The model that is to continue from the checkpoint.
+        checkpoint: What `read_checkpoint` returned.
+        path: Its path, for the error message.
 
     Raises:
-        CheckpointError: a tensor is missing, unknown or of another shape; the message names the first of them.
+        CheckpointError: A tensor is missing, unknown or of another shape; the message names the first of them.
     """
     saved, own = checkpoint["state_dict"], module.state_dict()
     for name in sorted(own.keys() | saved.keys()):
@@ -131,14 +131,14 @@ def check_fits(module: nn.Module, checkpoint: dict[str, Any], path: str | Path) 
 
 
 def tokenizer_of(checkpoint: dict[str, Any], path: str | Path = "the checkpoint") -> Tokenizer:
-    """The vocabulary that a text data module left in a checkpoint.
+    """The vocabulary that a text data module stored in a checkpoint.
 
     Args:
-        checkpoint: what `read_checkpoint` returned.
-        path: where it came from, for the message.
+        checkpoint: What `read_checkpoint` returned.
+        path: Its path, for the error message.
 
     Raises:
-        CheckpointError: the model was not trained through one of the text data modules.
+        CheckpointError: The model was not trained through one of the text data modules.
     """
     for name, part in checkpoint.items():
         if isinstance(part, dict) and "tokenizer" in part and not name.endswith("hyper_parameters"):
@@ -149,44 +149,44 @@ def tokenizer_of(checkpoint: dict[str, Any], path: str | Path = "the checkpoint"
 
 
 def last_checkpoint(folder: str | Path) -> Path | None:
-    """The ``last.ckpt`` that was written last among the runs of a folder; None where there is none.
+    """The most recent ``last.ckpt`` among the runs of a folder; None if there is none.
 
     Args:
-        folder: the ``default_root_dir`` of the runs, with a folder ``version_N`` for each.
+        folder: The ``default_root_dir`` of the runs, with a folder ``version_N`` for each.
     """
     return max(Path(folder).glob("version_*/checkpoints/last.ckpt"), key=os.path.getmtime, default=None)
 
 
-def find_checkpoint(word: str, folder: str | Path) -> Path:
-    """The checkpoint that ``last`` or ``best`` stands for: of the run of a folder that was written to last.
+def find_checkpoint(name: str, folder: str | Path) -> Path:
+    """The checkpoint that ``last`` or ``best`` stands for, of the most recent run in a folder.
 
     Args:
-        word: ``last`` is the end of the run, ``best`` what its ModelCheckpoint with a ``monitor`` kept.
-        folder: the ``default_root_dir`` of the runs.
+        name: ``last`` is the end of the run, ``best`` the best one according to its ModelCheckpoint with a ``monitor``.
+        folder: The ``default_root_dir`` of the runs.
 
     Raises:
-        CheckpointError: there is no such checkpoint.
+        CheckpointError: There is no such checkpoint.
     """
     last = last_checkpoint(folder)
     if last is None:
-        raise CheckpointError(f"--ckpt_path {word} finds no run with a last.ckpt in {folder}; give a file instead")
-    if word == "last":
+        raise CheckpointError(f"--ckpt_path {name} finds no run with a last.ckpt in {folder}; give a file instead")
+    if name == "last":
         return last
-    for name, state in read_checkpoint(last).get("callbacks", {}).items():
-        if name.startswith("ModelCheckpoint") and isinstance(state, dict) and state.get("best_model_path"):
-            if "'monitor': None" in name:
+    for key, state in read_checkpoint(last).get("callbacks", {}).items():
+        if key.startswith("ModelCheckpoint") and isinstance(state, dict) and state.get("best_model_path"):
+            if "'monitor': None" in key:
                 continue
             best = last.parent / Path(state["best_model_path"]).name  # the folder may have been moved since
             if best.is_file():
                 return best
     raise CheckpointError(
-        f"--ckpt_path {word} finds none in {last.parent}: a run keeps it where a ModelCheckpoint with a monitor is "
+        f"--ckpt_path {name} finds none in {last.parent}: a run keeps it where a ModelCheckpoint with a monitor is "
         "among trainer.callbacks; give last or a file instead"
     )
 
 
 def plain_values(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Those of some hyper-parameters that have a plain value; a task refuses the others before training starts."""
+    """The hyper-parameters that have a plain value; a task refuses the others before training starts."""
     found: dict[str, Any] = {}
     for name, value in values.items():
         with suppress(ValueError):
@@ -195,14 +195,14 @@ def plain_values(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def plain(value: Any, name: str) -> Any:
-    """A hyper-parameter as the plain value that a checkpoint can hold: NumPy's and PyTorch's numbers become Python's.
+    """Convert a hyper-parameter to a plain value that a checkpoint can hold: numbers of NumPy and PyTorch to Python's.
 
     Args:
-        value: what was given.
-        name: its name, for the message.
+        value: Value of the hyper-parameter.
+        name: Its name, for the error message.
 
     Raises:
-        InputError: it has no plain value, so that a checkpoint with it could not be read without executing code.
+        InputError: It has no plain value, so that a checkpoint with it could not be read without executing code.
     """
     if value is None or type(value) in (bool, int, float, complex, str, bytes, torch.dtype, torch.device):
         return value
@@ -219,9 +219,9 @@ def plain(value: Any, name: str) -> Any:
     if isinstance(value, (list, tuple, set, frozenset)):
         values = [plain(each, name) for each in value]
         return tuple(values) if isinstance(value, tuple) else values
-    for kind in (bool, int, float, str):  # of a subclass
-        if isinstance(value, kind):
-            return kind(value)
+    for base in (bool, int, float, str):  # value may be of a subclass
+        if isinstance(value, base):
+            return base(value)
     raise InputError(
         f"{name} is a {type(value).__name__}, which a checkpoint cannot hold: give a number, a text, a list or a "
         "dictionary of these, or take it out of hparams"

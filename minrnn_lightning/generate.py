@@ -1,4 +1,4 @@
-"""Sampling from a task: the prompt is read in parallel, then every token costs one constant-time step."""
+"""Sampling from a language model: the prompt is read in parallel, then every token costs one constant-time step."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from minrnn_lightning.tasks.load import load_task
 
 Item = TypeVar("Item")
 
-CHUNK = 4096  # tokens of the prompt read at once, which bounds the memory
+CHUNK = 4096  # tokens of the prompt read in one call, which bounds the memory
 
 
 def generate(
@@ -36,19 +36,19 @@ def generate(
     """Continue token sequences, one token of each at a time.
 
     Args:
-        task: a trained task whose outputs are the logits of the next token; put in evaluation mode while it samples.
-        tokens: the prompts, (batch, length) of int64 with length at least 1, on the task's device.
-        max_new_tokens: how many tokens to make for each sequence.
-        temperature: divides the logits; 0 always takes the most probable token.
-        top_k: sample among the k most probable tokens only.
-        top_p: sample among the most probable tokens that together reach this probability, in (0, 1].
-        generator: source of randomness, on the task's device; PyTorch's own one when not given.
+        task: A trained task whose outputs are the logits of the next token; put in evaluation mode while it samples.
+        tokens: The prompts, (batch, length) of int64 with length at least 1, on the task's device.
+        max_new_tokens: Number of tokens to generate for each sequence.
+        temperature: Divides the logits; 0 always takes the most probable token.
+        top_k: Sample among the k most probable tokens only.
+        top_p: Sample among the most probable tokens that together reach this probability, in (0, 1].
+        generator: Source of randomness, on the task's device; PyTorch's global one if None.
 
     Yields:
         The next token of each sequence, (batch,) of int64.
 
     Raises:
-        InputError: an argument is out of its range.
+        InputError: An argument is out of its range.
     """
     if tokens.ndim != 2 or tokens.shape[1] == 0:
         raise InputError(f"tokens must be (batch, length) with length at least 1, got {tuple(tokens.shape)}")
@@ -64,7 +64,7 @@ def generate(
 
 
 class DivergedError(InputError):
-    """The outputs of a model are no finite numbers."""
+    """The logits of a model are not finite."""
 
 
 @torch.inference_mode()
@@ -103,7 +103,7 @@ def sample(
     """Draw one token from each row of ``logits`` (batch, output_size); returns (batch,). Arguments as in `generate`.
 
     Raises:
-        DivergedError: a logit is NaN or plus infinity, or a row has no finite one.
+        DivergedError: A logit is NaN or plus infinity, or a row has no finite one.
     """
     highest = logits.max(-1).values  # NaN if one is
     if not highest.isfinite().all():
@@ -126,24 +126,24 @@ def sample(
 
 
 def load_language_task(path: str | Path) -> tuple[LanguageTask, Tokenizer]:
-    """The trained task and its vocabulary, from nothing but a checkpoint.
+    """Load a trained task and its vocabulary from a checkpoint alone.
 
     Args:
-        path: the ``.ckpt`` file of a LanguageTask or of a subclass that keeps its architecture.
+        path: The ``.ckpt`` file of a LanguageTask or of a subclass that keeps its architecture.
 
     Raises:
-        CheckpointError: the file cannot be read, or holds something else than a language model of text.
+        CheckpointError: The file cannot be read, or holds no language model of text.
     """
     task, checkpoint = load_task(path, LanguageTask, "generate text")
     return task, tokenizer_of(checkpoint, path)
 
 
 def stream_text(tokenizer: Tokenizer, tokens: Iterable[int]) -> Iterator[str]:
-    """Decode tokens into text as they come; the bytes of one character may be spread over several tokens.
+    """Decode a stream of tokens into text; the bytes of one character may be spread over several tokens.
 
     Args:
-        tokenizer: the vocabulary.
-        tokens: the token numbers.
+        tokenizer: The vocabulary.
+        tokens: The tokens.
 
     Yields:
         Pieces of text that together are the text of all tokens.
@@ -163,12 +163,12 @@ def stream_text(tokenizer: Tokenizer, tokens: Iterable[int]) -> Iterator[str]:
 
 
 def report_speed(tokens: Iterable[Item], every: int, start: int = 0) -> Iterator[Item]:
-    """Pass tokens on, and print speed and memory to standard error.
+    """Yield the tokens, and print speed and memory to standard error.
 
     Args:
-        tokens: what is produced.
-        every: tokens between two lines.
-        start: position of the first token: the length of the prompt.
+        tokens: A stream of tokens.
+        every: Number of tokens between two lines.
+        start: Position of the first token: the length of the prompt.
     """
     began = time.perf_counter()
     for position, token in enumerate(tokens, start + 1):

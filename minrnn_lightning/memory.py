@@ -1,4 +1,4 @@
-"""Memory that the process keeps: what it frees is used again instead of being given back to the system."""
+"""Memory of the process: freed blocks are reused instead of returned to the operating system, and the peak."""
 
 import ctypes
 import os
@@ -12,22 +12,22 @@ GROWTH = 1 << 26  # bytes by which the heap grows at least
 
 
 def keep_freed_memory() -> bool:
-    """Let glibc's malloc keep what is freed, so that the large tensors of each step do not fault in fresh pages.
+    """Let glibc's malloc keep freed memory, so that the large tensors of each step do not fault in fresh pages.
 
-    By default it maps every large block anew and returns it when it is freed; the system then zeroes each page at its
-    first touch. The process holds on to its peak instead. ``MINRNN_KEEP_MEMORY=0`` leaves malloc alone. Source:
+    By default it maps every large block anew and unmaps it when it is freed; the system then zeroes each page at its
+    first use. With this the process stays at its peak instead. ``MINRNN_KEEP_MEMORY=0`` leaves malloc alone. Source:
     https://man7.org/linux/man-pages/man3/mallopt.3.html
 
     Returns:
-        Whether malloc was changed: not outside Linux, with another C library, or if the variable forbids it.
+        Whether malloc was changed: not outside Linux, with another C library, or if the variable is 0.
 
     Raises:
         InputError: ``MINRNN_KEEP_MEMORY`` is neither 0 nor 1.
     """
-    wish = os.environ.get("MINRNN_KEEP_MEMORY", "1")
-    if wish not in ("0", "1"):
-        raise InputError(f"MINRNN_KEEP_MEMORY is {wish!r}; it can be 0 or 1")
-    if wish == "0" or sys.platform != "linux":
+    setting = os.environ.get("MINRNN_KEEP_MEMORY", "1")
+    if setting not in ("0", "1"):
+        raise InputError(f"MINRNN_KEEP_MEMORY must be 0 or 1, got {setting!r}")
+    if setting == "0" or sys.platform != "linux":
         return False
     libc = ctypes.CDLL(None)
     if not hasattr(libc, "gnu_get_libc_version"):
@@ -37,7 +37,7 @@ def keep_freed_memory() -> bool:
 
 
 def peak_memory() -> float | None:
-    """Most memory that the process has held so far, in MB; None on Windows, whose Python does not tell."""
+    """Peak memory of the process so far in MB; None on Windows, where Python cannot report it."""
     try:
         import resource
     except ImportError:

@@ -1,4 +1,4 @@
-"""Signals that ask the process to end: all of them as Ctrl-C, each with its own exit code."""
+"""Signals that ask the process to end: all are handled like Ctrl-C, each with its own exit code."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class Stopped(KeyboardInterrupt):
     """A signal ended the work.
 
     Args:
-        number: of the signal.
+        number: Number of the signal.
     """
 
     def __init__(self, number: int = signal.SIGINT) -> None:
@@ -25,14 +25,14 @@ class Stopped(KeyboardInterrupt):
 
 
 def exit_code(stop: BaseException) -> int:
-    """What a shell expects of a process that a signal ended: 128 and the number of the signal."""
+    """Exit code that a shell expects of a process that a signal ended: 128 plus the number of the signal."""
     return 128 + int(getattr(stop, "number", signal.SIGINT))
 
 
 def stop_on_signals() -> None:
     """Let SIGTERM and SIGHUP end the process as Ctrl-C does, unless the caller has them ignored, as ``nohup`` does.
 
-    In a job of Slurm, Lightning decides about SIGTERM, which may be what asks to put the job back into the queue.
+    In a Slurm job, SIGTERM is left to Lightning: it may be the signal that asks to requeue the job.
     """
     if threading.current_thread() is not threading.main_thread():
         return

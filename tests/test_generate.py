@@ -235,7 +235,7 @@ def test_stats(minrnn, checkpoint):
         (["--max_new_tokens=-3"], "max_new_tokens must be at least 1, got -3", 1),
         (["--batch=0"], "batch must be at least 1, got 0", 1),
         (["--stats=-1"], "stats must be at least 0, got -1", 1),
-        (["--max_new_tokens=many"], "max_new_tokens: expected int. Got value: many", 2),
+        (["--max_new_tokens=many"], "max_new_tokens must be a whole number, got many", 2),
         (["--tempo=3"], "unrecognized arguments: --tempo=3", 2),
     ],
 )

@@ -38,7 +38,7 @@ def test_blocks_are_used_again_without_page_faults() -> None:
 
 def test_unknown_wish_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MINRNN_KEEP_MEMORY", "yes")
-    with pytest.raises(ValueError, match="MINRNN_KEEP_MEMORY is 'yes'; it can be 0 or 1"):
+    with pytest.raises(ValueError, match="MINRNN_KEEP_MEMORY must be 0 or 1, got 'yes'"):
         keep_freed_memory()
 
 

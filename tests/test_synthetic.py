@@ -67,7 +67,7 @@ def test_no_picture_without_matplotlib(minrnn, tmp_path, monkeypatch):
     ]
     code, _, errors = minrnn("fit", *COPY, *words, "--trainer.val_check_interval=2")
     assert code == 0, errors
-    assert said[0].startswith("No picture without matplotlib: pip install")
+    assert said[0].startswith("No plot without matplotlib: pip install")
     events = EventAccumulator(str(tmp_path / "version_0"))
     events.Reload()
     assert events.Tags()["images"] == []
@@ -104,19 +104,19 @@ def test_two_processes(tmp_path):
 
 @pytest.mark.parametrize("words", [COPY, LISTOPS], ids=["tagging", "classification"])
 def test_training_step_is_timed(minrnn, tmp_path, monkeypatch, words):
-    monkeypatch.setattr(train, "STEPS", 1)
+    monkeypatch.setattr(train, "REPEATS", 1)
     folder = [f"--data.data_dir={tmp_path}"] if words is LISTOPS else []
     code, out, errors = minrnn("benchmark", "train", *words, *folder)
     assert code == 0, errors
-    assert train.WHOLE in out
+    assert train.STEP in out
 
 
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        (["--data.length=1"], "2 data tokens do not fit into length 1; raise length or lower data_tokens."),
-        (["--data.vocab_size=2"], "vocab_size must be 3 or more: the query, the noise and a data symbol; got 2."),
-        (["--data.curriculum=[[1,1,1]]"], "2 data tokens do not fit into length 1; raise length or lower data_tokens."),
+        (["--data.length=1"], "2 data tokens do not fit into length 1; raise length or lower data_tokens"),
+        (["--data.vocab_size=2"], "vocab_size must be at least 3: the query, the noise and a data symbol, got 2"),
+        (["--data.curriculum=[[1,1,1]]"], "2 data tokens do not fit into length 1; raise length or lower data_tokens"),
     ],
 )
 def test_one_sentence_for_bad_input(minrnn, tmp_path, words, sentence):

@@ -1,27 +1,20 @@
-"""Ends a run whose validation loss is not finite."""
+"""Stops a run whose validation loss is not finite."""
 
 from __future__ import annotations
-
-from typing import TYPE_CHECKING
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from minrnn_lightning.errors import InputError
 
-if TYPE_CHECKING:
-    pass
-
-SLOW_DISK = 1e8  # bytes a second
-
 
 class StopOnDivergence(Callback):
-    """Ends a training whose validation loss is no finite number, before a checkpoint is made of it."""
+    """Stops a training whose validation loss is not finite, before a checkpoint is made of it."""
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Look at ``val/loss``, which every task here logs.
+        """Check ``val/loss``, which every task of this package logs.
 
         Raises:
-            InputError: It is infinite or no number.
+            InputError: It is infinite or NaN.
         """
         loss = trainer.callback_metrics.get("val/loss")
         if trainer.state.fn == "fit" and not trainer.sanity_checking and loss is not None and not loss.isfinite():

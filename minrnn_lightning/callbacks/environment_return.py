@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
@@ -15,26 +15,21 @@ from minrnn_lightning.rl.environments import environment_of
 from minrnn_lightning.rl.rollout import Mode, rollout
 from minrnn_lightning.tasks import PolicyTask
 
-if TYPE_CHECKING:
-    pass
-
-SLOW_DISK = 1e8  # bytes a second
-
 
 class EnvironmentReturn(Callback):
-    """Let a policy act in its environment after validations, and log the return that it gets there.
+    """Runs a policy in its environment after validations, and logs the returns.
 
     Logged: ``val/return`` of the first target; for every target ``val/return/<target>`` and, where D4RL has references
-    for the environment, ``val/score/<target>``; without the conditioning ``val/score``. At a test the same as
-    ``test/…``. Every time the same episodes start, and in every process, so that all agree.
+    for the environment, ``val/score/<target>``; without conditioning on returns ``val/score``. At a test the same as
+    ``test/…``. The episodes start from the same seeds every time and in every process, so that all processes agree.
 
     Args:
         env_id: The environment; that of the training data if None.
-        episodes: How many to play for each target.
-        targets: Returns to ask for; the highest of the training data if None.
+        episodes: Number of episodes for each target.
+        targets: Returns to condition on; the highest of the training data if None.
         mode: As for `minrnn_lightning.rl.rollout.rollout`.
         window: As for `minrnn_lightning.rl.rollout.rollout`; the length of the rows of the training data if None.
-        every_n_validations: Play at every so many validations, and at that of the last step.
+        every_n_validations: Number of validations between two rollouts; the one after the last step always has one.
         seed: Of the first episode.
     """
 
@@ -62,19 +57,19 @@ class EnvironmentReturn(Callback):
             raise MisconfigurationException("EnvironmentReturn needs a PolicyTask")
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Play, if it is time."""
+        """Roll out, if it is time."""
         if trainer.sanity_checking:
             return
         self.validations += 1
         last = trainer.global_step >= trainer.max_steps > 0 or trainer.state.fn == "validate"
         if last or self.validations % self.every_n_validations == 0:
-            self._play(trainer, pl_module, "val")
+            self._rollout(trainer, pl_module, "val")
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Play."""
-        self._play(trainer, pl_module, "test")
+        """Roll out."""
+        self._rollout(trainer, pl_module, "test")
 
-    def _play(self, trainer: Trainer, task: LightningModule, part: str) -> None:
+    def _rollout(self, trainer: Trainer, task: LightningModule, part: str) -> None:
         assert isinstance(task, PolicyTask)
         known = task.environment
         env_id = environment_of(task, self.env_id)
@@ -83,9 +78,9 @@ class EnvironmentReturn(Callback):
         targets: list[Any] = self.targets or [known["max_return"]] if task.condition_on_return else [None]
         options = {**self.options, "window": self.options["window"] or known.get("window", 20)}
         options |= {"episodes": 1} if trainer.fast_dev_run else {}  # type: ignore[attr-defined]
-        for number, played in enumerate(rollout(task, env_id, targets=targets, **options)):
-            mean = statistics.mean(played.returns)
-            ending = "" if played.target is None else f"/{played.target:g}"
+        for number, result in enumerate(rollout(task, env_id, targets=targets, **options)):
+            mean = statistics.mean(result.returns)
+            ending = "" if result.target is None else f"/{result.target:g}"
             figures = {f"{part}/return{ending}": mean, f"{part}/score{ending}": normalized_score(env_id, mean)}
             figures |= {} if number else {f"{part}/return": mean}
             shown = {name: torch.tensor(value) for name, value in figures.items() if value is not None}

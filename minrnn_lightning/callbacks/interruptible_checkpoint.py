@@ -1,4 +1,4 @@
-"""``last.ckpt``: written regularly and when a run is interrupted."""
+"""``last.ckpt``, written regularly and when a run is interrupted."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
@@ -17,24 +17,21 @@ from lightning.pytorch.utilities import rank_zero_info
 from minrnn_lightning.lightning_internals import accumulates, validates_next
 from minrnn_lightning.signals import ENDING, Stopped
 
-if TYPE_CHECKING:
-    pass
-
-SLOW_DISK = 1e8  # bytes a second
+SLOW_DISK = 1e8  # bytes per second
 
 
 class AtTrainEnd(Callback):
-    """Calls a function when training ends, before the callbacks that come after it.
+    """Calls a function when training ends, before the callbacks after it in the list.
 
     Args:
-        function: Gets the trainer.
+        function: Called with the Trainer.
     """
 
     def __init__(self, function: Callable[[Trainer], None]) -> None:
         self.function = function
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Call it."""
+        """Call the function."""
         self.function(trainer)
 
 
@@ -42,26 +39,26 @@ class InterruptibleCheckpoint(ModelCheckpoint):
     """Writes ``last.ckpt`` after every validation, every few minutes, when training ends, and at Ctrl-C.
 
     Ctrl-C ends the training after the step in progress and the validation that follows it, in all processes alike: an
-    interrupt inside the optimizer would leave weights of which some have taken the step and some have not, and one
-    before the validation would leave that out of the curve. A second Ctrl-C ends it at once. SIGTERM and SIGHUP do the
+    interrupt inside the optimizer would leave some weights updated and others not, and one before the validation would
+    leave that out of the curve. A second Ctrl-C ends it at once. SIGTERM and SIGHUP do the
     same. While gradients are accumulated, which no checkpoint holds, it waits until they are used.
 
     Args:
-        minutes: Time between two checkpoints where no validation comes before; 0 waits for the validation. A model so
-            large that writing it would take more than 1 % of the time is written less often.
+        minutes: Longest time between two checkpoints; 0 writes them at validations only. A model so large that writing
+            it would take more than 1 % of the time is written less often.
     """
 
     def __init__(self, minutes: float = 5.0) -> None:
         super().__init__(filename="last", enable_version_counter=False, save_top_k=0)
         self.minutes = minutes
-        self.signal: int | None = None  # that asked to end
+        self.signal: int | None = None  # the one that asked to end
         self.handlers: dict[int, Any] = {}
-        self.due = False  # after a validation amid the accumulation of gradients
+        self.due = False  # since a validation while gradients were accumulated
         self.finished = False
         self.cost, self.saved_at = 0.0, 0.0  # seconds that a save takes, and time of the last one
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Take over Ctrl-C and the like, and start the clock."""
+        """Install the signal handlers, and start the clock."""
         super().on_train_start(trainer, pl_module)
         self.signal, self.due, self.finished = None, False, False
         self.saved_at = time.monotonic()
@@ -75,28 +72,28 @@ class InterruptibleCheckpoint(ModelCheckpoint):
 
     def _interrupt(self, number: int, frame: FrameType | None) -> None:
         self.signal = number
-        self._give_back()
+        self._restore_handlers()
         what = "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name
         rank_zero_info(f"\n{what}: training ends after this step; once more ends it at once")
 
-    def _give_back(self) -> None:
+    def _restore_handlers(self) -> None:
         for number, handler in self.handlers.items():
             signal.signal(number, handler)
         self.handlers.clear()
 
     def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
-        """Save if it is time, and end if that is wanted, unless gradients or a validation are to come first."""
+        """Save if it is time, and end if a signal asked for it; accumulated gradients and validations come first."""
         if validates_next(trainer) or accumulates(trainer):
             return
         elapsed = time.monotonic() - self.saved_at
         timely = self.minutes > 0 and elapsed >= max(60 * self.minutes, 100 * self.cost)
-        # A checkpoint of weights that are lost would take the place of one that can be gone on with.
+        # A checkpoint of diverged weights would replace one from which training can go on.
         loss = trainer.callback_metrics.get("train/loss")
         timely = timely and trainer.is_global_zero and (loss is None or bool(loss.isfinite()))
         self._save_or_end(trainer, timely)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Save, and end if that is wanted; after an interrupt the validation is finished first."""
+        """Save, and end if a signal asked for it; after an interrupt the validation is finished first."""
         if trainer.state.fn == "fit" and not trainer.sanity_checking:
             if accumulates(trainer):
                 self.due = True
@@ -104,10 +101,10 @@ class InterruptibleCheckpoint(ModelCheckpoint):
                 self._save_or_end(trainer, True)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Nothing: an epoch of a stream means nothing."""
+        """Do nothing: an epoch of an endless stream has no meaning."""
 
     def _save_or_end(self, trainer: Trainer, save: bool) -> None:
-        """Save if any process wants it; end if any was asked to."""
+        """Save if any process should; end if any was asked to by a signal."""
         end = self.signal is not None
         save = save or self.due or end
         if trainer.world_size > 1:
@@ -123,15 +120,15 @@ class InterruptibleCheckpoint(ModelCheckpoint):
     def finish(self, trainer: Trainer) -> None:
         """Save at the end of the training, whether or not the last step was validated.
 
-        That is before a callback such as EMAWeightAveraging puts its average in the place of the trained weights, from
-        which a longer run would then start.
+        That is before a callback such as EMAWeightAveraging replaces the trained weights by their average, from which a
+        longer run would then start.
         """
         if not self.finished:
             self._save(trainer)
             self.finished = True
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Save, unless ``finish`` was called before."""
+        """Save, unless ``finish`` has."""
         self.finish(trainer)
 
     def _save(self, trainer: Trainer) -> None:
@@ -142,12 +139,12 @@ class InterruptibleCheckpoint(ModelCheckpoint):
             self.cost = self.saved_at - started
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Give Ctrl-C and the like back."""
+        """Restore the signal handlers."""
         super().teardown(trainer, pl_module, stage)
-        self._give_back()
+        self._restore_handlers()
 
 
 def _requeues(handler: Any) -> bool:
-    """Whether this handler of Lightning saves and puts a job of Slurm back into the queue."""
+    """Whether this is Lightning's handler that saves a Slurm job and requeues it."""
     parts = getattr(handler, "signal_handlers", [handler])
     return any(getattr(part, "__name__", "") == "_slurm_sigusr_handler_fn" for part in parts)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
@@ -11,27 +11,23 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.strategies import FSDPStrategy
 from lightning.pytorch.utilities import rank_zero_warn
 
+from minrnn_lightning.batches import data_facts
 from minrnn_lightning.data.text.tokenizer import encode
 from minrnn_lightning.generate import DivergedError, generate
 
-if TYPE_CHECKING:
-    from tokenizers import Tokenizer
-
-SLOW_DISK = 1e8  # bytes a second
-
 
 class TextSamples(Callback):
-    """Let the model continue a prompt after each validation: into TensorBoard, and printed when training ends.
+    """Continues a prompt after each validation; logged to TensorBoard, and printed when training ends.
 
-    The samples draw from a random generator of their own, so that training goes on as it would without them.
+    The samples have their own random generator, so that they do not change the training.
 
     Args:
-        prompt: the text to continue; where the vocabulary lacks one of its characters, the first token instead.
-        max_new_tokens: length of the sample in tokens.
-        temperature: as for `minrnn_lightning.generate.generate`.
-        top_k: as for `minrnn_lightning.generate.generate`.
-        top_p: as for `minrnn_lightning.generate.generate`.
-        seed: of the random generator; every sample starts from it, so that samples differ by the weights alone.
+        prompt: The text to continue; where the vocabulary lacks one of its characters, the first token instead.
+        max_new_tokens: Length of the sample in tokens.
+        temperature: As for `minrnn_lightning.generate.generate`.
+        top_k: As for `minrnn_lightning.generate.generate`.
+        top_p: As for `minrnn_lightning.generate.generate`.
+        seed: Of the random generator; every sample starts from it, so that samples differ by the weights alone.
     """
 
     def __init__(
@@ -55,14 +51,14 @@ class TextSamples(Callback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Refuse a data module that has no vocabulary before the training starts."""
-        if not hasattr(getattr(trainer, "datamodule", None), "tokenizer"):
+        if data_facts(trainer).tokenizer is None:
             raise MisconfigurationException("TextSamples needs a data module with a `tokenizer`, like TextDataModule")
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Sample and log; on the first process only, and not where the weights are spread over processes."""
         if trainer.sanity_checking or not trainer.is_global_zero or isinstance(trainer.strategy, FSDPStrategy):
             return
-        tokenizer: Tokenizer = trainer.datamodule.tokenizer  # type: ignore[attr-defined]
+        tokenizer = data_facts(trainer).tokenizer
         try:
             prompt = encode(tokenizer, self.prompt) or [0]
         except ValueError:  # another vocabulary than the recipe's

@@ -4,24 +4,19 @@ from __future__ import annotations
 
 import statistics
 import time
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from minrnn_lightning.memory import peak_memory
 
-if TYPE_CHECKING:
-    pass
-
-SLOW_DISK = 1e8  # bytes a second
-
 
 class TrainingCost(Callback):
-    """Logs what training steps cost, at every validation.
+    """Logs time and memory of training steps at every validation.
 
-    ``seconds_per_step`` is the median since the last validation, without waiting for data, ``peak_mb`` the most memory
-    so far: of the process on a CPU, of the tensors on a GPU.
+    ``seconds_per_step`` is the median since the last validation, without the time to load data; ``peak_mb`` the peak
+    memory so far in MB: of the process on a CPU, of the tensors on a GPU.
     """
 
     def __init__(self) -> None:
@@ -33,13 +28,13 @@ class TrainingCost(Callback):
         self.started = time.perf_counter()
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
-        """Stop it, when a GPU has finished too."""
+        """Stop it; a GPU is waited for."""
         if pl_module.device.type == "cuda":
             torch.cuda.synchronize(pl_module.device)
         self.seconds.append(time.perf_counter() - self.started)
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Log them, and the number of steps so far: that of Lightning's loggers differs by one after resuming."""
+        """Log the cost, and the number of steps so far: that of Lightning's loggers differs by one after resuming."""
         if not self.seconds:
             return
         if pl_module.device.type == "cuda":
@@ -52,4 +47,4 @@ class TrainingCost(Callback):
 
 
 class StepCost(TrainingCost):
-    """The former name of ``TrainingCost``, for recipes that have it."""
+    """The former name of ``TrainingCost``, for existing recipes."""
