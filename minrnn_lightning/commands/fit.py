@@ -181,6 +181,7 @@ class MinRNNCLI(LightningCLI):
             last = InterruptibleCheckpoint(self.config_init[self.subcommand].checkpoint_minutes)
             callbacks = [AtTrainEnd(last.finish), *callbacks, last]
         displays = self._displays(config)
+        kwargs["enable_model_summary"] = False  # Lightning's own
         if not any(isinstance(display, ProgressBar) for display in [*callbacks, *displays]):
             kwargs["enable_progress_bar"] = False
         # First, so that the other callbacks draw from the seeded generator too.

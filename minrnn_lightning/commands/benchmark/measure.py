@@ -1,16 +1,18 @@
-"""How a step is measured: its time in turns with others, the peak of its memory; and the words of the options."""
+"""How a step is measured: its time, in turns with others, and the peak of its memory; and options of benchmarks."""
 
 import os
 import statistics
 import sys
 import time
 from collections.abc import Callable, Mapping
+from types import TracebackType
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 from torch.autograd.profiler import profile
 
+from minrnn_lightning.commands.options import split_commas
 from minrnn_lightning.errors import InputError
 
 Step = Callable[[], object]
@@ -23,21 +25,29 @@ os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # torch's profiler writes to st
 def time_and_memory(
     steps: Mapping[str, Step], repeats: int, device: torch.device, length: int, batch_size: int
 ) -> list[dict[str, Any]]:
-    """A row of a report for every step that can run: untimed once, once for its memory, then timed in turns.
+    """Measure every step that can run: once as a warm-up, once for its memory, then timed in turns.
 
     Args:
         steps: Named steps, each over ``batch_size`` sequences of ``length``.
         repeats: How often each is timed.
-        device: Where they run.
-        length: Steps of the sequences.
-        batch_size: Sequences at once.
+        device: Device on which they run.
+        length: Time steps of the sequences.
+        batch_size: Number of sequences.
+
+    Returns:
+        A row of a report for each of them.
     """
     able = warm_up(steps)
     peaks = {name: peak_memory(step, device) for name, step in able.items()}
     return [
-        {"name": name, "length": length, **timing(seconds, batch_size * length), "peak_mb": peaks[name] / 1e6}
+        measurement(name, length, seconds, batch_size, peaks[name])
         for name, seconds in in_turns(able, repeats, device).items()
     ]
+
+
+def measurement(name: str, length: int, seconds: list[float], batch_size: int, peak: int) -> dict[str, Any]:
+    """A row of a report: times of a step over ``batch_size`` sequences of ``length``, and its peak memory in bytes."""
+    return {"name": name, "length": length, **timing(seconds, batch_size * length), "peak_mb": peak / 1e6}
 
 
 def in_turns(steps: Mapping[str, Step], repeats: int, device: torch.device) -> Seconds:
@@ -46,7 +56,7 @@ def in_turns(steps: Mapping[str, Step], repeats: int, device: torch.device) -> S
     Args:
         steps: What to time; every step has run before, see ``warm_up``.
         repeats: How often each is timed.
-        device: Where they run; a GPU is waited for.
+        device: Device on which they run; a GPU is synchronised.
     """
     seconds: Seconds = {name: [] for name in steps}
     for _ in range(repeats):
@@ -73,27 +83,53 @@ def warm_up(steps: Mapping[str, Step]) -> dict[str, Step]:
 
 
 def peak_memory(step: Step, device: torch.device) -> int:
-    """Most bytes of tensors that lived at once during a step, beyond those that lived before it.
+    """Peak memory of a step in bytes, see ``PeakMemory``."""
+    with PeakMemory(device) as memory:
+        step()
+    return memory.bytes
+
+
+class PeakMemory:
+    """Most bytes of tensors that existed at once inside a ``with`` block, beyond those that existed before it.
 
     On CUDA that is the allocator's own count. On the CPU it is the running sum of what PyTorch's profiler notes at each
     allocation and release: exact for tensors, also those inside an operator, but blind to what does not come from
     PyTorch's allocator: buffers of oneDNN and NumPy, the graph of autograd, compiled code.
+
+    Args:
+        device: Device of the tensors.
+
+    Attributes:
+        bytes: The result, after the block.
     """
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-        before = torch.cuda.memory_allocated(device)
-        torch.cuda.reset_peak_memory_stats(device)
-        step()
-        torch.cuda.synchronize(device)
-        return torch.cuda.max_memory_allocated(device) - before
-    with profile(profile_memory=True) as noted:
-        step()
-    changes = [event for event in noted.kineto_results.events() if event.name() == "[memory]"]
-    live = peak = 0
-    for change in sorted(changes, key=lambda event: event.start_ns()):
-        live += change.nbytes()
-        peak = max(peak, live)
-    return peak
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.bytes = 0
+
+    def __enter__(self) -> "PeakMemory":
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+            self._before = torch.cuda.memory_allocated(self.device)
+            torch.cuda.reset_peak_memory_stats(self.device)
+        else:
+            self._profile: Any = profile(profile_memory=True)
+            self._profile.__enter__()  # type: ignore[no-untyped-call]
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+            self.bytes = torch.cuda.max_memory_allocated(self.device) - self._before
+            return
+        self._profile.__exit__(kind, error, traceback)
+        changes = [event for event in self._profile.kineto_results.events() if event.name() == "[memory]"]
+        live = 0
+        for change in sorted(changes, key=lambda event: event.start_ns()):
+            live += change.nbytes()
+            self.bytes = max(self.bytes, live)
 
 
 def timing(seconds: list[float], tokens: int) -> dict[str, float]:
@@ -119,36 +155,47 @@ def gradient(outputs: Callable[[], Tensor | list[Tensor]], sources: list[Tensor]
 
 
 def check_sizes(**sizes: int) -> None:
-    """Refuse a size below one."""
+    """Refuse a size below 1.
+
+    Raises:
+        InputError: If a size is below 1.
+    """
     for name, size in sizes.items():
         if size < 1:
             raise InputError(f"{name} must be at least 1, got {size}")
 
 
 def parse_lengths(text: str) -> list[int]:
-    """The numbers in ``512``, ``512,2048`` or ``[512,2048]``."""
-    words = parse_words(text)
-    if not words or not all(word.isdecimal() and int(word) for word in words):
-        raise InputError(f"lengths are whole numbers from 1, separated by commas, as in 512,2048; got {text!r}")
-    return [int(word) for word in words]
+    """Read ``512``, ``512,2048`` or ``[512,2048]``.
 
-
-def parse_words(text: str) -> list[str]:
-    """The words between commas."""
-    return text.strip("[] ").replace(",", " ").split()
+    Raises:
+        InputError: If there is none, or one is not a whole number of at least 1.
+    """
+    lengths = split_commas(text)
+    if not lengths or not all(length.isdecimal() and int(length) for length in lengths):
+        raise InputError(f"lengths must be whole numbers from 1, separated by commas, such as 512,2048, got {text!r}")
+    return list(map(int, lengths))
 
 
 def parse_choice(option: str, text: str, accepted: Mapping[str, object]) -> list[str]:
-    """The words of an option, each of them among those accepted; all of these for an empty text."""
-    words = parse_words(text) or list(accepted)
-    for word in words:
-        if word not in accepted:
-            raise InputError(f"{option} has no {word!r}; it can be some of {','.join(accepted)}")
-    return words
+    """Read names separated by commas, each of them an accepted one; all of these for an empty text.
+
+    Raises:
+        InputError: If one is not accepted.
+    """
+    names = split_commas(text) or list(accepted)
+    for name in names:
+        if name not in accepted:
+            raise InputError(f"{option} must be some of {','.join(accepted)}, separated by commas, got {name!r}")
+    return names
 
 
 def parse_device(name: str) -> torch.device:
-    """The device of that name, if this machine has it."""
+    """The device of that name.
+
+    Raises:
+        InputError: If this machine does not have it.
+    """
     count = torch.cuda.device_count()
     try:
         device = torch.device(name)
@@ -157,7 +204,7 @@ def parse_device(name: str) -> torch.device:
     if device.type == "cpu" or (device.type == "cuda" and (device.index or 0) < count):
         return device
     raise InputError(
-        f"device is {name!r}; it can be cpu, or cuda or cuda:N where PyTorch sees a GPU, and here it sees {count}"
+        f"device must be cpu, or cuda or cuda:N where PyTorch sees a GPU (here it sees {count}), got {name!r}"
     )
 
 

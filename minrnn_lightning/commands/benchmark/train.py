@@ -1,74 +1,79 @@
-"""``minrnn benchmark train``: training steps of a recipe beside its matrix products alone and the paper's scan."""
+"""``minrnn benchmark train``: training steps of a recipe, its matrix products alone, and with the paper's scan."""
 
+import time
 from argparse import ArgumentParser
 from typing import Any
-from unittest import mock
 
 import torch
-from torch import Tensor, nn
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
+from torch.utils.data import DataLoader
 
-from minrnn_lightning.commands.benchmark.measure import Step, time_and_memory
+from minrnn_lightning.commands.benchmark.measure import PeakMemory, Step, measurement
 from minrnn_lightning.commands.benchmark.report import Report
 from minrnn_lightning.commands.fit import MinRNNCLI
 from minrnn_lightning.commands.recipes import find_recipes
+from minrnn_lightning.nn.mixers.gated import GatedMixer
 from minrnn_lightning.ops.reference import log_space_scan
 
-PRODUCTS, WHOLE, LOG_SPACE = "its matrix products alone", "training step", "the same with the paper's log-space scan"
-STEPS = 7  # training steps of each kind that are timed
+PRODUCTS, STEP, LOG_SPACE = "its matrix products alone", "training step", "the same with the paper's log-space scan"
+REPEATS = 7  # timed training steps with each scan
+CPU = torch.device("cpu")
 
 
-def train(words: list[str]) -> None:
-    """Time whole training steps of a recipe on the CPU beside its matrix products alone and the paper's scan.
+def train(args: list[str]) -> None:
+    """Time Lightning's training steps of a recipe on the CPU, its matrix products alone, and with the paper's scan.
 
     A step is forward, loss, backward, clipping and AdamW on one batch of the recipe's data, compiled with
     ``--model.compile true``. The matrix products have the shapes and the precision of the step's, forward and backward.
 
     Args:
-        words: the options of ``minrnn fit``, a recipe among them, and ``--output FOLDER`` and ``--compare FILE`` as
-            the other benchmarks have them.
+        args: The options of ``minrnn fit``, with a recipe, and ``--output FOLDER`` and ``--compare FILE`` as the other
+            benchmarks have them.
     """
     parser = ArgumentParser(
         "minrnn benchmark train",
-        description="Time training steps of a recipe on the CPU beside its matrix products alone and the paper's scan.",
-        epilog="Every option of `minrnn fit` besides, a recipe among them: --config shakespeare.",
+        description="Time training steps of a recipe on the CPU, its matrix products alone, and with the paper's scan.",
+        epilog="All options of `minrnn fit` are accepted too, with a recipe: --config shakespeare.",
         allow_abbrev=False,
         exit_on_error=False,
     )
     parser.add_argument("--output", metavar="FOLDER", help="Folder to write train.json, train.csv and train.png to.")
     parser.add_argument("--compare", metavar="FILE", help="The train.json of an earlier run; adds the ratio to it.")
-    options, words = parser.parse_known_args(words)
-    cli = _Built(["fit", *find_recipes(words), "--trainer.accelerator=cpu"])
-    data, trainer, model = cli.datamodule, cli.trainer, cli.model
-    device = torch.device("cpu")
-    about = {"precision": trainer.precision, "repeats": STEPS}
-    report = Report("train", ["ms", "peak_mb"], about, device, options.output, options.compare)
+    options, args = parser.parse_known_args(args)
+    cli = _Built(["fit", *find_recipes(args), "--trainer.accelerator=cpu"])
+    data, model, precision = cli.datamodule, cli.model, cli.trainer.precision
+    about = {"precision": precision, "repeats": REPEATS}
+    report = Report("train", ["ms", "peak_mb"], about, CPU, options.output, options.compare)
     data.prepare_data()
     data.setup("fit")
     batch = next(iter(data.train_dataloader()))
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-6)
-    autocast = torch.autocast("cpu", torch.bfloat16, enabled=trainer.precision == "bf16-mixed")
-
-    def step() -> None:
-        with autocast:
-            loss = model.batch_loss(batch)
-        loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), trainer.gradient_clip_val or torch.inf)
-        optimizer.step()
-        optimizer.zero_grad()  # last, so that a step leaves no tensors behind for the memory of the next
-
-    def log_space_step() -> None:
-        with mock.patch("minrnn_lightning.nn.rnn.gated_scan", paper_scan):
-            step()
-
-    with Linears() as linears:
-        step()
-    model.configure_model()  # compiles it, where that is asked for
-    steps = {PRODUCTS: linears.products(), WHOLE: step, LOG_SPACE: log_space_step}
+    with cli.trainer.precision_plugin.forward_context(), Linears() as linears:
+        model.batch_loss(batch)
+    steps = TimedSteps(model, linears.products(), REPEATS)
+    trainer = Trainer(
+        accelerator="cpu",
+        precision=precision,
+        gradient_clip_val=cli.trainer.gradient_clip_val,
+        max_steps=steps.total,
+        max_epochs=-1,
+        limit_val_batches=0,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        callbacks=[steps],
+    )
+    batches: Any = [batch] * steps.total
+    data.train_dataloader = lambda: DataLoader(batches, batch_size=None)
+    trainer.fit(model, datamodule=data)
     batch_size, length = len(batch[0]), batch[0].shape[-1]
-    rows = time_and_memory(steps, STEPS, device, length, batch_size)
-    report.add(f"A batch of {batch_size} × {length:,}", rows, [PRODUCTS, WHOLE])
+    rows = [
+        measurement(name, length, seconds, batch_size, steps.peaks[name]) for name, seconds in steps.seconds.items()
+    ]
+    report.add(f"A batch of {batch_size} × {length:,}", rows, [PRODUCTS, STEP])
     report.save()
 
 
@@ -77,6 +82,65 @@ class _Built(MinRNNCLI):
 
     def _run_subcommand(self, subcommand: str) -> None:
         pass
+
+
+class TimedSteps(Callback):
+    """Times training steps of Lightning with the package's scan and the paper's in turns, and the matrix products.
+
+    They take turns so that a noisy machine disturbs them alike. The first round is a warm-up, the second measures
+    memory.
+
+    Args:
+        model: Model whose mixers get one scan or the other, by their attribute ``function``.
+        products: The matrix products of a step.
+        repeats: Number of rounds that are timed.
+
+    Attributes:
+        total: Number of training steps in all rounds.
+        seconds: Seconds of every repeat.
+        peaks: Peak of the memory in bytes.
+    """
+
+    def __init__(self, model: LightningModule, products: Step, repeats: int) -> None:
+        self.mixers = [module for module in model.modules() if isinstance(module, GatedMixer)]
+        self.products = products
+        self.total = 2 * (repeats + 2)
+        self.seconds: dict[str, list[float]] = {PRODUCTS: [], STEP: [], LOG_SPACE: []}
+        self.peaks: dict[str, int] = {}
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Choose the scan and start the clock."""
+        self.round, turn = divmod(batch_idx, 2)
+        self.name = (STEP, LOG_SPACE)[turn]
+        for mixer in self.mixers:
+            # an attribute of the instance hides that of the class
+            vars(mixer).pop("function", None) if self.name == STEP else vars(mixer).update(function=log_space_rnn)
+        self._start()
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Stop the clock, and measure the matrix products once a round."""
+        self._stop(self.name)
+        trainer.optimizers[0].zero_grad()  # so that a step leaves no tensors behind for the memory of the next
+        if self.name == LOG_SPACE:
+            self._start()
+            self.products()
+            self._stop(PRODUCTS)
+
+    def _start(self) -> None:
+        self.memory = PeakMemory(CPU)
+        if self.round == 1:
+            self.memory.__enter__()
+        self.started = time.perf_counter()
+
+    def _stop(self, name: str) -> None:
+        seconds = time.perf_counter() - self.started
+        if self.round == 1:
+            self.memory.__exit__(None, None, None)
+            self.peaks[name] = self.memory.bytes
+        elif self.round > 1:
+            self.seconds[name].append(seconds)
 
 
 class Linears(TorchFunctionMode):
@@ -104,9 +168,14 @@ class Linears(TorchFunctionMode):
         return step
 
 
-def paper_scan(gate: Tensor, candidate: Tensor, *_: object, forget: Tensor | None = None, **__: object) -> Tensor:
-    """The log-space scan, called like ``gated_scan``; state and resets are left out."""
-    gate, dtype = gate.float(), gate.dtype
-    if forget is not None:  # minLSTM: two gates divided by their sum
-        gate = F.logsigmoid(gate) - F.logsigmoid(forget.float())
-    return log_space_scan(gate, candidate.float()).to(dtype)
+def log_space_rnn(*logits_and_state: Tensor | None, **options: object) -> Tensor:
+    """The paper's log-space scan, called like ``min_gru`` and ``min_lstm``; state, resets and direction are ignored."""
+    logits = [each.float() for each in logits_and_state[:-1] if each is not None]
+    *gates, candidate = logits
+    if len(gates) == 1:
+        gate = gates[0]
+    else:  # minLSTM: two gates divided by their sum
+        forget, input_ = gates
+        gate = F.logsigmoid(input_) - F.logsigmoid(forget)
+    assert logits_and_state[0] is not None
+    return log_space_scan(gate, candidate).to(logits_and_state[0].dtype)

@@ -1,5 +1,7 @@
 """The baselines compute what they are said to compute."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -7,8 +9,10 @@ from minrnn_lightning.commands.benchmark.accuracy import relative_error
 from minrnn_lightning.commands.benchmark.baselines import CausalAttention, Decoder, GRUCellLoop, GRULanguageModel
 from minrnn_lightning.commands.benchmark.generate import read, size, walk
 from minrnn_lightning.commands.benchmark.layer import BASE, LAYERS, build, step_of
-from minrnn_lightning.commands.benchmark.train import Linears, paper_scan
-from minrnn_lightning.ops import gated_scan
+from minrnn_lightning.commands.benchmark.train import LOG_SPACE, PRODUCTS, STEP, Linears, TimedSteps, log_space_rnn
+from minrnn_lightning.nn.mixers.mingru import MinGRUMixer
+from minrnn_lightning.nn.mixers.minlstm import MinLSTMMixer
+from minrnn_lightning.tasks import LanguageTask
 
 
 def test_the_paper_s_layer_computes_the_same_as_ours():
@@ -102,10 +106,20 @@ def test_products_are_those_of_the_model():
 
 def test_the_paper_s_scan_stands_in_for_ours():
     gate, candidate, forget = torch.randn(3, 2, 20, 3)
-    torch.testing.assert_close(
-        paper_scan(gate, candidate, None, reset=None), gated_scan(gate, candidate), rtol=1e-4, atol=1e-5
-    )
-    z = gate.sigmoid() / (gate.sigmoid() + forget.sigmoid())  # minLSTM's
-    torch.testing.assert_close(
-        paper_scan(gate, candidate, forget=forget), gated_scan(z.logit(), candidate), rtol=1e-4, atol=1e-5
-    )
+    ours = MinGRUMixer.function, MinLSTMMixer.function
+    for function, logits in zip(ours, [(gate, candidate), (forget, gate, candidate)], strict=True):
+        torch.testing.assert_close(log_space_rnn(*logits, None, reset=None), function(*logits), rtol=1e-4, atol=1e-5)
+
+
+def test_training_steps_take_turns_with_both_scans():
+    model = LanguageTask(11, 11, mixer=["mingru", "minlstm"], dim=8, depth=2)
+    steps = TimedSteps(model, lambda: None, repeats=2)
+    functions = []
+    trainer = SimpleNamespace(optimizers=[SimpleNamespace(zero_grad=lambda: None)])
+    for number in range(steps.total):
+        steps.on_train_batch_start(trainer, model, None, number)
+        functions.append([mixer.function for mixer in steps.mixers])
+        steps.on_train_batch_end(trainer, model, None, None, number)
+    assert functions == [[MinGRUMixer.function, MinLSTMMixer.function], [log_space_rnn, log_space_rnn]] * 4
+    assert {name: len(seconds) for name, seconds in steps.seconds.items()} == {PRODUCTS: 2, STEP: 2, LOG_SPACE: 2}
+    assert set(steps.peaks) == {PRODUCTS, STEP, LOG_SPACE}

@@ -29,7 +29,7 @@ NAMES = {
     "generate": {"mingru", "minlstm", "nn.GRU", "transformer with a cache of keys and values"},
     "policy": {"mingru, compact", "mingru, decision_transformer", policy.TRANSFORMER, policy.ALONE},
     "accuracy": {"gated_scan", "the paper's log-space scan"},
-    "train": {train.PRODUCTS, train.WHOLE, train.LOG_SPACE},
+    "train": {train.PRODUCTS, train.STEP, train.LOG_SPACE},
 }
 TIMES = {"ms", "ms_min", "ms_max", "us_per_token"}
 FIGURES = {
@@ -44,7 +44,7 @@ FIGURES = {
 
 @pytest.fixture(autouse=True)
 def one_step(monkeypatch):
-    monkeypatch.setattr(train, "STEPS", 1)
+    monkeypatch.setattr(train, "REPEATS", 1)
 
 
 def check_refused(result, *parts, code=1):
@@ -183,9 +183,9 @@ def test_help(minrnn, kind):
         (["generate", "--mixer=s5"], ["mixer", "'s5'", "mingru"]),
         (["policy", "--env=Hoper-v5"], ["Gymnasium cannot make the environment 'Hoper-v5'"]),
         (["policy", "--env=CartPole-v1"], ["CartPole-v1 has no vectors of real numbers", "Hopper-v5"]),
-        (["layer", "--device=tpu"], ["device is 'tpu'", "cpu, or cuda"]),
-        (["scan", "--device=cuda:99"], ["device is 'cuda:99'", "cpu, or cuda"]),
-        (["accuracy", "--device=meta"], ["device is 'meta'", "cpu, or cuda"]),
+        (["layer", "--device=tpu"], ["device must be cpu, or cuda", "got 'tpu'"]),
+        (["scan", "--device=cuda:99"], ["device must be cpu, or cuda", "got 'cuda:99'"]),
+        (["accuracy", "--device=meta"], ["device must be cpu, or cuda", "got 'meta'"]),
         (["layer", "--compare=none.json"], ["none.json", "No such file"]),
         (["train", "--config=nowhere"], ["nowhere is neither a file nor a packaged recipe"]),
     ],
