@@ -1,4 +1,4 @@
-"""The README's Python examples run, its commands parse, and its links lead somewhere."""
+"""The README's Python examples run, its commands parse, and the links of all pages lead somewhere."""
 
 import os
 import re
@@ -86,7 +86,23 @@ def test_the_two_set_up_commands_are_there():
     ]
 
 
-def test_links_lead_somewhere():
-    targets = re.findall(r"\]\((?!http)([^)#]+)\)", README)
-    assert targets
-    assert [target for target in targets if not (ROOT / target).exists()] == []
+PAGES = [*ROOT.glob("*.md"), *(page for page in (ROOT / "recipes").rglob("*.md") if "results" not in page.parts)]
+
+
+def anchors(page: Path) -> set[str]:
+    """The anchors that GitHub makes of the headings of a page."""
+    headings = re.findall(r"^#+ (.*)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_links_lead_somewhere(page):
+    for target, anchor in re.findall(r"\]\((?!http)([^)#]*)#?([^)]*)\)", page.read_text(encoding="utf-8")):
+        linked = page.parent / target if target else page
+        assert linked.exists(), target
+        assert not anchor or anchor in anchors(linked), f"{target}#{anchor}"
+
+
+def test_readme_has_links_and_a_picture():
+    assert re.search(r"!\[[^]]+\]\(docs/\w+\.png\)", README)
+    assert "](recipes/README.md" in README

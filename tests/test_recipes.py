@@ -2,6 +2,7 @@
 
 import os
 import re
+import runpy
 import shlex
 import subprocess
 import sys
@@ -130,6 +131,20 @@ def test_recipe_is_complete(recipe):
     assert isinstance(settings["seed_everything"], int)
     assert settings["trainer"]["default_root_dir"] == f"runs/{recipe.stem}"
     assert {"class_path", "init_args"} == settings["model"].keys() == settings["data"].keys()
+
+
+def test_tables_of_results_are_up_to_date():
+    tables = runpy.run_path(str(recipes_folder() / "tables.py"))
+    pages = {page: page.read_text(encoding="utf-8") for page in tables["pages"]()}
+    outdated = [page.name for page, content in pages.items() if tables["filled"](content) != content]
+    assert outdated == [], "run `python recipes/tables.py`"
+    assert sum(content.count("<!-- results:") for content in pages.values()) == 12
+
+
+def test_index_names_every_recipe():
+    index = (recipes_folder() / "README.md").read_text(encoding="utf-8")
+    families = {"d4rl": "d4rl/*"}
+    assert [recipe.stem for recipe in RECIPES if families.get(recipe.parent.name, recipe.stem) not in index] == []
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS, ids=lambda path: path.stem)

@@ -1,0 +1,121 @@
+"""Write the tables of results in the Markdown pages here from recipes/results: ``python recipes/tables.py``.
+
+A page marks the position of a table by ``<!-- results:NAME -->`` and ``<!-- end -->``. NAME is a folder that ``minrnn
+compare --output`` wrote, or several separated by commas; ``formal_languages`` and ``parity`` have a form of their own.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from statistics import mean, median, stdev
+from typing import Any
+
+RECIPES = Path(__file__).resolve().parent
+RESULTS = RECIPES / "results"
+MARKED = re.compile(r"(<!-- results:(\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
+CHANCE = {  # accuracy of a random guess, and of the commonest answer at each length and position
+    "even_pairs": (1 / 2, 0.5),
+    "bucket_sort": (1 / 10, 0.73),
+    "cycle_nav": (1 / 5, 0.2),
+    "majority": (1 / 63, 0.03),
+    "parity_check": (1 / 2, 0.5),
+    "missing_duplicate": (1 / 9, 0.11),
+    "majority_count": (1 / 63, 0.43),
+}
+Run = Mapping[str, Any]
+Row = dict[str, str]
+
+
+def runs(folder: str) -> dict[str, list[Run]]:
+    """The runs in a folder of results by mixer, each with its seeds in order."""
+    found: dict[str, list[Run]] = {}
+    for file in sorted((RESULTS / folder).glob("*.json")):
+        run = json.loads(file.read_text(encoding="utf-8"))
+        found.setdefault(run["mixer"], []).append(run)
+    return found
+
+
+def spread(seeds: Iterable[Run], name: str, digits: int) -> str:
+    """Mean and standard deviation over the seeds that have the number; empty if none has it."""
+    numbers = [run[name] for run in seeds if run[name] is not None]
+    if not numbers:
+        return ""
+    deviation = f" ± {stdev(numbers):,.{digits}f}" if len(numbers) > 1 else ""
+    return f"{mean(numbers):,.{digits}f}{deviation}"
+
+
+def compared(name: str) -> list[Row]:
+    """One row for each folder and mixer."""
+    folders = name.split(",")
+    rows = []
+    for folder in folders:
+        for mixer, seeds in runs(folder).items():
+            first = seeds[0]
+            digits = 0 if first["metric"] == "val/return" else 4
+            rows.append(
+                ({"results": Path(folder).name} if len(folders) > 1 else {})
+                | {
+                    "mixer": mixer,
+                    f"best {first['metric']}": spread(seeds, "best", digits),
+                    "last": spread(seeds, "last", digits),
+                    "at step": f"{median(run['steps_to_best'] for run in seeds):,.0f}",
+                    "parameters": f"{first['parameters']:,}",
+                    "s/step": spread(seeds, "seconds_per_step", 3),
+                    "tokens/s generating": spread(seeds, "tokens_per_s", 0),
+                    "peak MB": spread(seeds, "peak_mb", 0),
+                    "minutes": spread(seeds, "minutes", 1),
+                    "seeds": str(len(seeds)),
+                    "commit": ", ".join(dict.fromkeys(run["about"]["minrnn-lightning"] for run in seeds)),
+                }
+            )
+    metric = next(head for head in rows[0] if head.startswith("best"))
+    lower = metric.endswith("loss")
+    rows.sort(key=lambda row: float(row[metric].split()[0].replace(",", "")) * (1 if lower else -1))
+    return [{head: row[head] for head in rows[0] if any(other[head] for other in rows)} for row in rows]
+
+
+def formal_languages(_: str) -> list[Row]:
+    """One row for each task, with the best accuracy, and in brackets the same scaled so that chance is 0."""
+    rows = []
+    for task, (chance, blind) in CHANCE.items():
+        plain, signed = runs(f"formal_languages/{task}"), runs(f"formal_languages/signed_{task}")
+        columns = {"minGRU": plain["mingru"], "minGRU, signed": signed["mingru"], "minLSTM": plain["minlstm"]}
+        best = {head: (found[0]["best"], found[0]["about"]["minrnn-lightning"]) for head, found in columns.items()}
+        cells = {head: f"{value:.3f} ({(value - chance) / (1 - chance):.2f})" for head, (value, _) in best.items()}
+        rows.append({"task": task, "blind": f"{blind}"} | cells | {"commits": ", ".join(c for _, c in best.values())})
+    return rows
+
+
+def parity(_: str) -> list[Row]:
+    """The last accuracy of each seed."""
+    heads = {
+        "plain_parity": "minGRU, factors in (0, 1), as in the paper",
+        "signed_parity": "minGRU with `signed: true`, factors in (−1, 1)",
+    }
+    found = {head: runs(folder)["mingru"] for folder, head in heads.items()}
+    return [{"": head, "accuracy": ", ".join(f"{run['last']:.3f}" for run in seeds)} for head, seeds in found.items()]
+
+
+def table(name: str) -> str:
+    """A table in Markdown."""
+    rows = {"formal_languages": formal_languages, "parity": parity}.get(name, compared)(name)
+    lines = ["| " + " | ".join(rows[0]) + " |", "|---" * len(rows[0]) + "|"]
+    return "\n".join([*lines, *("| " + " | ".join(row.values()) + " |" for row in rows)]) + "\n"
+
+
+def filled(page: str) -> str:
+    """A page with its tables as the results say."""
+    return MARKED.sub(lambda found: found[1] + table(found[2]) + found[3], page)
+
+
+def pages() -> list[Path]:
+    """The Markdown pages next to the recipes."""
+    return sorted(page for page in RECIPES.rglob("*.md") if RESULTS not in page.parents)
+
+
+if __name__ == "__main__":
+    for path in pages():
+        path.write_text(filled(path.read_text(encoding="utf-8")), encoding="utf-8", newline="\n")
