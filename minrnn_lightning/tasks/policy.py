@@ -161,6 +161,10 @@ class PolicyTask(Task):
         hidden, _ = self.backbone(tokens.flatten(1, 2), None, starts)
         return self._in_bounds(self.head(hidden[:, self.encoder.read :: count]))
 
+    def initial_state(self, batch_size: int) -> State:
+        """The state before the first step of an episode."""
+        return self.backbone.initial_state(batch_size)
+
     def step(
         self,
         observation: Tensor,
@@ -273,11 +277,9 @@ class PolicyTask(Task):
                 raise InputError(f"the actions of the data are {name}: give --model.discrete {value}")
             self.observation_mean.copy_(torch.as_tensor(data.observation_mean))
             self.observation_std.copy_(torch.as_tensor(data.observation_std))
-            self.environment |= {
-                "env_id": data.env_id,
-                "max_return": float(data.max_return or 0),
-                "window": int(data.length or 0),
-            }
+            known = {"max_return": data.max_return, "window": data.length}
+            self.environment |= {name: value for name, value in known.items() if value is not None}
+            self.environment["env_id"] = data.env_id
             if data.action_low is not None:
                 self.bound_actions(data.action_low, data.action_high)
         super().setup(stage)

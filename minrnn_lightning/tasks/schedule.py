@@ -1,4 +1,4 @@
-"""The learning rate over the steps of a training, and optimizers whose settings a checkpoint does not overrule."""
+"""The learning rate schedule, and optimizers whose settings are not replaced by those of a checkpoint."""
 
 import math
 from typing import Any
@@ -10,8 +10,8 @@ from torch.optim.lr_scheduler import LambdaLR
 def keep_settings(optimizer: Optimizer) -> None:
     """Let an optimizer keep its own learning rate, decay and the like when a checkpoint's state is loaded into it.
 
-    PyTorch takes them from the checkpoint; what a task was made with should hold in a run that is resumed too. The
-    groups must have a fixed order.
+    PyTorch would take them from the checkpoint; the arguments of a task should hold in a resumed run too. The groups
+    must have a fixed order.
     """
 
     def with_own_settings(optimizer: Optimizer, state: dict[str, Any]) -> dict[str, Any]:
@@ -29,12 +29,12 @@ def keep_settings(optimizer: Optimizer) -> None:
 class WarmupCosine(LambdaLR):
     """A learning rate that rises linearly, then falls along a cosine to 0.
 
-    What is loaded from a checkpoint is the number of steps alone: base, warm-up and end are those it is made with.
+    Only the number of steps is loaded from a checkpoint: base, warm-up and end stay those of the arguments.
 
     Args:
-        optimizer: Its learning rate is the highest.
+        optimizer: Its learning rate is the highest one, reached after the warm-up.
         warmup: Steps over which it rises.
-        total: Step at which it reaches 0; infinite for a rate that stays.
+        total: Step at which it reaches 0; infinite for a constant rate after the warm-up.
     """
 
     def __init__(self, optimizer: Optimizer, warmup: int, total: float) -> None:

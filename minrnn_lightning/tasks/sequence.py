@@ -1,5 +1,7 @@
 """``SequenceTask``: an output at every step of a sequence of tokens."""
 
+from abc import abstractmethod
+from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -54,3 +56,17 @@ class SequenceTask(Task):
         """One step of ``forward`` at constant cost: int64 (batch,) to logits (batch, output_size) and the state."""
         hidden, state = self.backbone.step(self.dropout(self.encoder(token)), state, delta_t=delta_t)
         return self.head(hidden), state
+
+    def initial_state(self, batch_size: int) -> State:
+        """The state before the first step."""
+        return self.backbone.initial_state(batch_size)
+
+    @abstractmethod
+    def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """The mean loss of logits (batch, length, output_size) and targets, a scalar to minimise."""
+
+    def batch_loss(self, batch: Sequence[Tensor]) -> Tensor:
+        """The mean loss of a batch of inputs and targets."""
+        inputs, targets = batch
+        logits, _ = self(inputs)
+        return self.loss(logits, targets)

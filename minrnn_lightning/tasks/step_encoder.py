@@ -1,4 +1,4 @@
-"""``StepEncoder``: the tokens of an environment's steps, three for each or one."""
+"""``StepEncoder``: three tokens for each time step of an environment, or one."""
 
 import torch
 from torch import Tensor, nn
@@ -6,20 +6,21 @@ from torch.nn import functional as F
 
 
 class StepEncoder(nn.Module):
-    """Linear maps of return, observation and action, which become a token each or are added up in one.
+    """Embeds return-to-go, observation and action, each as a token or all summed in one token.
 
     Three tokens a step, (return, observation, action), are those of Decision Transformer
-    (https://arxiv.org/abs/2106.01345); the action of a step is read at its observation. In the one token of the compact
-    layout, the action is that of the step before, and the action is read at the token itself.
+    (https://arxiv.org/abs/2106.01345); the action of a step is predicted at its observation. The one token of the
+    compact layout is the sum of return, observation and previous action; the action is predicted at this token.
 
     Args:
-        observation_size: Numbers in an observation.
-        action_size: Numbers in an action, or discrete actions.
+        observation_size: Components of an observation.
+        action_size: Components of an action, or number of discrete actions.
         dim: Width of the tokens.
         compact: Whether a step is one token.
         discrete: Whether actions are discrete.
-        returns: Whether the return is among what is embedded.
-        max_timestep: Steps with an embedding of their own, which is added; 0 leaves it out.
+        returns: Whether the return-to-go is embedded.
+        max_timestep: Number of timestep embeddings, which are added to the tokens; later steps share the last. 0 leaves
+            them out.
     """
 
     def __init__(
@@ -36,7 +37,7 @@ class StepEncoder(nn.Module):
         super().__init__()
         self.compact = compact
         self.tokens_per_step = 1 if compact else 2 + returns
-        self.read = 0 if compact else int(returns)  # the place in a step where its action is read
+        self.read = 0 if compact else int(returns)  # position of the token in a step at which its action is predicted
         self.embed_return = nn.Linear(1, dim) if returns else None
         self.embed_observation = nn.Linear(observation_size, dim)
         self.embed_action = nn.Embedding(action_size, dim) if discrete else nn.Linear(action_size, dim)
@@ -46,22 +47,26 @@ class StepEncoder(nn.Module):
     def forward(
         self, observations: Tensor, actions: Tensor, returns: Tensor, timesteps: Tensor, reset: Tensor | None = None
     ) -> Tensor:
-        """Tokens of whole trajectories, (batch, steps, tokens_per_step, dim).
+        """Embed trajectories.
 
         Args:
             observations: (batch, steps, observation_size).
             actions: (batch, steps, action_size), or int64 (batch, steps).
             returns: (batch, steps).
             timesteps: int64 (batch, steps).
-            reset: Bool (batch, steps), True where no action came before, as at the first step of each row.
+            reset: Bool (batch, steps), True where an episode starts, so that there is no previous action; not needed
+                at the first step of a row.
+
+        Returns:
+            Tokens, (batch, steps, tokens_per_step, dim).
         """
-        seen, action = self._seen(observations, returns), self.embed_action(actions)
+        inputs, action = self._inputs(observations, returns), self.embed_action(actions)
         if self.compact:
             before = F.pad(action, (0, 0, 1, 0))[:, :-1]
-            tokens = [sum(seen, before if reset is None else before.masked_fill(reset.unsqueeze(-1), 0))]
+            tokens = [sum(inputs, before if reset is None else before.masked_fill(reset.unsqueeze(-1), 0))]
         else:
-            tokens = [*seen, action]
-        return torch.stack([self._finish(token, timesteps) for token in tokens], 2)
+            tokens = [*inputs, action]
+        return torch.stack([self._normalize(token, timesteps) for token in tokens], 2)
 
     def step(
         self,
@@ -71,24 +76,29 @@ class StepEncoder(nn.Module):
         timestep: Tensor,
         reset: Tensor | None = None,
     ) -> tuple[list[Tensor], list[Tensor]]:
-        """Tokens of one step, (batch, dim) each: what the step before still owes, and those up to the decision."""
-        seen = self._seen(observation, returns)
+        """Embed one time step.
+
+        Returns:
+            Tokens (batch, dim): the previous action if it has not been fed yet, then the tokens up to the one at which
+            the action is predicted.
+        """
+        inputs = self._inputs(observation, returns)
         if previous_action is None:
             return [], [
-                self._finish(token, timestep) for token in ([torch.stack(seen).sum(0)] if self.compact else seen)
+                self._normalize(token, timestep) for token in ([torch.stack(inputs).sum(0)] if self.compact else inputs)
             ]
         before = self.embed_action(previous_action)
         if self.compact:
             before = before if reset is None else before.masked_fill(reset.unsqueeze(-1), 0)
-            return [], [self._finish(sum(seen, before), timestep)]
-        return [self._finish(before, timestep - 1)], [self._finish(token, timestep) for token in seen]
+            return [], [self._normalize(sum(inputs, before), timestep)]
+        return [self._normalize(before, timestep - 1)], [self._normalize(token, timestep) for token in inputs]
 
-    def _seen(self, observations: Tensor, returns: Tensor) -> list[Tensor]:
-        """What is known before the decision: return, unless it is left out, and observation."""
-        seen = [self.embed_observation(observations)]
-        return seen if self.embed_return is None else [self.embed_return(returns.unsqueeze(-1)), *seen]
+    def _inputs(self, observations: Tensor, returns: Tensor) -> list[Tensor]:
+        """Embed what is known before the action: the return, unless it is left out, and the observation."""
+        observation = self.embed_observation(observations)
+        return [observation] if self.embed_return is None else [self.embed_return(returns.unsqueeze(-1)), observation]
 
-    def _finish(self, token: Tensor, timesteps: Tensor) -> Tensor:
+    def _normalize(self, token: Tensor, timesteps: Tensor) -> Tensor:
         if self.embed_timestep is not None:
             token = token + self.embed_timestep(timesteps.clamp(0, self.embed_timestep.num_embeddings - 1))
         normed: Tensor = self.norm(token)

@@ -2,7 +2,7 @@
 
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, cast
 
 import torch
@@ -17,7 +17,7 @@ from minrnn_lightning.checkpoint import load_matching, plain, plain_values
 from minrnn_lightning.errors import InputError
 from minrnn_lightning.nn.backbone import Backbone
 from minrnn_lightning.nn.dropout import Dropout
-from minrnn_lightning.nn.mixers.base import Mixer, State
+from minrnn_lightning.nn.mixers import Mixer, mixer_name
 from minrnn_lightning.nn.size import flops, matching_dim, parse_count, products
 from minrnn_lightning.tasks.schedule import WarmupCosine, keep_settings
 
@@ -25,14 +25,14 @@ BACKBONE_ARGUMENTS = ("dim", "depth", "mixer", "mixer_args", "expansion", "kerne
 
 
 class Task(LightningModule, ABC):
-    """The base of all tasks. A subclass makes its modules, says what a batch costs and how held-out data are evaluated.
+    """A model with optimizer, schedule and evaluation; subclasses define its modules, loss and metrics.
 
     A subclass makes ``encoder``, ``backbone`` (with ``make_backbone``) and ``head``, in this order, in its ``__init__``
-    after that of ``Task``, which sets the width ``dim``. ``SequenceTask`` is the one for an output at every step.
+    after that of ``Task``, which sets the width ``dim``. ``SequenceTask`` is the base for an output at every step.
 
     Every argument is kept in the checkpoint's hyper-parameters as a plain value. A run that goes on from a checkpoint
-    has the learning rate, weight decay, warm-up and number of steps of the task and the Trainer at hand; one line lists
-    what differs from the checkpoint.
+    has the learning rate, weight decay, warm-up and number of steps of the new task and Trainer; one line lists what
+    differs from the checkpoint.
 
     The training loss is the mean over the targets of a batch. Where batches hold different numbers of targets, each
     counts the same in a gradient that is accumulated over several of them or averaged over processes
@@ -54,7 +54,7 @@ class Task(LightningModule, ABC):
         warmup: Steps over which the learning rate rises from 0; then it falls along a cosine to 0.
         init_from: Checkpoint to take every weight from whose name and shape fit, before training starts.
         compile: Compile the backbone with ``torch.compile``.
-        mixer_args: Further arguments of the mixers, by name: ``{"attention": {"window": 128}}``.
+        mixer_args: Further arguments of the mixers, by name or path: ``{"attention": {"window": 128}}``.
         match_parameters: Number of parameters, such as 6300000 or 6.3M, to reach by another width than ``dim``, so that
             different mixers compare at equal size.
 
@@ -62,8 +62,8 @@ class Task(LightningModule, ABC):
         InputError: A size is out of range, the mixer unknown, or the number of parameters out of reach.
     """
 
-    tokens_per_step = 1  # of the backbone, for each step of the data
-    causal = True  # a step must not see those after it, nor padding; a subclass may say otherwise
+    tokens_per_step = 1  # tokens in the backbone for each step of the data
+    causal = True  # no step may see later ones or padding; a subclass may set it to False
     encoder: nn.Module
     backbone: Backbone
     head: nn.Module
@@ -103,7 +103,9 @@ class Task(LightningModule, ABC):
         self.save_hyperparameters(ignore=["init_from"])  # a loaded checkpoint must not look for another one
         sizes = {"dim": dim, "depth": depth, "expansion": expansion, "kernel_size": kernel_size, "mlp_ratio": mlp_ratio}
         sizes = plain({**sizes, "dropout": dropout, "mixer_args": mixer_args}, "options")  # NumPy's, from a sweep
-        self.save_hyperparameters({**plain_values(self.hparams), **sizes, "mixer": mixer_names(mixer)})
+        # A class is kept as its name or path, which a checkpoint can hold.
+        names = mixer_name(mixer) if isinstance(mixer, str | type) else [mixer_name(each) for each in mixer or []]
+        self.save_hyperparameters({**plain_values(self.hparams), **sizes, "mixer": names})
         if match_parameters is not None:
             self.hparams["dim"] = matching_dim(self._parameters_at, parse_count(match_parameters))
         self.hparams["match_parameters"] = None  # nor for the width again
@@ -116,13 +118,13 @@ class Task(LightningModule, ABC):
         self.dropout = Dropout(dropout)
 
     def _parameters_at(self, dim: int) -> int:
-        """The number of parameters of a task like this one of another width, whatever its subclass is made of."""
+        """The number of parameters of the same task with another width, including the modules of subclasses."""
         with torch.device("meta"):
             task = type(self)(**{**self.hparams, "dim": dim, "match_parameters": None})
         return sum(p.numel() for p in task.parameters())
 
     def make_backbone(self) -> Backbone:
-        """Make a stack of blocks of the width, depth and mixers that the task was given.
+        """Make a backbone of the width, depth and mixers that the task was given.
 
         Raises:
             InputError: A size is out of range, a mixer unknown, or bidirectional where the task is causal.
@@ -132,29 +134,19 @@ class Task(LightningModule, ABC):
             raise InputError(f"{type(self).__name__} cannot use a bidirectional mixer: a step would see those after it")
         return backbone
 
-    def initial_state(self, batch_size: int) -> State:
-        """The state before the first step."""
-        return self.backbone.initial_state(batch_size)
-
     def flops(self, length: int) -> float:
-        """Operations of a forward pass per token at that length; see ``size.flops`` for what is counted."""
+        """Floating-point operations of a forward pass per token at a length; see ``size.flops`` for what is counted."""
         return flops(self.backbone, length) + products(self.head)
 
     @abstractmethod
-    def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """The scalar to minimise."""
+    def batch_loss(self, batch: Any) -> Tensor:
+        """The mean loss of a batch, a scalar to minimise."""
 
-    def training_step(self, batch: Sequence[Tensor], batch_idx: int) -> Tensor:
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         """Loss of a batch, logged as ``train/loss``."""
         loss = self.batch_loss(batch)
         self.log("train/loss", loss, prog_bar=True)
         return loss
-
-    def batch_loss(self, batch: Sequence[Tensor]) -> Tensor:
-        """Loss of a batch of inputs and targets."""
-        inputs, targets = batch
-        logits, _ = self(inputs)
-        return self.loss(logits, targets)
 
     def make_metrics(self) -> dict[str, Metric]:
         """Make the metrics of held-out data by name; they are logged as ``val/<name>`` and ``test/<name>``."""
@@ -163,8 +155,8 @@ class Task(LightningModule, ABC):
     def evaluate(self, batch: Any) -> None:
         """Add a batch of held-out data to ``self.metrics``."""
         raise NotImplementedError(
-            f"{type(self).__name__} says not how to evaluate: define make_metrics and evaluate, or validation_step and "
-            "test_step"
+            f"{type(self).__name__} does not define its evaluation: add make_metrics and evaluate, or validation_step "
+            "and test_step"
         )
 
     def log_metrics(self, part: str) -> None:
@@ -200,7 +192,7 @@ class Task(LightningModule, ABC):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def configure_model(self) -> None:
-        """Compile the backbone in place (its parameters keep their names) where that is asked for."""
+        """Compile the backbone in place, so that its parameters keep their names, if ``compile`` is set."""
         if self.compile_backbone:
             self.backbone.compile()
 
@@ -208,7 +200,7 @@ class Task(LightningModule, ABC):
         """Make the metrics and take the weights of ``init_from``, which a checkpoint to resume from overrules later.
 
         Raises:
-            InputError: A hyper-parameter is no plain value, so that no checkpoint could be read.
+            InputError: A hyper-parameter has no plain value, so that a checkpoint with it could not be read.
         """
         data = getattr(self._trainer, "datamodule", None)
         for owner in (self, data) if isinstance(data, LightningDataModule) else (self,):
@@ -248,20 +240,13 @@ class Task(LightningModule, ABC):
                 rank_zero_info(f"Settings that differ from those of the checkpoint: {', '.join(changed)}")
 
 
-def mixer_names(mixer: str | type[Mixer] | Sequence[str | type[Mixer]]) -> str | list[str]:
-    """Mixers as text, which a checkpoint can hold: a class becomes its path, such as ``my_package.MyMixer``."""
-    if isinstance(mixer, type):
-        return f"{mixer.__module__}.{mixer.__qualname__}"
-    return mixer if isinstance(mixer, str) else [str(mixer_names(each)) for each in mixer or []]
-
-
 def _written(value: Any) -> str:
-    """A setting as text, in which a list and a tuple of the same values are the same."""
+    """A setting as text; a list and a tuple of the same values have the same text."""
     return json.dumps(value, sort_keys=True, default=str)
 
 
 def _decays(parameter: nn.Parameter) -> bool:
-    """Whether weight decay is for this one: a matrix, and not one that its mixer marked as something else."""
+    """Whether weight decay applies: to matrices, except those that their mixer marked ``_no_weight_decay``."""
     return parameter.ndim >= 2 and not getattr(parameter, "_no_weight_decay", False)
 
 

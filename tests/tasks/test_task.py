@@ -1,5 +1,6 @@
 """Task and LanguageTask: loss and metrics, optimizer and schedule, checkpoints, fine-tuning."""
 
+import importlib
 import math
 
 import lightning.pytorch as pl
@@ -12,8 +13,8 @@ from minrnn_lightning.callbacks import SeedEveryBatch
 from minrnn_lightning.checkpoint import CheckpointError
 from minrnn_lightning.nn.mixers import MinGRUMixer
 from minrnn_lightning.tasks import LanguageTask, SequenceTask, Task
+from minrnn_lightning.tasks.load import load_task
 from minrnn_lightning.tasks.schedule import warmup_cosine
-from minrnn_lightning.tasks.task import mixer_names
 
 SMALL = {"dim": 8, "depth": 2, "expansion": 1.5, "kernel_size": 3, "mlp_ratio": 2.0}
 
@@ -227,15 +228,26 @@ def test_a_task_without_evaluation_says_so(tmp_path, part):
             return logits.mean()
 
     run = trainer(tmp_path)
-    with pytest.raises(NotImplementedError, match="Own says not how to evaluate: define make_metrics and evaluate"):
+    with pytest.raises(NotImplementedError, match="Own does not define its evaluation: add make_metrics and evaluate"):
         {"val": run.validate, "test": run.test}[part](Own(11, 11, **SMALL), loader(), verbose=False)
 
 
-def test_classes_of_mixers_are_kept_as_paths():
-    path = "minrnn_lightning.nn.mixers.mingru.MinGRUMixer"
-    assert mixer_names(MinGRUMixer) == path
-    assert mixer_names([MinGRUMixer, "attention"]) == [path, "attention"]
-    assert mixer_names("attention") == "attention"
+@pytest.mark.parametrize("pattern", ["class", "path", "list"])
+def test_a_mixer_from_outside_is_kept_as_its_path(tmp_path, monkeypatch, pattern):
+    code = "from minrnn_lightning.nn.mixers import MinGRUMixer\n\nclass Mine(MinGRUMixer):\n    pass\n"
+    (tmp_path / "outside_mixers.py").write_text(code, encoding="utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    mine = importlib.import_module("outside_mixers").Mine
+    path = "outside_mixers.Mine"
+    task = language_task(mixer={"class": mine, "path": path, "list": [mine, MinGRUMixer]}[pattern])
+    assert isinstance(task.backbone.blocks[0].mixer, mine)
+    run = trainer(tmp_path, max_steps=1)
+    run.fit(task, loader())
+    run.save_checkpoint(tmp_path / "x.ckpt")
+    loaded, checkpoint = load_task(tmp_path / "x.ckpt", LanguageTask, "be tested")
+    assert checkpoint["hyper_parameters"]["mixer"] == ([path, "mingru"] if pattern == "list" else path)
+    assert isinstance(loaded.backbone.blocks[0].mixer, mine)
+    assert all(torch.equal(tensor, loaded.state_dict()[name]) for name, tensor in task.state_dict().items())
 
 
 def test_compile_keeps_the_names(tmp_path):
