@@ -26,7 +26,7 @@ if TYPE_CHECKING:
         TrajectoryDataModule,
     )
     from minrnn_lightning.nn import Backbone, MinGRU, MinLSTM
-    from minrnn_lightning.tasks import ClassificationTask, LanguageTask, PolicyTask, TaggingTask, Task
+    from minrnn_lightning.tasks import ClassificationTask, LanguageTask, PolicyTask, SequenceTask, TaggingTask, Task
 
 __all__ = [
     "AccuracyByLengthPlot",
@@ -46,6 +46,7 @@ __all__ = [
     "PolicyTask",
     "RetrievalDataModule",
     "SelectiveCopyingDataModule",
+    "SequenceTask",
     "SequentialImageDataModule",
     "ShakespeareDataModule",
     "TaggingTask",
