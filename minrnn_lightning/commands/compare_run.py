@@ -1,4 +1,4 @@
-"""One training in a process of its own, whose figures are gathered when it has ended."""
+"""One training run of ``minrnn compare``: a process of its own, and the measurements that it leaves."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from minrnn_lightning.errors import InputError
 from minrnn_lightning.generate import generate, load_language_task
 from minrnn_lightning.results import write_json
 
-PROMPT, STEPS = 256, 200  # tokens read before, and made while the clock runs
+PROMPT, STEPS = 256, 200  # tokens that are read first, and that are generated while the clock runs
 PR_SET_PDEATHSIG = 1  # <sys/prctl.h>, Linux
 
 
@@ -30,40 +30,40 @@ class Run:
     """The training of one mixer with one seed, in a process of its own that does not outlive this one.
 
     Args:
-        mixer: A kind, or several with + between them.
-        seed: Of all random numbers.
-        words: The options of ``minrnn fit``.
-        runs: The folder in which it has its own, for the log and the checkpoints.
-        device: The number of a GPU, ``cpu``, or None where the options say.
-        share: Runs at a time, between which a CPU is divided.
+        mixer: Name of a mixer, or several with + between them.
+        seed: Seed of all random numbers.
+        args: The options of ``minrnn fit``.
+        runs: Folder in which the run makes its own, for the log and the checkpoints.
+        device: Index of a GPU, ``cpu``, or None for the device of the options.
+        concurrent: Number of runs at a time, which divide the cores of the CPU among them.
 
     Raises:
-        InputError: The folder holds a run with other options.
+        InputError: If the folder holds a run with other options.
     """
 
-    def __init__(self, mixer: str, seed: int, words: list[str], runs: Path, device: str | None, share: int) -> None:
-        self.mixer, self.seed, self.words, self.device = mixer, seed, words, device
+    def __init__(self, mixer: str, seed: int, args: list[str], runs: Path, device: str | None, concurrent: int) -> None:
+        self.mixer, self.seed, self.args, self.device = mixer, seed, args, device
         self.name = f"{mixer}-{seed}"
         self.folder = runs / self.name
         self.folder.mkdir(parents=True, exist_ok=True)
         self.interrupted = last_checkpoint(self.folder)
         record = self.folder / "options.json"
-        if self.interrupted and record.is_file() and json.loads(record.read_bytes()) != words:
+        if self.interrupted and record.is_file() and json.loads(record.read_bytes()) != args:
             raise InputError(f"{self.folder} holds a run with other options: remove it or give other --runs")
-        write_json(record, words)
-        command = [sys.executable, "-m", "minrnn_lightning", "fit", *words]
+        write_json(record, args)
+        command = [sys.executable, "-m", "minrnn_lightning", "fit", *args]
         command += [f"--model.mixer={json.dumps(mixer.split('+')) if '+' in mixer else mixer}"]
         command += [f"--seed_everything={seed}", f"--trainer.default_root_dir={self.folder}"]
         command += ["--trainer.callbacks+=TrainingCost", "--trainer.enable_progress_bar=false"]
         environment = dict(os.environ)
         if device == "cpu":
             command += ["--trainer.accelerator=cpu"]
-            environment.setdefault("OMP_NUM_THREADS", str(max(1, torch.get_num_threads() // share)))
+            environment.setdefault("OMP_NUM_THREADS", str(max(1, torch.get_num_threads() // concurrent)))
         elif device is not None:
             command += ["--trainer.accelerator=cuda", f"--trainer.devices=[{device}]"]
         command += [f"--ckpt_path={self.interrupted}"] if self.interrupted else []
         self.log = self.folder / "log"
-        print(f"{mixer}, seed {seed}: {'goes on' if self.interrupted else 'starts'}; log in {self.log}", flush=True)
+        print(f"{mixer}, seed {seed}: {'resumes' if self.interrupted else 'starts'}; log in {self.log}", flush=True)
         self.started = time.perf_counter()
         with self.log.open("ab") as log:  # in a session of its own, Ctrl-C reaches it through ``stop`` alone
             self.process = subprocess.Popen(
@@ -71,21 +71,21 @@ class Run:
             )
 
     @property
-    def generating(self) -> torch.device:
-        """Where the trained model generates."""
+    def generation_device(self) -> torch.device:
+        """Device on which the speed of generation is measured."""
         on_cpu = self.device == "cpu" or not torch.cuda.is_available()
         return torch.device("cpu" if on_cpu else f"cuda:{self.device or 0}")
 
     def stop(self) -> None:
-        """Let it leave a checkpoint after the step in progress, and end."""
+        """Stop it after the step in progress, with a checkpoint."""
         self.process.send_signal(signal.SIGINT)
         self.process.wait()
 
-    def figures(self, metric: str) -> dict[str, Any]:
-        """The figures of the finished run, from what it wrote.
+    def measurements(self, metric: str) -> dict[str, Any]:
+        """Results of the finished run: the learning curve of a metric, size, speed and memory.
 
         Raises:
-            InputError: It failed, or did not log the metric.
+            InputError: If it failed, or did not log the metric.
         """
         minutes = (time.perf_counter() - self.started) / 60
         if self.process.returncode:
@@ -106,11 +106,11 @@ class Run:
             "parameters": sum(tensor.numel() for tensor in trained["state_dict"].values()),
             "dim": trained["hyper_parameters"]["dim"],
             "seconds_per_step": statistics.median(logged["seconds_per_step"].values()),
-            "tokens_per_s": _tokens_per_second(checkpoint, self.generating),
+            "tokens_per_s": _tokens_per_second(checkpoint, self.generation_device),
             "peak_mb": max(logged.get("peak_mb", {}).values(), default=None),
             "minutes": None if self.interrupted else minutes,
             "curve": curve,
-            "options": self.words,
+            "options": self.args,
         }
 
 
@@ -127,7 +127,7 @@ def _last_line(log: Path) -> str:
 
 
 def _logged(folder: Path) -> dict[str, dict[int, float]]:
-    """For each metric of the validations the steps and its values, where finite, over all parts of a run."""
+    """Finite values of each metric by step, at the validations of a run and of those that it resumed."""
     points: dict[str, dict[int, float]] = {}
     for file in sorted(folder.glob("version_*/metrics.csv"), key=os.path.getmtime):
         with file.open(encoding="utf-8", newline="") as lines:
@@ -140,13 +140,13 @@ def _logged(folder: Path) -> dict[str, dict[int, float]]:
 
 
 def _tokens_per_second(checkpoint: Path, device: torch.device) -> float | None:
-    """Speed of single steps after a prompt; None where the task does not generate."""
+    """Speed of generation after a prompt; None if the task does not generate."""
     try:
         task, _ = load_language_task(checkpoint)
     except CheckpointError:
         return None
     prompt = torch.zeros(1, PROMPT, dtype=torch.long, device=device)
-    tokens = map(int, generate(task.to(device), prompt, STEPS + 1))  # a number waits for its GPU
+    tokens = map(int, generate(task.to(device), prompt, STEPS + 1))  # int() waits for the GPU
     next(tokens)
     started = time.perf_counter()
     for _ in tokens:

@@ -1,4 +1,4 @@
-"""``minrnn compare``: real runs in processes of their own, put together, gone on with, never run twice."""
+"""``minrnn compare``: real runs in processes of their own, put together, resumed, never run twice."""
 
 import csv
 import json
@@ -76,7 +76,7 @@ def test_an_interrupted_run_goes_on(minrnn, tmp_path, where):
     assert code == 0, errors
     code, out, errors = minrnn("compare", *SMALL, "--mixers=mingru", *where)
     assert code == 0, errors
-    assert "mingru, seed 0: goes on" in out
+    assert "mingru, seed 0: resumes" in out
     cell = json.loads((tmp_path / "results/mingru-0.json").read_bytes())
     assert [step for step, _ in cell["curve"]] == [2, 4]
     assert cell["minutes"] is None
@@ -102,9 +102,11 @@ def test_a_run_ends_with_the_comparison_and_leaves_a_checkpoint(tmp_path, where,
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        (["--mixers=mingru,mamba9"], "mixer 'mamba9' is unknown; it can be attention"),
+        (["--mixers=mingru,mamba9"], "mixers must be some of attention, "),
+        (["--mixers="], "mixers must be some of attention, "),
+        (["--mixers=mingru", "--seeds="], "seeds must be whole numbers separated by commas, got ''"),
         (["--mixers=mingru", "--seeds=0,x"], "seeds must be whole numbers separated by commas, got '0,x'"),
-        (["--mixers=mingru", "--devices=cpu,99"], "device '99' is unknown; it can be cpu"),
+        (["--mixers=mingru", "--devices=cpu,99"], "devices must be some of cpu"),
         (["--seeds=0"], "the following arguments are required: --mixers"),
     ],
 )

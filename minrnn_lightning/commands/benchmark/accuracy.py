@@ -1,4 +1,4 @@
-"""``minrnn benchmark accuracy``: the error of the scans against a float64 loop, against the length."""
+"""``minrnn benchmark accuracy``: rounding errors of the scans, relative to a float64 loop, against the length."""
 
 from collections.abc import Callable
 
@@ -24,34 +24,34 @@ def accuracy(
     output: str | None = None,
     compare: str | None = None,
 ) -> None:
-    """Find the largest relative error of a state, for the scan and the paper's log-space scan, against the length.
+    """Measure the largest relative error of a state, for the scan and the paper's log-space scan.
 
     The gates' logits are drawn from N(0, 2²) and the candidates from N(0, 1), in float32, and rounded to each type
     first; the reference is a loop in float64 over the rounded values.
 
     Args:
-        lengths: Steps of the sequences, separated by commas.
+        lengths: Lengths of the sequences, separated by commas.
         dim: Features of the state.
         device: cpu, cuda or cuda:N; the reference runs on the CPU.
         output: Folder to write accuracy.json, accuracy.csv and accuracy.png to.
         compare: The accuracy.json of an earlier run; adds the ratio to it.
 
     Raises:
-        InputError: A size is below one, or the device unknown.
+        InputError: If a size is below 1 or the device is unknown.
     """
-    place, steps_of = parse_device(device), parse_lengths(lengths)
+    torch_device, sequence_lengths = parse_device(device), parse_lengths(lengths)
     check_sizes(dim=dim)
-    report = Report("accuracy", list(DTYPES), {"dim": dim}, place, output, compare)
+    report = Report("accuracy", list(DTYPES), {"dim": dim}, torch_device, output, compare)
     generator = torch.Generator().manual_seed(0)
-    gate, candidate = torch.randn(2, 1, max(steps_of), dim, generator=generator).unbind()
+    gate, candidate = torch.randn(2, 1, max(sequence_lengths), dim, generator=generator).unbind()
     drawn = {name: ((2 * gate).to(dtype), candidate.to(dtype)) for name, dtype in DTYPES.items()}
     exact = {name: gated_scan_loop(*(x.double() for x in inputs)) for name, inputs in drawn.items()}
     rows: list[Row] = []
     for name, scan in SCANS.items():
-        for length in steps_of:
+        for length in sequence_lengths:
             row: Row = {"name": name, "length": length}
             for dtype, inputs in drawn.items():
-                gate, candidate = (x[:, :length].to(place) for x in inputs)
+                gate, candidate = (x[:, :length].to(torch_device) for x in inputs)
                 row[dtype] = finite(relative_error(scan(gate, candidate).cpu(), exact[dtype][:, :length]))
             rows.append(row)
     report.add("Largest relative error", rows)
@@ -59,5 +59,5 @@ def accuracy(
 
 
 def relative_error(actual: Tensor, exact: Tensor) -> float:
-    """The largest, over all elements; not a number if one of them is not."""
+    """Largest relative error of an element; NaN if one of them is NaN."""
     return float(((actual.double() - exact) / exact).abs().max())

@@ -1,4 +1,8 @@
-"""What minGRU and minLSTM are compared with, where PyTorch has no layer of that kind."""
+"""Baselines of minGRU and minLSTM for which PyTorch has no layer.
+
+The Transformer is not the package's attention mixer, which adds rotary positions and makes a new cache at every step to
+keep gradients: a baseline of speed writes into a cache that it allocated before, as inference engines do.
+"""
 
 import torch
 from torch import Tensor, nn
@@ -8,7 +12,7 @@ from minrnn_lightning.ops.reference import log_space_scan
 
 
 class TwoLinear(nn.Module):
-    """The two matrix products of a minGRU layer, and nothing between them."""
+    """The two matrix products of a minGRU layer alone."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
@@ -63,8 +67,9 @@ class CausalAttention(nn.Module):
 
         Args:
             x: The steps from ``position`` on.
-            cache: Keys and values of earlier steps, which those of ``x`` join: (2, batch, heads, capacity, size).
-            position: How many steps the cache holds.
+            cache: Keys and values of earlier steps, to which those of ``x`` are added, (2, batch, heads, capacity,
+                head_size).
+            position: Number of steps that the cache holds.
         """
         length = x.shape[1]
         q, k, v = (part.unflatten(-1, (-1, self.size)).transpose(1, 2) for part in self.qkv(x).chunk(3, -1))
@@ -105,7 +110,7 @@ class GRULanguageModel(nn.Module):
 
 
 class Decoder(nn.Module):
-    """A pre-norm transformer with a cache of keys and values, called like a ``LanguageTask``.
+    """A pre-norm Transformer with a cache of keys and values, called like a ``LanguageTask``.
 
     It has no encoding of positions, which would cost next to nothing, and no gradients: the cache is written in place.
 
@@ -127,7 +132,7 @@ class Decoder(nn.Module):
         self.head = nn.Linear(dim, vocabulary, bias=False)
 
     def initial_state(self, batch_size: int, capacity: int) -> tuple[Tensor, int]:
-        """A cache for so many steps, (depth, 2, batch, heads, capacity, size), and how many it holds, 0."""
+        """A cache for so many steps, (depth, 2, batch, heads, capacity, head_size), and the number that it holds, 0."""
         dim = self.encoder.embedding_dim
         size = head_size(dim)
         return self.head.weight.new_zeros(len(self.mlps), 2, batch_size, dim // size, capacity, size), 0

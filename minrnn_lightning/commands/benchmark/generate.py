@@ -1,4 +1,4 @@
-"""``minrnn benchmark generate``: the cost of one step and the size of the state against the length of the context."""
+"""``minrnn benchmark generate``: time per token and size of the state against the length of the context."""
 
 from typing import Any
 
@@ -39,45 +39,46 @@ def generate(
     output: str | None = None,
     compare: str | None = None,
 ) -> None:
-    """Time steps of language models after contexts of several lengths, and measure the state that they carry.
+    """Benchmark generation by language models after contexts of several lengths: time per token, size of the state.
 
-    Each model reads a whole context in parallel first, untimed. Beside ours, in the shape of the recipe, there are a
-    stack of nn.GRU, which has neither convolutions nor MLPs and so fewer parameters, and a small transformer with a
-    cache of keys and values, of the same width and depth. The weights are random, and so are the tokens: choosing them
-    is not timed.
+    Each model first reads the context in parallel, untimed. Models with this package's mixers, in the shape of the
+    recipe, are compared with a stack of nn.GRU, which has neither convolutions nor MLPs and so fewer parameters, and a
+    small Transformer with a cache of keys and values, of the same width and depth. The weights are random, and so are
+    the tokens: sampling is not timed.
 
     Args:
         lengths: Tokens of the contexts, separated by commas.
-        mixer: Our kinds of sequence mixer, separated by commas.
+        mixer: Mixers of this package, separated by commas.
         dim: Width of the models.
-        depth: Blocks of ours and the transformer, layers of nn.GRU.
+        depth: Blocks of our models and the Transformer, layers of nn.GRU.
         steps: Tokens after the context that are timed together.
-        batch_size: Texts at once.
-        dtype: The type of the parameters.
-        repeats: How often each model is timed, in turns.
+        batch_size: Number of texts.
+        dtype: Type of the parameters.
+        repeats: Number of times that each model is timed, in turns.
         device: cpu, cuda or cuda:N.
         output: Folder to write generate.json, generate.csv and generate.png to.
         compare: The generate.json of an earlier run; adds the ratio to it.
 
     Raises:
-        InputError: A size is below one, or a mixer or the device unknown.
+        InputError: If a size is below 1, or a mixer or the device is unknown.
     """
-    mixers, place, contexts = parse_choice("mixer", mixer, MIXERS), parse_device(device), parse_lengths(lengths)
+    mixers, contexts = parse_choice("mixer", mixer, MIXERS), parse_lengths(lengths)
+    torch_device = parse_device(device)
     check_sizes(dim=dim, depth=depth, steps=steps, batch_size=batch_size, repeats=repeats)
     about = {"dtype": dtype, "batch_size": batch_size, "dim": dim, "depth": depth, "steps": steps}
-    report = Report("generate", ["ms", "state_kb"], {**about, "repeats": repeats}, place, output, compare)
+    report = Report("generate", ["ms", "state_kb"], {**about, "repeats": repeats}, torch_device, output, compare)
     torch.manual_seed(0)
     models = {name: LanguageTask(VOCABULARY, VOCABULARY, mixer=name, dim=dim, depth=depth) for name in mixers}
     others = {GRU: GRULanguageModel(VOCABULARY, dim, depth), DECODER: Decoder(VOCABULARY, dim, depth)}
-    ready = {name: model.to(place, getattr(torch, dtype)).eval() for name, model in {**models, **others}.items()}
+    ready = {name: model.to(torch_device, getattr(torch, dtype)).eval() for name, model in {**models, **others}.items()}
     with torch.inference_mode():
         for length in contexts:
-            tokens = torch.randint(VOCABULARY, (batch_size, length + steps), device=place)
+            tokens = torch.randint(VOCABULARY, (batch_size, length + steps), device=torch_device)
             context, following = torch.split(tokens, [length, steps], 1)
             states = {name: read(model, context, steps) for name, model in ready.items()}
             runs = {name: walk(ready[name], following, state) for name, state in states.items()}
             rows = []
-            for name, seconds in in_turns(warm_up(runs), repeats, place).items():
+            for name, seconds in in_turns(warm_up(runs), repeats, torch_device).items():
                 row = timing([second / steps for second in seconds], batch_size)
                 row |= {"tokens_per_s": 1e6 / row.pop("us_per_token"), "state_kb": size(states[name], length) / 1e3}
                 row["parameters_m"] = sum(parameter.numel() for parameter in ready[name].parameters()) / 1e6
@@ -86,11 +87,11 @@ def generate(
     report.save()
 
 
-def read(model: nn.Module, context: Tensor, room: int = 0) -> Any:
-    """The state after a context that is read in parallel, a chunk at a time, with room for further steps."""
+def read(model: nn.Module, context: Tensor, extra_steps: int = 0) -> Any:
+    """The state after a context that is read in parallel, a chunk at a time; a cache gets space for further steps."""
     model_: Any = model
     batch, length = context.shape
-    capacity = (length + room,) if isinstance(model, Decoder) else ()
+    capacity = (length + extra_steps,) if isinstance(model, Decoder) else ()
     state = model_.initial_state(batch, *capacity)
     for chunk in torch.split(context, CHUNK, 1):
         _, state = model_(chunk, state)
@@ -98,7 +99,7 @@ def read(model: nn.Module, context: Tensor, room: int = 0) -> Any:
 
 
 def walk(model: nn.Module, tokens: Tensor, state: Any) -> Step:
-    """One step for each of the tokens, always from the same state on."""
+    """One step for each of the tokens, always from the same initial state."""
     model_: Any = model
 
     def steps() -> None:
@@ -110,7 +111,7 @@ def walk(model: nn.Module, tokens: Tensor, state: Any) -> Step:
 
 
 def size(state: Any, length: int) -> int:
-    """Bytes of the tensors of a state; of a cache, those of the steps in it."""
+    """Bytes of the tensors of a state; of a cache, those of the steps that it holds."""
     match state:
         case Tensor():
             return state.nbytes

@@ -1,4 +1,4 @@
-"""``minrnn benchmark layer``: time and memory of one layer against the length, as in figure 1 of the paper."""
+"""``minrnn benchmark layer``: time and memory of one layer against the length, as in the paper's figure 1."""
 
 import sys
 from collections.abc import Callable
@@ -31,13 +31,15 @@ def _mingru_pytorch(dim: int) -> nn.Module:
 
 
 def _mingru_scans(dim: int) -> nn.Module:
-    from mingru import MinGRU as Peer  # its only one with gates between 0 and 1; starts from a state of ½, ours from 0
+    from mingru import MinGRU as Peer  # the only one with gates in (0, 1); it starts from a state of ½, ours from 0
 
     layer: nn.Module = Peer(dim, dim)
     return layer
 
 
-LAYERS: dict[str, tuple[str, Callable[[int], nn.Module]]] = {  # word of --layers: name, maker
+LAYERS: dict[
+    str, tuple[str, Callable[[int], nn.Module]]
+] = {  # by their name in --layers: name in tables, and what makes one of a width
     "products": (BASE, TwoLinear),
     "mingru": ("MinGRU", lambda dim: MinGRU(dim, dim, batch_first=True)),
     "minlstm": ("MinLSTM", lambda dim: MinLSTM(dim, dim, batch_first=True)),
@@ -64,63 +66,63 @@ def layer(
     output: str | None = None,
     compare: str | None = None,
 ) -> None:
-    """Time forward and backward of one layer, and find the peak of its memory, beside its baselines.
+    """Benchmark one layer against baselines: time and peak memory of forward and backward.
 
     The layers take turns within each repeat, so that a noisy machine disturbs them alike; the table gives medians,
     the fastest and the slowest. The memory is that of tensors, beyond input and parameters; on the CPU it leaves out
     what does not come from PyTorch's allocator, such as buffers of oneDNN.
 
     Args:
-        lengths: Steps of the sequences, separated by commas.
-        batch_size: Sequences at once.
+        lengths: Lengths of the sequences, separated by commas.
+        batch_size: Number of sequences.
         dim: Features of input and state.
-        layers: Which, separated by commas: products, mingru, minlstm, gru, lstm, loop (of nn.GRUCell), attention,
+        layers: Layers, separated by commas: products, mingru, minlstm, gru, lstm, loop (of nn.GRUCell), attention,
             logspace (the paper's scan), mingru-pytorch, mingru-scans; all of them if not given.
-        compile: Add the minimal ones compiled by torch.compile.
-        dtype: The type of input and parameters.
-        repeats: How often each layer is timed.
+        compile: Also measure the minimal ones compiled by torch.compile.
+        dtype: Type of input and parameters.
+        repeats: Number of times that each layer is timed.
         device: cpu, cuda or cuda:N.
         output: Folder to write layer.json, layer.csv and layer.png to.
         compare: The layer.json of an earlier run; adds the ratio to it.
 
     Raises:
-        InputError: A size is below one, or a layer or device unknown.
+        InputError: If a size is below 1, or a layer or the device is unknown.
     """
-    chosen, place, kind = parse_choice("layers", layers, LAYERS), parse_device(device), getattr(torch, dtype)
-    steps_of = parse_lengths(lengths)
+    chosen, torch_device = parse_choice("layers", layers, LAYERS), parse_device(device)
+    torch_dtype, sequence_lengths = getattr(torch, dtype), parse_lengths(lengths)
     check_sizes(batch_size=batch_size, dim=dim, repeats=repeats)
     about = {"dtype": dtype, "batch_size": batch_size, "dim": dim, "repeats": repeats}
-    report = Report("layer", ["ms", "peak_mb"], about, place, output, compare)
-    for length in steps_of:
+    report = Report("layer", ["ms", "peak_mb"], about, torch_device, output, compare)
+    for length in sequence_lengths:
         torch.manual_seed(0)
-        x = torch.randn(batch_size, length, dim, dtype=kind, device=place, requires_grad=True)
+        x = torch.randn(batch_size, length, dim, dtype=torch_dtype, device=torch_device, requires_grad=True)
         ones = torch.ones_like(x)
-        modules = {name: module.to(place, kind) for name, module in build(chosen, dim, compile).items()}
-        steps = {name: step_of(module, x, ones) for name, module in modules.items()}
-        rows = time_and_memory(steps, repeats, place, length, batch_size)
+        modules = {name: module.to(torch_device, torch_dtype) for name, module in build(chosen, dim, compile).items()}
+        steps = {name: forward_backward(module, x, ones) for name, module in modules.items()}
+        rows = time_and_memory(steps, repeats, torch_device, length, batch_size)
         report.add(f"Length {length:,}, forward + backward", rows, [BASE, "MinGRU"])
     report.save()
 
 
 def build(chosen: list[str], dim: int, compile: bool = False) -> dict[str, nn.Module]:  # noqa: A002
-    """The layers to compare, each mapping (batch, length, dim) to the same shape; peers where they are installed."""
+    """Layers to compare, from (batch, length, dim) to the same shape; those of other packages where installed."""
     built: dict[str, nn.Module] = {}
     torch.compiler.reset()  # forget what was compiled for another length
-    for word in chosen:
-        name, make = LAYERS[word]
+    for option in chosen:
+        name, make = LAYERS[option]
         try:
             built[name] = make(dim)
         except ImportError:
             print(f"{name} is not installed and left out: pip install {name}", file=sys.stderr)
             continue
-        if compile and word in COMPILED:
+        if compile and option in COMPILED:
             compiled = make(dim)
             compiled.compile(dynamic=False)
             built[f"{name}, compiled"] = compiled
     return built
 
 
-def step_of(module: nn.Module, x: Tensor, ones: Tensor) -> Step:
+def forward_backward(module: nn.Module, x: Tensor, ones: Tensor) -> Step:
     """Forward and backward of a layer, to the input and the parameters, from a gradient of ones."""
 
     def outputs() -> Tensor | list[Tensor]:

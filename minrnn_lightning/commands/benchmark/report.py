@@ -1,4 +1,4 @@
-"""What a benchmark leaves behind: a table at once; JSON, CSV and a plot in a folder; the ratio to an earlier run."""
+"""Results of a benchmark: tables, JSON, CSV and a plot, and ratios to an earlier run."""
 
 import json
 import math
@@ -14,9 +14,9 @@ from minrnn_lightning.errors import InputError
 from minrnn_lightning.results import print_table, provenance, write_csv, write_json, write_plot
 
 Row = dict[str, Any]
-Figures = dict[tuple[str, int], float | None]  # of a name at a length
+Values = dict[tuple[str, int], float | None]  # by name and length
 
-COLUMNS = {  # of rows that hold them, with their heads in tables and plots
+COLUMNS = {  # measurements, where a row has them, with their heads in tables and plots
     "ms": "ms",
     "ms_min": "min",
     "ms_max": "max",
@@ -33,19 +33,19 @@ COLUMNS = {  # of rows that hold them, with their heads in tables and plots
 
 
 class Report:
-    """The rows of one benchmark run, each the figures of one name at one length.
+    """The rows of one benchmark run, each with the measurements of one name at one length.
 
     Args:
-        benchmark: Its name, and that of the files.
-        plotted: The columns to plot against the length; the first is what ratios are made of.
-        about: The setting, which is written down with the machine and the versions.
-        device: Where it runs.
+        benchmark: Name of the benchmark, and of its files.
+        plotted: Columns to plot against the length; ratios are those of the first.
+        about: Settings, which are saved together with the provenance.
+        device: Device of the benchmark.
         output: Folder for ``<benchmark>.json``, ``.csv`` and ``.png``; none if None.
-        compare: The JSON file of an earlier run, to whose figures the table shows the ratio; none if None.
+        compare: JSON file of an earlier run; a column of the table has the ratio to it. None for no such column.
 
     Raises:
-        InputError: The earlier file is not one of this benchmark.
-        OSError: It cannot be read, or the folder cannot be made.
+        InputError: If the earlier file is not one of this benchmark.
+        OSError: If it cannot be read, or the folder cannot be made.
     """
 
     def __init__(
@@ -62,7 +62,7 @@ class Report:
         self.about = {**provenance(device), **about}
         self.rows: list[Row] = []
         self.folder = Path(output) if output else None
-        self.earlier: Figures | None = None
+        self.earlier: Values | None = None
         if self.folder:
             self.folder.mkdir(parents=True, exist_ok=True)
         if compare:
@@ -73,12 +73,12 @@ class Report:
             print(f"The earlier run had {', '.join(changes) or 'the same setting'}.", file=sys.stderr)
 
     def add(self, title: str, rows: list[Row], bases: Sequence[str] = ()) -> None:
-        """Keep some rows and show them as a table.
+        """Add rows and print them as a table.
 
         Args:
-            title: What they have in common.
-            rows: With ``name``, ``length`` and the figures.
-            bases: Names among them, to whose first figure a column shows everyone's ratio.
+            title: Title of the table.
+            rows: With ``name``, ``length`` and the measurements.
+            bases: Names among them; a column for each has the ratio of every row to its row.
         """
         if not rows:
             return
@@ -127,17 +127,17 @@ class Report:
         return ", ".join(f"{key} {value}" for key, value in self.about.items() if key not in ("python", "platform"))
 
 
-def _read(path: str, benchmark: str, column: str) -> tuple[dict[str, object], Figures]:
-    """The setting and the figures in a file that ``save`` wrote."""
-    kind = None
+def _read(path: str, benchmark: str, column: str) -> tuple[dict[str, object], Values]:
+    """Settings and measurements in a file that ``save`` wrote."""
+    found = None
     try:
         record = json.loads(Path(path).read_bytes())
-        kind = record["benchmark"]
-        if kind == benchmark:
+        found = record["benchmark"]
+        if found == benchmark:
             return dict(record["about"]), {(row["name"], row["length"]): row[column] for row in record["rows"]}
     except (ValueError, TypeError, KeyError):  # not JSON, or of another shape
         pass
-    what = "not a file to compare with" if kind in (None, benchmark) else f"of `minrnn benchmark {kind}`"
+    what = "not a file to compare with" if found in (None, benchmark) else f"of `minrnn benchmark {found}`"
     raise InputError(
         f"{path} is {what}; "
         f"--compare takes a {benchmark}.json that `minrnn benchmark {benchmark} --output FOLDER` wrote"
@@ -145,7 +145,7 @@ def _read(path: str, benchmark: str, column: str) -> tuple[dict[str, object], Fi
 
 
 def finite(value: float) -> float | None:
-    """The value, or None for one that is not a number or infinite, which JSON does not have."""
+    """The value, or None for NaN and infinity, which JSON does not have."""
     return value if math.isfinite(value) else None
 
 

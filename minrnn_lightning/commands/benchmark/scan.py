@@ -1,4 +1,4 @@
-"""``minrnn benchmark scan``: the scans alone, beside copying the bytes that each must move and the paper's scan."""
+"""``minrnn benchmark scan``: the scans alone, against copying the bytes that they move and the paper's scan."""
 
 from collections.abc import Callable
 from functools import partial
@@ -41,41 +41,42 @@ def scan(
     output: str | None = None,
     compare: str | None = None,
 ) -> None:
-    """Time the scans alone, forward and backward, beside copying the bytes that they must at least move.
+    """Benchmark the scans alone, forward and backward, against copying the bytes that they must at least move.
 
     Forward reads two sequences and writes one, backward reads four and writes two. Copying reads and writes as many
-    bytes between tensors made before. Forward and backward together are timed beside the paper's log-space scan.
+    bytes, between tensors that exist already. Forward and backward together are also compared with the paper's
+    log-space scan.
 
     Args:
-        lengths: Steps of the sequences, separated by commas.
-        batch_size: Sequences at once.
+        lengths: Lengths of the sequences, separated by commas.
+        batch_size: Number of sequences.
         dim: Features of the state.
-        dtype: The type of the sequences.
-        repeats: How often each is timed, in turns.
+        dtype: Type of the sequences.
+        repeats: Number of times that each is timed, in turns.
         device: cpu, cuda or cuda:N.
         output: Folder to write scan.json, scan.csv and scan.png to.
         compare: The scan.json of an earlier run; adds the ratio to it.
 
     Raises:
-        InputError: A size is below one, or the device unknown.
+        InputError: If a size is below 1 or the device is unknown.
     """
-    place, steps_of = parse_device(device), parse_lengths(lengths)
+    torch_device, sequence_lengths = parse_device(device), parse_lengths(lengths)
     check_sizes(batch_size=batch_size, dim=dim, repeats=repeats)
     about = {"dtype": dtype, "batch_size": batch_size, "dim": dim, "repeats": repeats}
-    report = Report("scan", ["ms", "peak_mb"], about, place, output, compare)
-    for length in steps_of:
+    report = Report("scan", ["ms", "peak_mb"], about, torch_device, output, compare)
+    for length in sequence_lengths:
         torch.manual_seed(0)
-        sequences = torch.randn(2, batch_size, length, dim, device=place).to(getattr(torch, dtype)).unbind()
+        sequences = torch.randn(2, batch_size, length, dim, device=torch_device).to(getattr(torch, dtype)).unbind()
         parts = {"forward": forward(*sequences), "backward": backward(*sequences), BOTH: both(*sequences)}
         for part, steps in parts.items():
             named = {f"{part}: {name}": step for name, step in steps.items()}
-            rows = time_and_memory(named, repeats, place, length, batch_size)
+            rows = time_and_memory(named, repeats, torch_device, length, batch_size)
             report.add(f"Length {length:,}, {part}", rows, [f"{part}: {COPY}", f"{BOTH}: {OURS}"])
     report.save()
 
 
 def copying(sequences: int, like: Tensor) -> Step:
-    """A copy that reads and writes together as many bytes as there are in so many sequences."""
+    """A copy whose bytes read and written together are those of so many sequences."""
     source, target = torch.ones(2, sequences * like.numel() // 2, dtype=like.dtype, device=like.device).unbind()
     return lambda: target.copy_(source)
 

@@ -8,7 +8,7 @@ import torch
 from minrnn_lightning.commands.benchmark.accuracy import relative_error
 from minrnn_lightning.commands.benchmark.baselines import CausalAttention, Decoder, GRUCellLoop, GRULanguageModel
 from minrnn_lightning.commands.benchmark.generate import read, size, walk
-from minrnn_lightning.commands.benchmark.layer import BASE, LAYERS, build, step_of
+from minrnn_lightning.commands.benchmark.layer import BASE, LAYERS, build, forward_backward
 from minrnn_lightning.commands.benchmark.train import LOG_SPACE, PRODUCTS, STEP, Linears, TimedSteps, log_space_rnn
 from minrnn_lightning.nn.mixers.mingru import MinGRUMixer
 from minrnn_lightning.nn.mixers.minlstm import MinLSTMMixer
@@ -47,7 +47,7 @@ def test_all_map_to_the_same_shape_and_have_gradients():
     built = build(list(LAYERS), 6)
     assert next(iter(built)) == BASE
     for name, module in built.items():
-        gradients = step_of(module, x, torch.ones_like(x))()
+        gradients = forward_backward(module, x, torch.ones_like(x))()
         assert [gradient.shape for gradient in gradients] == [x.shape, *(p.shape for p in module.parameters())], name
     products = built[BASE](x)
     assert [output.shape for output in products] == [x.shape] * 2
@@ -61,7 +61,7 @@ def test_steps_equal_the_parallel_form(make, monkeypatch):
     capacity = (12,) if make is Decoder else ()
     whole, _ = model(tokens, model.initial_state(2, *capacity))
     monkeypatch.setattr("minrnn_lightning.commands.benchmark.generate.CHUNK", 4)
-    state = read(model, tokens[:, :7], room=5)
+    state = read(model, tokens[:, :7], extra_steps=5)
     rest, _ = model(tokens[:, 7:], state)
     torch.testing.assert_close(rest, whole[:, 7:])
     for t in range(7, 12):
@@ -74,7 +74,7 @@ def test_walk_starts_from_the_same_state_each_time():
     model, tokens = Decoder(11, 8, 2).eval(), torch.randint(11, (1, 6))
     logits = []
     model.head.register_forward_hook(lambda module, inputs, output: logits.append(output))
-    step = walk(model, tokens[:, 4:], read(model, tokens[:, :4], room=2))
+    step = walk(model, tokens[:, 4:], read(model, tokens[:, :4], extra_steps=2))
     logits.clear()
     step()
     step()
@@ -84,7 +84,7 @@ def test_walk_starts_from_the_same_state_each_time():
 @torch.inference_mode()
 def test_size_of_states():
     decoder = Decoder(11, 8, 3)
-    state = read(decoder, torch.zeros(2, 5, dtype=torch.long), room=4)
+    state = read(decoder, torch.zeros(2, 5, dtype=torch.long), extra_steps=4)
     assert size(state, 5) == 3 * 2 * 2 * 5 * 8 * 4  # depth, keys and values, batch, steps, width, bytes
     assert size([(None, torch.zeros(2, 3)), (torch.zeros(4), torch.zeros(1))], 5) == 4 * (6 + 4 + 1)
 

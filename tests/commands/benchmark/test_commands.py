@@ -182,7 +182,7 @@ def test_help(minrnn, kind):
         (["layer", "--layers=mingru,s5"], ["'s5'", ",".join(LAYERS)]),
         (["generate", "--mixer=s5"], ["mixer", "'s5'", "mingru"]),
         (["policy", "--env=Hoper-v5"], ["Gymnasium cannot make the environment 'Hoper-v5'"]),
-        (["policy", "--env=CartPole-v1"], ["CartPole-v1 has no vectors of real numbers", "Hopper-v5"]),
+        (["policy", "--env=CartPole-v1"], ["env must have vectors of real numbers", "Hopper-v5", "got CartPole-v1"]),
         (["layer", "--device=tpu"], ["device must be cpu, or cuda", "got 'tpu'"]),
         (["scan", "--device=cuda:99"], ["device must be cpu, or cuda", "got 'cuda:99'"]),
         (["accuracy", "--device=meta"], ["device must be cpu, or cuda", "got 'meta'"]),
