@@ -1,4 +1,4 @@
-"""``minrnn collect``: a small teacher is trained in an environment, and its episodes become data sets of Minari."""
+"""``minrnn collect``: trains a linear teacher in an environment and saves its episodes as Minari data sets."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SETTINGS = {  # by the name of the environment without its version
     "HalfCheetah": Settings(16, 8, 0.02, 0.03, 50),
 }
 OTHERS = Settings(16, 8, 0.02, 0.03, 100)
-CHECKPOINTS, TRIES = 20, 5  # policies on the way that medium is chosen among, and episodes to judge each by
+CHECKPOINTS, TRIES = 20, 5  # candidates for the policy of medium, and episodes to estimate the return of each
 
 
 def collect(
@@ -36,21 +36,21 @@ def collect(
     """Train a small teacher and save its episodes as three data sets of Minari, for TrajectoryDataModule.
 
     The teacher is a linear policy, found by augmented random search. `NAMESPACE/ENVIRONMENT/medium-v0` are episodes of
-    a policy on the way, which returned about half of what the last one does in a few episodes; `.../replay-v0` are
-    those that the search tried up to it, evenly spread; `.../medium-expert-v0` are the medium ones and as many of the
+    an intermediate policy, whose return in a few episodes is about half of that of the last one; `.../replay-v0` are
+    episodes of the search up to it, evenly spaced; `.../medium-expert-v0` are the medium ones and as many of the
     last policy. The same seed and versions give the same data.
 
     Args:
-        env: a Gymnasium environment whose observations and actions are vectors of real numbers.
-        output: the folder of the data sets; by default $MINARI_DATASETS_PATH, else minari in the data folder.
-        namespace: first part of the names of the data sets.
-        episodes: how many episodes to save of each policy, and of the search.
-        iterations: steps of the search; by default as many as suit the environment.
-        noise: standard deviation of the Gaussian noise on the actions of medium and expert.
-        seed: of the search and the episodes.
+        env: A Gymnasium environment whose observations and actions are vectors of real numbers.
+        output: Folder of the data sets; by default $MINARI_DATASETS_PATH, else minari in the data folder.
+        namespace: First part of the names of the data sets.
+        episodes: Number of episodes to save of each policy, and of the search.
+        iterations: Steps of the search; by default a number that suits the environment.
+        noise: Standard deviation of the Gaussian noise on the actions of medium and expert.
+        seed: Seed of the search and the episodes.
 
     Raises:
-        InputError: an argument is out of range, the environment unknown or of another kind, or a data set is there.
+        InputError: If an argument is out of range, the environment is unknown or unsuitable, or a data set exists.
     """
     for name, value in (("episodes", episodes), ("iterations", 1 if iterations is None else iterations)):
         if value < 1:
@@ -84,7 +84,7 @@ def make_environment(env: str) -> Any:
     """A Gymnasium environment that a linear policy can act in.
 
     Raises:
-        InputError: If it is unknown or of another kind, or the extra ``rl`` is not installed.
+        InputError: If it is unknown or its spaces are not vectors, or the extra ``rl`` is not installed.
     """
     environment = make(env, disable_env_checker=True)
     from gymnasium.spaces import Box
@@ -133,14 +133,14 @@ def mean_return(episodes: Sequence[Episode]) -> float:
 
 
 def _save(sets: dict[str, list[Episode]], environment: Any, storage: Path, noise: float, seed: int) -> None:
-    """Write the data sets; all of them are there at the end or none."""
+    """Save the data sets: all of them or none."""
     from minrnn_lightning.data.offline_rl.episodes import rl_module
     from minrnn_lightning.data.offline_rl.minari import new_sets
 
     minari = rl_module("minari")
     buffer = rl_module("minari.data_collector.episode_buffer").EpisodeBuffer
     with new_sets(storage), warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # about metadata that there is none of, such as an e-mail address
+        warnings.simplefilter("ignore", UserWarning)  # about missing metadata, such as an e-mail address
         for name, found in sets.items():
             buffers = []
             for number, episode in enumerate(found):
@@ -161,7 +161,7 @@ def _save(sets: dict[str, list[Episode]], environment: Any, storage: Path, noise
 
 
 def _report(sets: dict[str, list[Episode]], env: str) -> None:
-    """Show how good the episodes of each data set are."""
+    """Print the returns of each data set as a table."""
     from rich.console import Console
     from rich.table import Table
 

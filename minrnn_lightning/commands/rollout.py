@@ -1,4 +1,4 @@
-"""``minrnn rollout``: a policy acts in its environment; a table at once, on request JSON, a histogram, a video."""
+"""``minrnn rollout``: a trained policy acts in its environment; results as a table, JSON, histogram or video."""
 
 from __future__ import annotations
 
@@ -36,27 +36,27 @@ def rollout_command(
     histogram: str | None = None,
     video: str | None = None,
 ) -> None:
-    """Let a trained policy act in a Gymnasium environment, and say what return it gets.
+    """Let a trained policy act in a Gymnasium environment, and report its returns.
 
     Args:
         checkpoint: A .ckpt file of a PolicyTask that `minrnn fit` wrote.
         env: The environment, such as Hopper-v5; by default that of the training data.
-        episodes: How many to play for each target.
-        target_return: Returns to ask for, separated by commas; by default the highest of the training data.
-        mode: carry takes one step of the model for each of the environment; window computes the last steps again.
-        window: How many, for window; by default as many as a row of the training data had.
-        seed: Of the first episode; the next ones have the next numbers.
-        num_envs: Environments that are played side by side.
+        episodes: Number of episodes for each target.
+        target_return: Target returns, separated by commas; by default the highest of the training data.
+        mode: carry takes one step of the model for each of the environment; window recomputes the last steps.
+        window: Number of steps that mode window recomputes; by default the length of the training data's rows.
+        seed: Seed of the first episode; each further one adds 1.
+        num_envs: Environments that are stepped together.
         output: A .json file for every return and length.
         histogram: A .png file for the distribution of the returns.
         video: A .gif or .mp4 file for the first episode of the first target.
 
     Raises:
-        InputError: An option is out of range, the checkpoint or the environment cannot be used, a package is missing.
+        InputError: If an option is out of range, the checkpoint or environment cannot be used, or a package is missing.
     """
     json_file = check_file("output", output, [".json"])
-    picture = check_file("histogram", histogram, [".png"])
-    film = check_file("video", video, [".gif", ".mp4"])
+    histogram_file = check_file("histogram", histogram, [".png"])
+    video_file = check_file("video", video, [".gif", ".mp4"])
     targets: list[float | None] = [] if target_return is None else parse_targets(target_return)
     task = load_policy(checkpoint)
     env_id = environment_of(task, env)
@@ -68,33 +68,33 @@ def rollout_command(
         targets = [task.environment["max_return"]]
     if window is None:
         window = task.environment.get("window", 20)
-    how: dict[str, Any] = {
+    options: dict[str, Any] = {
         "mode": mode,
         "window": window,
         "seed": seed,
         "num_envs": num_envs,
-        "record": film is not None,
+        "record": video_file is not None,
     }
-    played = rollout(task, env_id, episodes, targets, **how)
+    results = rollout(task, env_id, episodes, targets, **options)
     result = {"checkpoint": checkpoint, "seed": seed, "window": window if mode == "window" else None}
-    result |= summary(played, env_id, mode)
+    result |= summary(results, env_id, mode)
     show(result)
     if json_file:
         write_json(json_file, result)
-    if picture:
-        draw_histogram(result, picture)
-    if film:
-        write_video(played[0], film)
+    if histogram_file:
+        draw_histogram(result, histogram_file)
+    if video_file:
+        write_video(results[0], video_file)
 
 
 def parse_targets(text: str) -> list[float | None]:
     """The numbers in ``3600`` or ``3600,1800``.
 
     Raises:
-        InputError: One of them is none.
+        InputError: If one of them is not a number.
     """
     try:
-        return [float(word) for word in text.split(",")]
+        return [float(number) for number in text.split(",")]
     except ValueError as error:
         raise InputError(
             f"target_return must be numbers separated by commas, such as 3600,1800, got {text!r}"
@@ -102,10 +102,10 @@ def parse_targets(text: str) -> list[float | None]:
 
 
 def check_file(option: str, name: str | None, endings: Sequence[str]) -> Path | None:
-    """The path of a file that is to be written.
+    """The path of an output file.
 
     Raises:
-        InputError: It has another ending, its folder does not exist, or what writes it is not installed.
+        InputError: If it has another ending, its folder does not exist, or a package that writes it is missing.
     """
     if name is None:
         return None
@@ -123,23 +123,23 @@ def check_file(option: str, name: str | None, endings: Sequence[str]) -> Path | 
     return file
 
 
-def summary(played: Sequence[RolloutResult], env_id: str, mode: str) -> dict[str, Any]:
-    """Everything about the episodes in plain values: mean and deviation (of a sample) of returns and scores too."""
+def summary(results: Sequence[RolloutResult], env_id: str, mode: str) -> dict[str, Any]:
+    """The results in plain values, with mean and sample standard deviation of returns and scores."""
     rows = []
-    for part in played:
-        scores = [normalized_score(env_id, value) for value in part.returns]
+    for result in results:
+        scores = [normalized_score(env_id, value) for value in result.returns]
         known = [score for score in scores if score is not None]
         rows.append(
             {
-                "target": part.target,
-                "return": statistics.mean(part.returns),
-                "return_std": _deviation(part.returns),
+                "target": result.target,
+                "return": statistics.mean(result.returns),
+                "return_std": _deviation(result.returns),
                 "score": statistics.mean(known) if known else None,
                 "score_std": _deviation(known) if known else None,
-                "length": statistics.mean(part.lengths),
-                "steps_per_second": sum(part.lengths) / part.seconds,
-                "returns": part.returns,
-                "lengths": part.lengths,
+                "length": statistics.mean(result.lengths),
+                "steps_per_second": sum(result.lengths) / result.seconds,
+                "returns": result.returns,
+                "lengths": result.lengths,
             }
         )
     versions = {name: _version(name) for name in PACKAGES}
@@ -166,7 +166,7 @@ def show(result: dict[str, Any]) -> None:
             f"{row['steps_per_second']:,.0f}",
         )
     console.print(table)
-    print("Mean ± standard deviation over the episodes; return and length undiscounted and whole.")
+    print("Mean ± standard deviation over the episodes; undiscounted returns of complete episodes.")
     if rows[0]["score"] is not None:
         print(
             "The scores use D4RL's references, which were measured in an older MuJoCo and other versions of the "
@@ -175,7 +175,7 @@ def show(result: dict[str, Any]) -> None:
 
 
 def draw_histogram(result: dict[str, Any], file: Path) -> None:
-    """Draw how often which return came, a colour for each target."""
+    """Draw a histogram of the returns, one colour for each target."""
     labels = ["" if row["target"] is None else f"target {row['target']:,g}" for row in result["targets"]]
 
     def draw(figure: Any) -> None:
@@ -188,16 +188,16 @@ def draw_histogram(result: dict[str, Any], file: Path) -> None:
     write_plot(file, (6, 4), draw)
 
 
-def write_video(episodes: RolloutResult, file: Path) -> None:
-    """Write the pictures of an episode as .gif or .mp4.
+def write_video(result: RolloutResult, file: Path) -> None:
+    """Write the images of an episode as .gif or .mp4.
 
     Raises:
-        InputError: The encoder fails.
+        InputError: If the encoder fails.
     """
-    rate = episodes.frames_per_second
+    rate = result.frames_per_second
     options = {"duration": 1000 / rate, "loop": 0} if file.suffix == ".gif" else {"fps": rate}
     try:
-        content = rl_module("imageio.v3").imwrite("<bytes>", episodes.frames, extension=file.suffix, **options)
+        content = rl_module("imageio.v3").imwrite("<bytes>", result.frames, extension=file.suffix, **options)
     except (ImportError, OSError, RuntimeError) as error:
         raise InputError(f"{file} cannot be encoded: {error}") from error
     write_atomic(file, content)

@@ -1,4 +1,4 @@
-"""Data modules: from files or generators to batches; they know nothing of models."""
+"""Data modules: batches from files or generators, independent of models."""
 
 from minrnn_lightning.batches import TrajectoryBatch
 from minrnn_lightning.data.long_range_arena.images import SequentialImageDataModule

@@ -1,4 +1,4 @@
-"""Fetching public files: complete and checked, or not there at all."""
+"""Downloading public files: complete and with the right checksum, or not at all."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from minrnn_lightning.errors import InputError
 
 
 def download(url: str, file: Path, sha256: str) -> None:
-    """Fetch a file; it appears under its name only when it is complete and its checksum is right.
+    """Fetch a file; it appears under its name only once it is complete and its checksum is right.
 
     Args:
         url: Address of the file.
-        file: Where it goes; the folder is made if needed.
-        sha256: Hexadecimal checksum it must have.
+        file: Path to save it under; the folder is created if needed.
+        sha256: Hexadecimal checksum that it must have.
 
     Raises:
         ConnectionError: If the address cannot be reached or the transfer breaks off.
@@ -49,11 +49,11 @@ def download(url: str, file: Path, sha256: str) -> None:
     finally:
         Path(partial).unlink(missing_ok=True)
         with suppress(OSError):
-            file.parent.rmdir()  # possible only if nothing is in it
+            file.parent.rmdir()  # possible only if it is empty
 
 
 def _blocks(url: str, name: str) -> Iterator[bytes]:
-    """The contents of a URL piece by piece, with a progress bar."""
+    """The contents of a URL in blocks, with a progress bar on stderr."""
     try:
         with urllib.request.urlopen(url, timeout=10) as response:
             size = int(response.headers.get("Content-Length") or 0)
@@ -70,7 +70,7 @@ def read_sdist(requirement: str, sha256: str, pattern: str) -> dict[str, bytes]:
     Args:
         requirement: Name and version, ``name==version``.
         sha256: Hexadecimal checksum of the archive.
-        pattern: Which files, as in ``*/texts/*.txt``.
+        pattern: Which files to read, such as ``*/texts/*.txt``.
 
     Returns:
         Contents by file name, sorted; the folders inside the archive are dropped.
@@ -102,7 +102,7 @@ def read_sdist(requirement: str, sha256: str, pattern: str) -> dict[str, bytes]:
 
 @contextmanager
 def atomic_folder(folder: Path) -> Iterator[Path]:
-    """A temporary folder to fill, which becomes ``folder`` when all has gone well and vanishes otherwise."""
+    """A temporary folder to write to, which is renamed to ``folder`` on success and deleted on failure."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(prefix=f"{folder.name}.", dir=folder.parent))
     try:

@@ -1,4 +1,4 @@
-"""The files of a folder that are data, and what tells files that have changed from those that were read before."""
+"""Finding the data files of a folder, and detecting that they have changed since they were read."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 def visible_files(folder: Path, *endings: str) -> list[Path]:
     """The files of a folder with one of these endings, such as ``.txt``, sorted; none where there is no such folder.
 
-    Hidden files, whose names begin with a dot, are never data: macOS and editors leave such beside the real ones.
+    Hidden files, whose names begin with a dot, are never data: macOS and editors create them next to the real ones.
     """
     if not folder.is_dir():
         return []
@@ -21,7 +21,7 @@ def visible_files(folder: Path, *endings: str) -> list[Path]:
 
 
 def digest(files: Iterable[Path]) -> str:
-    """A checksum over path, size and time of files, for thousands of them, which would take long to read.
+    """A checksum over the paths, sizes and modification times of files, where reading thousands of them would be slow.
 
     Raises:
         FileNotFoundError: If one is missing.

@@ -1,4 +1,4 @@
-"""The base of every data module: the arguments, the folder and the training stream that all of them share."""
+"""The base of all data modules: common arguments, the data folder and the training stream."""
 
 from __future__ import annotations
 
@@ -36,17 +36,18 @@ def writable(folder: Path) -> Path:
 
 
 class BaseDataModule(LightningDataModule, ABC):
-    """Batches for a task; subclasses say where they come from.
+    """Batches for a task; subclasses define the data.
 
     The training batches form one endless stream; the batch at each position in it depends on the global seed and the
-    position alone. The Trainer counts the batches used and keeps the count in its checkpoints, so a resumed run goes
-    on with the very next batch, wherever the checkpoint was made (with the same batch size and number of processes).
+    position alone. The Trainer counts the batches used and keeps the count in its checkpoints, so a resumed run
+    continues with the very next batch, wherever the checkpoint was made, given the same batch size and number of
+    processes.
 
     Args:
-        batch_size: Windows in a batch, per process.
-        length: Steps in a window.
+        batch_size: Examples in a batch, per process.
+        length: Steps in an example.
         num_workers: Worker processes that prepare batches; 0 prepares them in the training process.
-        data_dir: Folder of the data sets, looked for and downloaded there; by default ``$MINRNN_DATA_DIR``, else
+        data_dir: Folder of the data sets, searched and downloaded there; by default ``$MINRNN_DATA_DIR``, else
             the user's cache folder ``~/.cache/minrnn_lightning``.
 
     Raises:
@@ -81,7 +82,7 @@ class BaseDataModule(LightningDataModule, ABC):
 
     @property
     def position(self) -> int:
-        """Number of training batches used so far, over all epochs and resumed runs: where the stream goes on."""
+        """Number of training batches used so far, over all epochs and resumed runs: where the stream continues."""
         return batches_used(self.trainer) if self.trainer else 0
 
     @property
@@ -100,7 +101,7 @@ class BaseDataModule(LightningDataModule, ABC):
         return self.test_dataloader()
 
     def samples_per_second(self, seconds: float = 1.0) -> float:
-        """Training examples, rows of batches, that one process makes in a second, beginning with the stream."""
+        """Training examples (rows of batches) that one process prepares in a second, from the stream's start on."""
         stream = self.train_dataloader().dataset
         made, position, start = 0, 0, time.perf_counter()
         while (elapsed := time.perf_counter() - start) < seconds:
@@ -109,7 +110,7 @@ class BaseDataModule(LightningDataModule, ABC):
         return made / elapsed
 
     def loader(self, dataset: Dataset[Any], stream: bool = False) -> DataLoader[Any]:
-        """The loader of a data set whose items are whole batches, this process's share of them.
+        """A loader for a data set whose items are complete batches, this process's share of them.
 
         Args:
             dataset: Maps a number to a batch; ``len`` is the number of batches in an epoch.
@@ -127,24 +128,24 @@ class BaseDataModule(LightningDataModule, ABC):
 
 
 def _start_worker(worker: int) -> None:
-    """Seed as Lightning does, and leave Ctrl-C, which the terminal sends to all, to the process that needs the batch.
+    """Seed as Lightning does, and ignore Ctrl-C, which the terminal sends to workers too: the main process handles it.
 
-    A worker ends when that process does.
+    A worker ends with the main process.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     pl_worker_init_function(worker)
 
 
 def _unchanged(batch: Any) -> Any:
-    """What the data set gives; PyTorch's default would make lists of the tuples."""
+    """The batch as it is; PyTorch's default would turn named tuples into lists."""
     return batch
 
 
 class _Stream(DistributedSampler[Any]):
     """Positions of one epoch's batches in the training stream.
 
-    It is a DistributedSampler so that Lightning leaves it in place: the data set already holds only the share of its
-    process. Lightning makes the first iterator after a resume before it says which epoch it is in, hence ``position``.
+    It is a DistributedSampler so that Lightning does not replace it: the data set already holds only the share of its
+    process. Lightning creates the first iterator after a resume before it sets the epoch, hence ``position``.
     """
 
     def __init__(self, data: BaseDataModule, dataset: Dataset[Any]) -> None:
@@ -157,7 +158,7 @@ class _Stream(DistributedSampler[Any]):
 
 
 class _Loader(DataLoader[Any]):
-    """A DataLoader that Lightning knows to be resumable; its state is the Trainer's own count of batches."""
+    """A DataLoader that Lightning treats as resumable; its state is the Trainer's own count of batches."""
 
     def state_dict(self) -> dict[str, Any]:
         return {}

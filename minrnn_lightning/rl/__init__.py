@@ -1,1 +1,1 @@
-"""Acting in environments: rollouts of trained policies, and a linear teacher."""
+"""Acting in environments: rollouts of trained policies, and a linear policy found by random search."""

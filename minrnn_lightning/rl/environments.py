@@ -1,4 +1,4 @@
-"""Gymnasium environments for policies: made, checked against the sizes of the policy, and stepped."""
+"""Gymnasium environments for policies: creating them, checking them against the policy, and stepping."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ if TYPE_CHECKING:
 
 Environment = Any  # gymnasium.Env, which need not be installed
 
-ROUNDING = 1e-3  # how far bounds of actions may differ, as a share of half the way between them
+ROUNDING = 1e-3  # how far action bounds may differ, as a share of half their distance
 
 
 def make(env_id: str, **options: Any) -> Environment:
     """A Gymnasium environment.
 
     Raises:
-        InputError: Gymnasium or what the environment needs is missing, or there is none of that name.
+        InputError: If Gymnasium or a package of the environment is missing, or the environment is unknown.
     """
     from minrnn_lightning.data.offline_rl.episodes import rl_module
 
@@ -42,17 +42,17 @@ def make(env_id: str, **options: Any) -> Environment:
 
 
 def environment_of(task: PolicyTask, given: str | None = None) -> str | None:
-    """Name of the environment to act in: the one that the user gives, else that of the data the policy learnt from.
+    """Name of the environment to act in: the given one, else that of the training data.
 
     Args:
         task: The policy.
-        given: What the user asks for; a name like ``module:Name-v0`` makes Gymnasium import the module.
+        given: The name that the user gives, if any; one like ``module:Name-v0`` makes Gymnasium import the module.
 
     Returns:
-        The name; None where nobody knows it.
+        The name; None if it is unknown.
 
     Raises:
-        InputError: The user gives none, and that of the checkpoint or data set would import a module: whoever wrote
+        InputError: If no name is given, and that of the checkpoint or data set would import a module: the author of
             the file would decide which code runs here.
     """
     known = task.environment.get("env_id")
@@ -67,7 +67,7 @@ def environment_of(task: PolicyTask, given: str | None = None) -> str | None:
 
 
 def _prepare_mujoco() -> None:
-    """Without a screen, draw without one; keep a warning about Gymnasium's own HalfCheetah to ourselves."""
+    """Render without a display where there is none, and suppress a warning about Gymnasium's own HalfCheetah."""
     if sys.platform == "linux" and "DISPLAY" not in os.environ:
         os.environ.setdefault("MUJOCO_GL", "egl")
     with suppress(ImportError, AttributeError):  # not installed, or too old to warn
@@ -81,7 +81,11 @@ def _warn(message: str) -> None:
 
 
 def check_spaces(task: PolicyTask, env: Environment, env_id: str) -> None:
-    """Refuse an environment of other sizes than the policy's, and warn about other bounds of its actions."""
+    """Check the sizes of an environment against the policy's, and warn where its action bounds differ.
+
+    Raises:
+        InputError: If the sizes differ, or the spaces are neither vectors nor discrete.
+    """
     from gymnasium import spaces
 
     observation_space, action_space = env.observation_space, env.action_space
@@ -106,26 +110,35 @@ def check_spaces(task: PolicyTask, env: Environment, env_id: str) -> None:
 
 
 def _compare_bounds(task: PolicyTask, space: Any, env_id: str) -> None:
-    """Say where an environment takes other actions than a policy gives; bounds that are not finite say nothing."""
+    """Warn where the action bounds of an environment differ from the policy's; infinite bounds are not compared."""
     import numpy as np
 
-    middle, scale = (each.cpu().float().numpy() for each in (task.action_middle, task.action_scale))
-    ours, theirs = np.stack([middle - scale, middle + scale]), np.stack([space.low.ravel(), space.high.ravel()])
+    middle, scale = (tensor.cpu().float().numpy() for tensor in (task.action_middle, task.action_scale))
+    policy_bounds = np.stack([middle - scale, middle + scale])
+    env_bounds = np.stack([space.low.ravel(), space.high.ravel()])
     with np.errstate(invalid="ignore"):
-        others = (np.isfinite(theirs) & (abs(theirs - ours) > ROUNDING * scale)).any(axis=0)
-    if others.any():
-        worst = int(others.argmax())
-        low, high, least, greatest = *theirs[:, worst], *ours[:, worst]
+        differ = (np.isfinite(env_bounds) & (abs(env_bounds - policy_bounds) > ROUNDING * scale)).any(axis=0)
+    if differ.any():
+        first = int(differ.argmax())
+        low, high, policy_low, policy_high = *env_bounds[:, first], *policy_bounds[:, first]
         warnings.warn(
-            f"In component {worst} the actions of {env_id} go from {low:.4g} to {high:.4g}, those of this policy from "
-            f"{least:.4g} to {greatest:.4g}: it learnt from other actions, or from data that do not tell their bounds; "
-            "what is too much for the environment is clipped.",
+            f"In component {first} the actions of {env_id} go from {low:.4g} to {high:.4g}, those of this policy from "
+            f"{policy_low:.4g} to {policy_high:.4g}: it was trained on other actions, or on data that do not give "
+            "their bounds; actions outside the bounds of the environment are clipped.",
             stacklevel=2,
         )
 
 
 def step_env(env: Environment, action: np.ndarray) -> tuple[np.ndarray, float, bool]:
-    """Take an action: the next observation, the reward, and whether that was the last step."""
+    """Step the environment.
+
+    Args:
+        env: The environment.
+        action: float (action_size,), clipped to the action space; or an integer (), counted from 0.
+
+    Returns:
+        The next observation, the reward, and whether the episode has ended.
+    """
     space = env.action_space
     if action.ndim:
         allowed = action.reshape(space.shape).clip(space.low, space.high)

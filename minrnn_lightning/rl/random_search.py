@@ -12,14 +12,14 @@ Floats = npt.NDArray[np.float64]
 
 
 class Settings(NamedTuple):
-    """How to search.
+    """Hyper-parameters of the search.
 
     Attributes:
         directions: Random directions tried in an iteration, each forwards and backwards.
-        top: The best of them, which are used.
-        step: Length of a step of the weights.
-        noise: Length of the random directions.
-        iterations: How many steps to make.
+        top: Number of the best directions, which are used.
+        step: Step size of the weights.
+        noise: Scale of the random directions.
+        iterations: Number of steps.
     """
 
     directions: int
@@ -34,8 +34,8 @@ class LinearPolicy(NamedTuple):
 
     Attributes:
         weights: (action_size, observation_size).
-        mean: Of the observations seen so far, (observation_size,).
-        std: Their standard deviation, (observation_size,).
+        mean: Mean of all observations so far, (observation_size,).
+        std: Standard deviation of them, (observation_size,).
     """
 
     weights: Floats
@@ -49,13 +49,13 @@ class LinearPolicy(NamedTuple):
 
 
 class Episode(NamedTuple):
-    """What happened from a reset to the end.
+    """One episode.
 
     Attributes:
-        observations: (steps + 1, observation_size); the last one is what was seen after the last step.
+        observations: (steps + 1, observation_size); the last one follows the last step.
         actions: (steps, action_size).
         rewards: (steps,).
-        survival: The part of the return that was given for not falling.
+        survival: The part of the return that rewards survival.
         terminated: Whether it ended in a terminal state.
         truncated: Whether the limit of steps ended it.
     """
@@ -69,11 +69,11 @@ class Episode(NamedTuple):
 
 
 class Trial(NamedTuple):
-    """A policy that was tried, and how it did; ``run_episode(env, policy, seed)`` gives the same episode again.
+    """A policy that was tried, and its return; ``run_episode(env, policy, seed)`` gives the same episode again.
 
     Attributes:
         policy: The policy.
-        seed: Of the episode.
+        seed: Seed of the episode.
         score: Return of the episode.
     """
 
@@ -83,13 +83,13 @@ class Trial(NamedTuple):
 
 
 def run_episode(env: Any, policy: LinearPolicy, seed: int, noise: float = 0.0) -> Episode:
-    """One episode.
+    """Run one episode.
 
     Args:
         env: A Gymnasium environment with vectors of real numbers as observations and actions.
-        policy: What acts.
-        seed: Of the environment and the noise.
-        noise: Standard deviation of the Gaussian noise on every action, which then is cut to what is allowed.
+        policy: The policy.
+        seed: Seed of the environment and the noise.
+        noise: Standard deviation of the Gaussian noise on every action, which is then clipped to the action space.
     """
     random = np.random.default_rng(seed)
     low, high, dtype = env.action_space.low, env.action_space.high, env.action_space.dtype
@@ -113,13 +113,13 @@ def run_episode(env: Any, policy: LinearPolicy, seed: int, noise: float = 0.0) -
 def search(env: Any, settings: Settings, seed: int) -> Iterator[tuple[LinearPolicy, list[Trial]]]:
     """Search for a policy, as version V2-t of the paper does: normalised observations, the best directions only.
 
-    The reward for surviving (``reward_survive`` in what a step tells) does not count, or the search would end in
-    policies that stand still. Both ways along a direction are tried in the same episode.
+    The reward for surviving (``reward_survive`` in the info of a step) does not count, or the search would end in
+    policies that stand still. Both signs of a direction are tried in the same episode.
 
     Args:
         env: A Gymnasium environment with vectors of real numbers as observations and actions.
-        settings: How to search.
-        seed: Of directions and episodes.
+        settings: Hyper-parameters of the search.
+        seed: Seed of directions and episodes.
 
     Yields:
         After each iteration, the policy that it began with and its trials.

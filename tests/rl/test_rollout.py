@@ -157,8 +157,8 @@ def test_actions_are_those_of_the_environment(mode, recwarn):
     assert not [each for each in recwarn if "go from" in str(each.message)]
 
 
-def test_other_bounds_than_the_environment_are_told():
-    message = r"component 0 the actions of Wide-v0 go from -2 to 6, those of this policy from -1 to 1: it learnt"
+def test_other_bounds_than_the_environment_warn():
+    message = r"component 0 the actions of Wide-v0 go from -2 to 6, those of this policy from -1 to 1: it was trained"
     with pytest.warns(UserWarning, match=message):
         rollout(policy("Ladder-v0"), "Wide-v0", 1, [5.0])
 

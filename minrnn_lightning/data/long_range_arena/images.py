@@ -1,4 +1,4 @@
-"""Images as sequences of grey pixels: CIFAR-10 of the Long Range Arena, and handwritten digits in its place."""
+"""Images as sequences of grey pixels: CIFAR-10 of the Long Range Arena, or handwritten digits instead."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ class SequentialImageDataModule(LabelledDataModule):
 
     ``cifar10`` is CIFAR-10 turned grey: 45,000 training, 5,000 validation and 10,000 test images. ``digits`` are the
     1,797 handwritten digits of 8 × 8 pixels that come with scikit-learn, each pixel enlarged to 4 × 4, shuffled and
-    divided into 1,437, 180 and 180: a small stand-in, whose results compare with nobody's. The baseline is the
-    commonest label.
+    divided into 1,437, 180 and 180: a small substitute, whose results do not compare with published ones. The
+    baseline is the most frequent label.
 
     Args:
         dataset: ``cifar10`` or ``digits``.
@@ -42,7 +42,7 @@ class SequentialImageDataModule(LabelledDataModule):
             when missing; by default ``$MINRNN_DATA_DIR``, else ``~/.cache/minrnn_lightning``.
 
     Raises:
-        InputError: If a size is out of range, the archive is another or scikit-learn is missing.
+        InputError: If a size is out of range, the archive is not the official one or scikit-learn is missing.
         ConnectionError: If the archive is missing and cannot be fetched.
 
     Source: https://www.cs.toronto.edu/~kriz/cifar.html; https://archive.ics.uci.edu/dataset/80; the task is that of Tay
@@ -62,9 +62,8 @@ class SequentialImageDataModule(LabelledDataModule):
             raise InputError(f"dataset must be cifar10 or digits, got {dataset}")
         super().__init__(batch_size, SIDE * SIDE, num_workers, data_dir)
         self.dataset = dataset
-        place = Path("cifar-10", ARCHIVE)
-        folders = (self.data_dir, writable(self.data_dir))
-        self.archive = next((folder / place for folder in folders if (folder / place).is_file()), folders[1] / place)
+        archives = [folder / "cifar-10" / ARCHIVE for folder in (self.data_dir, writable(self.data_dir))]
+        self.archive = next((archive for archive in archives if archive.is_file()), archives[1])
 
     def source(self) -> list[Any]:
         """The name of the data set, and the checksum of the archive, which takes less than a second.
@@ -95,7 +94,7 @@ class SequentialImageDataModule(LabelledDataModule):
         """CIFAR-10 out of its archive.
 
         Raises:
-            InputError: If the archive is another or damaged.
+            InputError: If the archive is damaged or not the official one.
         """
         records: dict[str, npt.NDArray[np.uint8]] = {}
         try:

@@ -1,4 +1,4 @@
-"""Text of the Long Range Arena: is a film review for or against the film? Byte by byte."""
+"""Text classification of the Long Range Arena: film reviews, byte by byte, positive or negative."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ LABELS = ("neg", "pos")
 
 
 class IMDBDataModule(LabelledDataModule):
-    """Film reviews of IMDb, byte by byte: 25,000 for training and 25,000 for the test, half of them favourable.
+    """Film reviews of IMDb, byte by byte: 25,000 for training and 25,000 for the test, half of them positive.
 
     There is no validation split: by custom the test split is used for both, so that what is best in validation is best
-    in the test too. The baseline is the commonest label.
+    in the test too. The baseline is the most frequent label.
 
     Args:
         batch_size: Reviews in a batch, per process.

@@ -1,4 +1,4 @@
-"""Sequences with a label each: read once into memory-mapped files, shuffled for training, in order for evaluation."""
+"""Labelled sequences: read once into memory-mapped files, shuffled for training, in order for evaluation."""
 
 from __future__ import annotations
 
@@ -23,14 +23,20 @@ from minrnn_lightning.data.sharding import split_into_batches
 from minrnn_lightning.errors import InputError
 
 POOL = 16  # batches that are sorted by length together, so that little of a batch is padding
-_FORMAT = 1  # to be raised when the files below change, so that files written before are not taken for them
+_FORMAT = 1  # increased whenever the format of the cached files changes, so that older ones are not read
 
 
 Example = tuple[int, list[bytes]]  # a label, and one sequence of tokens below 256 or two
 
 
 class Split(NamedTuple):
-    """The examples of a split: tokens one sequence after the other, where each sequence ends, and the labels."""
+    """The examples of a split.
+
+    Attributes:
+        tokens: The tokens of all sequences, concatenated: uint8 (tokens,).
+        ends: One past the last token of each sequence, int64 (sequences,); an example has one sequence or two.
+        labels: int64 (examples,).
+    """
 
     tokens: npt.NDArray[np.uint8]
     ends: npt.NDArray[np.int64]
@@ -38,7 +44,7 @@ class Split(NamedTuple):
 
     @classmethod
     def read(cls, folder: Path, name: str) -> Split:
-        """The split of this name as a view of its files."""
+        """The split of this name, memory-mapped."""
         return cls(*(np.load(folder / f"{name}_{field}.npy", mmap_mode="r") for field in cls._fields))
 
     @classmethod
@@ -62,13 +68,13 @@ class Split(NamedTuple):
         return np.diff(self.ends, prepend=0).reshape(len(self.labels), -1)
 
     def sequences(self, indices: npt.NDArray[np.int64]) -> Iterator[npt.NDArray[np.uint8]]:
-        """The sequences of some examples."""
+        """The sequences of the examples with these indices."""
         width = len(self.ends) // len(self.labels)
         for sequence in (indices[:, None] * width + np.arange(width)).ravel():
             yield self.tokens[self.ends[sequence - 1] if sequence else 0 : self.ends[sequence]]
 
     def batch(self, indices: npt.NDArray[np.int64]) -> LabelledBatch:
-        """Some examples as a batch."""
+        """A batch of the examples with these indices."""
         sequences = list(self.sequences(indices))
         inputs = np.zeros((len(sequences), max(map(len, sequences))), dtype=np.int64)
         for row, sequence in zip(inputs, sequences, strict=True):
@@ -81,14 +87,14 @@ class Split(NamedTuple):
 
 
 class TrainingSequences(Dataset[LabelledBatch]):
-    """An endless stream of shuffled batches; ``len`` of them are an epoch, in which no example comes twice.
+    """An endless stream of shuffled batches; ``len`` of them are an epoch, in which no example is repeated.
 
-    Examples of like length share a batch: among every 16 batches the examples are sorted, and the batches shuffled.
+    Examples of similar length share a batch: among every 16 batches the examples are sorted, and the batches shuffled.
     What a batch holds depends on seed and position alone; processes take turns within it.
 
     Args:
         split: The examples.
-        batch_size: Examples in a batch of one process; what fills no whole batch of all processes is left out.
+        batch_size: Examples in a batch of one process; examples that do not fill a batch of all processes are left out.
         seed: Seed of the stream.
         rank: Rank of this process.
         world_size: Number of processes.
@@ -132,8 +138,8 @@ class TrainingSequences(Dataset[LabelledBatch]):
 class HeldOutSequences(Dataset[LabelledBatch]):
     """The examples of a held-out split, every one exactly once over all processes.
 
-    Examples of like length share a batch; the order of the batches is a fixed random one, so that the first of them
-    are a fair sample.
+    Examples of similar length share a batch; the batches are in a fixed random order, so that the first of them are a
+    representative sample.
 
     Args:
         split: The examples.
@@ -163,7 +169,7 @@ class HeldOutSequences(Dataset[LabelledBatch]):
 
 
 class LabelledDataModule(BaseDataModule):
-    """LabelledBatch sequences; subclasses say where they come from.
+    """Labelled sequences of tokens; subclasses define the examples.
 
     Args:
         batch_size: Examples in a batch, per process.
@@ -197,7 +203,7 @@ class LabelledDataModule(BaseDataModule):
 
     @cached_property
     def baseline(self) -> float:
-        """Accuracy on the test split of the commonest training label, for each value of ``clues``."""
+        """Accuracy on the test split of the most frequent training label, for each value of ``clues``."""
         train, test = Split.read(self.folder, "train"), Split.read(self.folder, "test")
         table = np.zeros((256, self.output_size), dtype=np.int64)
         np.add.at(table, (self.clues(train), train.labels), 1)

@@ -30,7 +30,7 @@ class PathfinderDataModule(LabelledDataModule):
     """Pathfinder, and Path-X at 128 pixels a side: the hard images of the official release, 80, 10 and 10 % of them.
 
     The release has no splits; the images are shuffled in an order that never changes and divided. A file of the
-    release is empty; such are left out with a warning. The baseline is the commonest label.
+    release is empty; such are left out with a warning. The baseline is the most frequent label.
 
     Args:
         side: Pixels of a side: 32 makes sequences of 1,024 tokens, 128 of 16,384.

@@ -19,7 +19,7 @@ class RetrievalDataModule(LabelledDataModule):
     """Pairs of papers of the ACL Anthology Network, byte by byte: cited or not.
 
     A line of a file is label, two identifiers and two texts, between tabs. A batch is ``LabelledBatch`` with inputs
-    (batch_size, 2, positions). The baseline is the commonest label.
+    (batch_size, 2, positions). The baseline is the most frequent label.
 
     Args:
         batch_size: Pairs in a batch, per process.
@@ -64,7 +64,7 @@ class RetrievalDataModule(LabelledDataModule):
         Raises:
             InputError: If a line is damaged; the message names it.
         """
-        for place, (label, _, _, *texts) in read_tsv(file, columns=5):
+        for location, (label, _, _, *texts) in read_tsv(file, columns=5):
             if label not in ("0", "1", "0.0", "1.0"):
-                raise InputError(f"{place} begins with {label!r} instead of 0 or 1; unpack the file again")
+                raise InputError(f"{location} begins with {label!r} instead of 0 or 1; unpack the file again")
             yield int(float(label)), [text.encode()[: self.length] or b"\0" for text in texts]

@@ -20,15 +20,15 @@ from minrnn_lightning.data.offline_rl.episodes import (
 
 URL = "http://rail.eecs.berkeley.edu/datasets/offline_rl/gym_mujoco_v2/"
 ENVIRONMENTS = {"hopper": "Hopper-v5", "halfcheetah": "HalfCheetah-v5", "walker2d": "Walker2d-v5"}
-ACTIONS = (-1.0, 1.0)  # the least and the greatest in all of these environments
+ACTIONS = (-1.0, 1.0)  # the lowest and the highest in all of these environments
 SIZES = {"hopper": (11, 3), "halfcheetah": (17, 6), "walker2d": (17, 6)}  # of observations and actions
 REFERENCES = {  # returns of a random policy and of D4RL's expert
     "hopper": (-20.272305, 3234.3),
     "halfcheetah": (-280.178953, 12135.0),
     "walker2d": (1.629008, 4592.3),
 }
-KINDS = ("medium", "medium-replay", "medium-expert", "expert")
-NAMES = tuple(f"{env}-{kind}-v2" for env in ENVIRONMENTS for kind in KINDS)
+QUALITIES = ("medium", "medium-replay", "medium-expert", "expert")
+NAMES = tuple(f"{env}-{quality}-v2" for env in ENVIRONMENTS for quality in QUALITIES)
 FILES = {  # size in bytes and sha256, of TensorFlow Datasets; it has none of the two other expert files
     "hopper-medium-v2": (152_756_557, "5bdf1bc4a713c82941de44633df669b36c89850b652a25985166796d25cf71a0"),
     "hopper-medium-replay-v2": (75_854_457, "e121c5f7c9857a307baa9edc6a2c3b48e85fedb9ac316ecddd0f48ca7ef4e39b"),
@@ -63,7 +63,7 @@ def normalized_score(env_id: str, episode_return: float) -> float | None:
 
 
 class D4RLFile(Source):
-    """A local HDF5 file in D4RL's layout, whatever it holds.
+    """A local HDF5 file in D4RL's layout, of any environment.
 
     Args:
         file: The file.
@@ -93,9 +93,9 @@ class D4RLFile(Source):
 
 
 class D4RLSet(Source):
-    """A data set of D4RL by its name, found in the folder of the data sets or downloaded there.
+    """A data set of D4RL by its name, found in the data folder or downloaded there.
 
-    ``medium-expert`` is made of ``medium`` and ``expert`` where those are there and it is not.
+    ``medium-expert`` is concatenated from ``medium`` and ``expert`` where only those two exist.
 
     Args:
         name: One of ``NAMES``.
@@ -104,30 +104,30 @@ class D4RLSet(Source):
 
     def __init__(self, name: str, data_dir: Path) -> None:
         self.name = name
-        self.env, _, self.kind = name.removesuffix("-v2").partition("-")
+        self.env, _, self.quality = name.removesuffix("-v2").partition("-")
         self.env_id = ENVIRONMENTS[self.env]
         self.data_dir = data_dir
         self.target = writable(data_dir) / "d4rl" / file_name(name)
 
     @property
     def observation_size(self) -> int:
-        """Numbers in an observation of the environment."""
+        """Size of an observation of the environment."""
         return SIZES[self.env][0]
 
     @property
     def action_size(self) -> int:
-        """Numbers in an action of the environment."""
+        """Size of an action of the environment."""
         return SIZES[self.env][1]
 
     @property
     def action_bounds(self) -> tuple[float, float]:
-        """The least and the greatest action of the environment."""
+        """The lowest and the highest action of the environment."""
         return ACTIONS
 
     def files(self) -> list[Path]:
         """The file of the data set, the two that make it up, or none where they are missing."""
         names = [[self.name]]
-        if self.kind == "medium-expert":
+        if self.quality == "medium-expert":
             names.append([f"{self.env}-medium-v2", f"{self.env}-expert-v2"])
         found = ([file for name in together if (file := self._find(name))] for together in names)
         return next((files for files, together in zip(found, names, strict=True) if len(files) == len(together)), [])

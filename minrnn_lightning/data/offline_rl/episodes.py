@@ -1,4 +1,4 @@
-"""Episodes as flat arrays, and where they come from; the plainest source is a folder with a file for each."""
+"""Recorded episodes as flat arrays, and their sources; the simplest source is a folder with a file per episode."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ ARRAYS = ("observations", "actions", "rewards")
 
 
 class EpisodeArrays(NamedTuple):
-    """Whole episodes, one after the other.
+    """Complete episodes, concatenated.
 
     Attributes:
-        observations: What was seen before each step, float32 (steps, observation_size).
-        actions: What was done, float32 (steps, action_size), or int64 (steps,) where actions are numbered.
-        rewards: float32 (steps,).
+        observations: The observation before each step, float32 (steps, observation_size).
+        actions: The action of each step, float32 (steps, action_size), or int64 (steps,) where actions are discrete.
+        rewards: The reward of each step, float32 (steps,).
         ends: One past the last step of each episode, int64 (episodes,).
     """
 
@@ -39,7 +39,7 @@ class EpisodeArrays(NamedTuple):
 
     @property
     def discrete(self) -> bool:
-        """Whether actions are numbered."""
+        """Whether actions are discrete."""
         return self.actions.ndim == 1
 
     @property
@@ -70,21 +70,21 @@ class EpisodeArrays(NamedTuple):
 
 
 class Source(ABC):
-    """Where episodes come from."""
+    """A source of episodes."""
 
     env_id: str | None = None
-    """The Gymnasium environment that they were collected in, where that is known."""
+    """The Gymnasium environment that they were collected in, None where that is not known."""
 
     @property
     def action_bounds(self) -> tuple[npt.ArrayLike, npt.ArrayLike] | None:
-        """The least and the greatest action that the environment takes, (action_size,) or one number for all of them.
+        """The lowest and the highest action of the environment, each (action_size,) or one number for all components.
 
         None where they are not known.
         """
         return None
 
     def prepare(self) -> None:  # noqa: B027
-        """Fetch what is missing."""
+        """Download what is missing."""
 
     @abstractmethod
     def read(self) -> EpisodeArrays:
@@ -97,12 +97,12 @@ class Source(ABC):
 
     @property
     def observation_size(self) -> int:
-        """Numbers in an observation."""
+        """Size of an observation."""
         return int(self.episodes.observations.shape[1])
 
     @property
     def action_size(self) -> int:
-        """Numbers in an action, or how many actions there are where they are numbered."""
+        """Size of an action, or the number of actions where they are discrete."""
         actions = self.episodes.actions
         return int(actions.max()) + 1 if self.episodes.discrete else int(actions.shape[1])
 
@@ -112,7 +112,7 @@ class EpisodeFolder(Source):
 
     Hidden files, whose names begin with a dot, are left out.
 
-    Each has ``observations`` (steps, observation_size), ``actions`` (steps, action_size) or whole numbers (steps,),
+    Each has ``observations`` (steps, observation_size), ``actions`` (steps, action_size) or integers (steps,),
     ``rewards`` (steps,) and perhaps ``terminals`` (steps,), which is True at the last step at most.
 
     Args:
@@ -134,7 +134,7 @@ class EpisodeFolder(Source):
         """The episodes of all files.
 
         Raises:
-            InputError: If a file is damaged, lacks an array or holds something else than one episode.
+            InputError: If a file is damaged, lacks an array or does not hold exactly one episode.
         """
         return concatenate(map(self._episode, self.files), str(self.folder))
 
@@ -153,15 +153,15 @@ class EpisodeFolder(Source):
 def make_episodes(
     where: str, ends: Sequence[int] | Array, observations: Array, actions: Array, rewards: Array, **others: Array
 ) -> EpisodeArrays:
-    """Check arrays and put them together.
+    """Check arrays and make ``EpisodeArrays`` of them.
 
     Args:
-        where: Their file, for the sentences about errors.
+        where: Their file, for error messages.
         ends: One past the last step of each episode, (episodes,); steps after the last of them are dropped.
         observations: Numbers (steps, observation_size).
-        actions: Numbers (steps, action_size), or whole numbers from 0 (steps,).
+        actions: Numbers (steps, action_size), or integers from 0 (steps,).
         rewards: Numbers (steps,).
-        others: Further arrays that must have as many steps.
+        others: Further arrays that must have the same number of steps.
 
     Raises:
         InputError: If the arrays do not belong together, a number is not finite, or there is no complete episode.
@@ -180,7 +180,7 @@ def make_episodes(
     discrete = actions.ndim == 1 and np.issubdtype(actions.dtype, np.integer)
     if not discrete and not (actions.ndim == 2 and np.issubdtype(actions.dtype, np.floating)):
         raise InputError(
-            f"{where} must have actions (steps, action_size) of real numbers or (steps,) of whole ones, got "
+            f"{where} must have actions (steps, action_size) of real numbers or (steps,) of integers, got "
             f"{actions.shape} of {actions.dtype}"
         )
     if not len(ends) or not ends[-1]:
@@ -198,15 +198,15 @@ def make_episodes(
             step = int(np.argmin(np.isfinite(array).reshape(steps, -1).all(axis=1)))
             raise InputError(f"{where} has {name} that are not finite numbers, first at step {step}")
     if discrete and episodes.actions.min() < 0:
-        raise InputError(f"{where} has an action {episodes.actions.min()}; numbered actions must begin with 0")
+        raise InputError(f"{where} has an action {episodes.actions.min()}; discrete actions must begin with 0")
     return episodes
 
 
 def concatenate(parts: Iterable[EpisodeArrays], where: str) -> EpisodeArrays:
-    """Several sets of episodes as one.
+    """Concatenate sets of episodes.
 
     Raises:
-        InputError: If there are none, or their observations or actions differ in size or kind.
+        InputError: If there are none, or their observations or actions differ in size or dtype.
     """
     parts = list(parts)
     if not parts:
@@ -214,9 +214,9 @@ def concatenate(parts: Iterable[EpisodeArrays], where: str) -> EpisodeArrays:
     if len(parts) == 1:
         return parts[0]
     for name in ("observations", "actions"):
-        kinds = dict.fromkeys((getattr(part, name).dtype.name, getattr(part, name).shape[1:]) for part in parts)
-        if len(kinds) > 1:
-            found = " and ".join(f"{dtype} of {list(shape)}" for dtype, shape in kinds)
+        types = dict.fromkeys((getattr(part, name).dtype.name, getattr(part, name).shape[1:]) for part in parts)
+        if len(types) > 1:
+            found = " and ".join(f"{dtype} of {list(shape)}" for dtype, shape in types)
             raise InputError(f"{where} has episodes with different {name}: {found}")
     offsets = np.cumsum([0, *(len(part.rewards) for part in parts[:-1])])
     ends = np.concatenate([part.ends + offset for part, offset in zip(parts, offsets, strict=True)])
@@ -228,7 +228,7 @@ def read_hdf5(file: Path, required: Sequence[str], optional: Sequence[str] = ())
     """Arrays of an HDF5 file by name; of the optional ones those that are there.
 
     Raises:
-        InputError: If h5py is missing, the file is damaged, a required array is not in it, or a part of it lies in
+        InputError: If h5py is missing, the file is damaged, a required array is missing, or a part of it is stored in
             another file.
     """
     h5py = rl_module("h5py")
@@ -239,30 +239,30 @@ def read_hdf5(file: Path, required: Sequence[str], optional: Sequence[str] = ())
             if missing := [name for name in required if name not in names]:
                 raise InputError(missing_array(file, missing[0], group))
             return {name: np.asarray(group[name][()]) for name in names}
-    except (OSError, RuntimeError, KeyError, TypeError) as error:  # h5py's, of which none stands for one kind of damage
+    except (OSError, RuntimeError, KeyError, TypeError) as error:  # h5py has no error of its own for damage
         reason = str(error).replace("\n", " ")
         raise InputError(f"{file} is damaged or no HDF5 file ({reason}); fetch or make it again") from error
 
 
 def refuse_other_files(file: Path, group: Any) -> None:
-    """Refuse an open HDF5 file of which any part lies in another file, before anything of that is opened.
+    """Refuse an open HDF5 file of which any part is stored in another file, before that file is opened.
 
-    HDF5 would follow external links, virtual data sets and external storage to whatever the user may read, and hand it
-    out as data. A soft link that leads to such a place is refused with it, as it only names another link of the file.
+    HDF5 would follow external links, virtual data sets and external storage to any file that the user may read, and
+    return it as data. A soft link to one of these is refused with it, as it only names another link of the file.
 
     Args:
         file: Its path, for the message.
         group: The file as h5py has opened it.
 
     Raises:
-        InputError: If a part lies elsewhere; the message names it.
+        InputError: If a part is stored elsewhere; the message names it.
     """
     h5d, h5l, h5o = (rl_module(f"h5py.{name}") for name in ("h5d", "h5l", "h5o"))  # several times as fast as h5py.Group
 
-    def leads_away(name: bytes, about: Any) -> tuple[bytes, str] | None:
+    def is_external_link(name: bytes, about: Any) -> tuple[bytes, str] | None:
         return None if about.type in (h5l.TYPE_HARD, h5l.TYPE_SOFT) else (name, "an external link")
 
-    def lies_away(name: bytes, about: Any) -> tuple[bytes, str] | None:
+    def is_stored_elsewhere(name: bytes, about: Any) -> tuple[bytes, str] | None:
         if about.type != h5o.TYPE_DATASET:
             return None
         made = h5d.open(group.id, name).get_create_plist()
@@ -273,7 +273,9 @@ def refuse_other_files(file: Path, group: Any) -> None:
             (name, "a virtual data set") if any(made.get_virtual_filename(n) != "." for n in range(virtual)) else None
         )
 
-    if found := group.id.links.visit(leads_away, info=True) or h5o.visit(group.id, lies_away, info=True):
+    if found := group.id.links.visit(is_external_link, info=True) or h5o.visit(
+        group.id, is_stored_elsewhere, info=True
+    ):
         raise InputError(
             f"{file} has {found[0].decode(errors='replace')!r} not in itself but in another file ({found[1]}), which "
             "is not read; copy it into the file"
@@ -281,7 +283,7 @@ def refuse_other_files(file: Path, group: Any) -> None:
 
 
 def read_npz(file: Path) -> dict[str, Array]:
-    """The arrays of an episode in a file of NumPy by name; nothing in it is executed.
+    """The arrays of an episode in a NumPy file by name; pickled objects are refused, so that no code is run.
 
     Raises:
         InputError: If the file is damaged or holds Python objects.
@@ -294,7 +296,7 @@ def read_npz(file: Path) -> dict[str, Array]:
 
 
 def missing_array(file: Path, name: str, found: Iterable[str]) -> str:
-    """The sentence about an array that is not in a file."""
+    """The error message about an array that a file does not have."""
     return f"{file} has no array {name!r}; it has {', '.join(map(repr, found)) or 'none'}"
 
 

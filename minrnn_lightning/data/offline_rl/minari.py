@@ -1,4 +1,4 @@
-"""Minari's data sets: found in its local storage, fetched from its server, read with its package."""
+"""Minari's data sets: found in its local storage, downloaded from its server, read with its package."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class MinariSet(Source):
 
     @property
     def folder(self) -> Path | None:
-        """Where the data set is; None where it is missing."""
+        """Folder of the data set; None where it is missing."""
         folders = [self.dataset] if isinstance(self.dataset, Path) else [root / self.dataset for root in self.storages]
         return next((folder for folder in folders if (folder / METADATA).is_file()), None)
 
@@ -88,8 +88,8 @@ class MinariSet(Source):
 
         Raises:
             FileNotFoundError: If it is missing.
-            InputError: If it is damaged, would run code or read other files, or has other observations or actions than
-                this package takes.
+            InputError: If it is damaged, would run code or read other files, or has observations or actions that this
+                package does not support.
         """
         if self.folder is None:
             raise FileNotFoundError(
@@ -102,7 +102,7 @@ class MinariSet(Source):
         check(self.folder)
         try:
             found = minari.MinariDataset(self.folder / "data")
-        except Exception as error:  # whatever Minari makes of the metadata
+        except Exception as error:  # whatever Minari raises for the metadata
             raise InputError(f"{self.folder} is damaged or no data set of Minari ({error!r})") from error
         observation_space, action_space = found.observation_space, found.action_space
         if not (isinstance(observation_space, spaces.Box) and len(observation_space.shape) == 1):
@@ -123,12 +123,12 @@ class MinariSet(Source):
 
     @property
     def observation_size(self) -> int:
-        """Numbers in an observation."""
+        """Size of an observation."""
         return self._sizes()[0]
 
     @property
     def action_size(self) -> int:
-        """Numbers in an action, or how many actions there are."""
+        """Size of an action, or the number of actions."""
         return self._sizes()[1]
 
     @property
@@ -165,7 +165,7 @@ class MinariSet(Source):
                     np.asarray, (episode.observations, episode.actions, episode.rewards)
                 )
                 yield episode.id, observations[: len(rewards)], actions, rewards
-        except Exception as error:  # whatever Minari makes of files that are damaged
+        except Exception as error:  # whatever Minari raises for damaged files
             raise InputError(f"{self.folder} is damaged ({error!r}); fetch or make it again") from error
 
 
@@ -173,7 +173,7 @@ def check(folder: Path) -> None:
     """Refuse a data set with which Minari would run code or read other files of this machine.
 
     Raises:
-        InputError: If it is such a one, or its metadata are damaged.
+        InputError: If it is such a data set, or its metadata are damaged.
     """
     try:
         about = json.loads((folder / METADATA).read_bytes())
@@ -197,7 +197,7 @@ def check(folder: Path) -> None:
 
 @contextmanager
 def new_sets(storage: Path) -> Iterator[None]:
-    """Let Minari write into a temporary storage, whose data sets move to ``storage`` when all has gone well."""
+    """Let Minari write into a temporary storage, whose data sets are moved to ``storage`` on success."""
     storage = storage.absolute()  # Minari joins a relative one to itself
     storage.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(prefix=".new-", dir=storage))
@@ -217,4 +217,4 @@ def new_sets(storage: Path) -> Iterator[None]:
             os.environ[STORAGE] = before
         shutil.rmtree(partial, ignore_errors=True)
         with suppress(OSError):
-            storage.rmdir()  # possible only if nothing is in it
+            storage.rmdir()  # possible only if it is empty

@@ -1,4 +1,4 @@
-"""Episodes of reinforcement learning for sequence models: rows of observations, actions and returns to go."""
+"""Offline RL data for sequence models: rows of observations, actions and returns-to-go."""
 
 from __future__ import annotations
 
@@ -28,23 +28,24 @@ from minrnn_lightning.data.offline_rl.rows import (
 )
 from minrnn_lightning.errors import InputError
 
-BLOCK = 1 << 16  # steps whose mean and deviation are computed at once, in float64
-ROUNDING = 1e-3  # how far recorded actions may lie outside their space, as a share of half of it: that of float16
+BLOCK = 1 << 16  # steps whose mean and standard deviation are computed at once, in float64
+# How far recorded actions may lie outside their space, as a share of half of it: the rounding error of float16.
+ROUNDING = 1e-3
 
 
 class TrajectoryDataModule(BaseDataModule):
-    """Recorded episodes: what was seen, what was done, and the return that followed.
+    """Offline RL data: observations, actions and returns-to-go.
 
     A batch is ``TrajectoryBatch``, rows of ``length`` steps. With ``windows``, each row is a part of one episode:
     episodes are drawn in proportion to their length, with replacement, starts uniformly, and what reaches past the end
-    of an episode is masked. With ``episodes``, whole episodes stand one after the other in the rows, ``reset`` marks
+    of an episode is masked. With ``episodes``, complete episodes are concatenated in the rows, ``reset`` marks
     where each begins, and an epoch holds every step once. A share of the episodes, the same ones whatever the seed,
     is held out; validation, test and prediction go over it in order, every step once.
 
     After ``setup`` these are known: ``env_id``, the Gymnasium environment or None; ``discrete``, whether actions are
-    numbered; ``action_low`` and ``action_high``, float32 (action_size,), the bounds of the environment's actions where
-    the data set tells finite ones, else the least and the greatest recorded action, or −1 and 1 where that is wider;
-    None for numbered actions; ``observation_mean`` and ``observation_std`` of the training steps, float32
+    discrete; ``action_low`` and ``action_high``, float32 (action_size,), the bounds of the environment's actions where
+    the data set gives finite ones, else the lowest and the highest recorded action, or −1 and 1 where that is wider;
+    None for discrete actions; ``observation_mean`` and ``observation_std`` of the training steps, float32
     (observation_size,), the latter plus 1e-6; ``episode_returns`` of all episodes, undiscounted, float64 (episodes,),
     and the largest and mean of them, ``max_return`` and ``mean_return``; ``episode_length``, the longest.
 
@@ -57,7 +58,7 @@ class TrajectoryDataModule(BaseDataModule):
         batch_size: Rows in a batch, per process.
         length: Steps in a row.
         sampling: ``windows`` or ``episodes``.
-        steps_per_epoch: Batches that count as an epoch with ``windows``, whose stream has no end.
+        steps_per_epoch: Batches in an epoch with ``windows``, whose training stream is endless.
         val_fraction: Share of the episodes that is held out, at least one where there are two; 0 holds out none.
         num_workers: Worker processes that prepare batches; 0 prepares them in the training process.
         data_dir: Folder of the data sets; by default ``$MINRNN_DATA_DIR``, else ``~/.cache/minrnn_lightning``.
@@ -68,7 +69,7 @@ class TrajectoryDataModule(BaseDataModule):
         ConnectionError: If it is missing and cannot be fetched.
 
     Source: Fu et al. 2020, https://arxiv.org/abs/2004.07219; Minari, https://minari.farama.org; the sampling of windows
-    is that of Chen et al. 2021, https://arxiv.org/abs/2106.01345, but for the filling, which is at the end here.
+    is that of Chen et al. 2021, https://arxiv.org/abs/2106.01345, except that the padding is at the end here.
     """
 
     env_id: str | None
@@ -108,12 +109,12 @@ class TrajectoryDataModule(BaseDataModule):
 
     @property
     def input_size(self) -> int:
-        """Numbers in an observation; a local file is read for it."""
+        """Size of an observation; a local file is read for it."""
         return self.source.observation_size
 
     @property
     def output_size(self) -> int:
-        """Numbers in an action, or how many actions there are where they are numbered."""
+        """Size of an action, or the number of actions where they are discrete."""
         return self.source.action_size
 
     def prepare_data(self) -> None:
@@ -124,7 +125,7 @@ class TrajectoryDataModule(BaseDataModule):
         """Read the episodes.
 
         Raises:
-            InputError: If they have other sizes than the environment, or numbered actions that it has not.
+            InputError: If they have other sizes than the environment, or discrete actions that it does not have.
         """
         episodes = self.source.episodes
         size = self.output_size if episodes.discrete else episodes.actions.shape[1]
@@ -153,7 +154,7 @@ class TrajectoryDataModule(BaseDataModule):
 
     @cached_property
     def parts(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-        """Numbers of the training and of the held-out episodes, both rising."""
+        """Indices of the training and of the held-out episodes, both in ascending order."""
         count = len(self.source.episodes.ends)
         held_out = min(max(1, round(self.val_fraction * count)), count - 1) if self.val_fraction else 0
         order = np.random.default_rng(0).permutation(count)
@@ -166,12 +167,12 @@ class TrajectoryDataModule(BaseDataModule):
 
     @cached_property
     def bounds(self) -> tuple[Tensor, Tensor] | tuple[None, None]:
-        """The least and the greatest action: float32 (action_size,) each."""
+        """The lowest and the highest action: float32 (action_size,) each."""
         episodes = self.source.episodes
         return (None, None) if episodes.discrete else bounds(episodes, self.source.action_bounds, self.dataset)
 
     def train_dataloader(self) -> DataLoader[Any]:
-        """The stream, from where it was left."""
+        """The training stream, from the current position on."""
         rows: Dataset[TrajectoryBatch]
         share = (self.steps, self.parts[0], self.length, self.batch_size)
         if self.sampling == "windows":
@@ -181,7 +182,7 @@ class TrajectoryDataModule(BaseDataModule):
         return self.loader(rows, stream=True)
 
     def val_dataloader(self) -> DataLoader[Any] | list[Any]:
-        """The held-out episodes in order; nothing where none is held out."""
+        """The held-out episodes in order; empty where none is held out."""
         _, held_out = self.parts
         if not len(held_out):
             return []
@@ -196,15 +197,15 @@ class TrajectoryDataModule(BaseDataModule):
 
 
 def find_source(dataset: str, data_dir: Path) -> Source:
-    """Where the episodes of a data set come from.
+    """The source of the episodes of a data set.
 
     Args:
         dataset: A path, a name of D4RL or an id of Minari.
         data_dir: Folder of the data sets.
 
     Raises:
-        InputError: If it is none of these.
-        FileNotFoundError: If it looks like a path and leads nowhere.
+        InputError: If it is neither.
+        FileNotFoundError: If it looks like a path that does not exist.
     """
     path = Path(dataset).expanduser()
     if path.is_file():
@@ -217,8 +218,8 @@ def find_source(dataset: str, data_dir: Path) -> Source:
         source = MinariSet(dataset, data_dir)
         if "/" in dataset or source.folder:
             return source
-    kind = FileNotFoundError if path.suffix or "/" in dataset else InputError
-    raise kind(
+    error = FileNotFoundError if path.suffix or "/" in dataset else InputError
+    raise error(
         f"{dataset} is neither a file nor a folder here, nor a data set of D4RL ({', '.join(NAMES)}), nor the id of "
         "one of Minari, such as mujoco/hopper/medium-v0"
     )
@@ -227,11 +228,11 @@ def find_source(dataset: str, data_dir: Path) -> Source:
 def bounds(
     episodes: EpisodeArrays, known: tuple[npt.ArrayLike, npt.ArrayLike] | None, dataset: str
 ) -> tuple[Tensor, Tensor]:
-    """The least and the greatest action, float32 (action_size,) each, with a warning about any that lie outside.
+    """The lowest and the highest action, float32 (action_size,) each; a warning says if recorded ones are outside.
 
     Args:
         episodes: With actions that are vectors.
-        known: What the environment takes, if that is known; where it is not finite, the recorded actions count.
+        known: The bounds of the environment, if known; where they are not finite, the recorded actions are used.
         dataset: Name of the data set, for the warning.
     """
     least, greatest = episodes.actions.min(axis=0), episodes.actions.max(axis=0)

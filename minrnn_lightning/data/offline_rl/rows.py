@@ -1,4 +1,4 @@
-"""Steps of episodes as rows of equal length: windows drawn at random, episodes packed one after the other."""
+"""Steps of episodes as rows of equal length: random windows, or concatenated (packed) episodes."""
 
 from __future__ import annotations
 
@@ -29,16 +29,16 @@ class Steps:
         self.timesteps = episodes.timesteps()
 
     def rows(self, index: Integers) -> TrajectoryBatch:
-        """The steps with these numbers, (batch, length); -1 stands for none."""
-        none = index < 0
+        """The steps with these indices, (batch, length); -1 is padding."""
+        padding = index < 0
 
         def gather(array: npt.NDArray[np.generic]) -> Tensor:
             rows = array[index]
-            rows[none] = 0
+            rows[padding] = 0
             return torch.from_numpy(rows)
 
         timesteps = gather(self.timesteps).long()
-        mask = torch.from_numpy(~none)
+        mask = torch.from_numpy(~padding)
         reset = mask & (timesteps == 0)
         reset[:, 0] = True
         observations, actions, returns_to_go = map(
@@ -48,7 +48,7 @@ class Steps:
 
 
 def window_index(starts: Integers, ends: Integers, length: int) -> Integers:
-    """Numbers of the steps from each start on, -1 from its end on: (windows, length)."""
+    """Indices of the steps from each start on, -1 from its end on: (windows, length)."""
     index = starts[:, None] + np.arange(length)
     return np.where(index < ends[:, None], index, -1)
 
@@ -75,8 +75,8 @@ class RandomWindows(Dataset[TrajectoryBatch]):
 
     Args:
         steps: The steps.
-        chosen: Numbers of the episodes to draw from.
-        length: Steps in a window; one that reaches past the end of its episode is filled up.
+        chosen: Indices of the episodes to draw from.
+        length: Steps in a window; one that extends beyond the end of its episode is padded.
         batch_size: Windows in a batch of one process.
         batches: Batches in an epoch.
         seed: Seed of the stream.
@@ -119,8 +119,8 @@ class PackedEpisodes(Dataset[TrajectoryBatch]):
 
     Args:
         steps: The steps.
-        chosen: Numbers of the episodes.
-        length: Steps in a row; an episode that does not end with its row goes on in the next, from a new state.
+        chosen: Indices of the episodes.
+        length: Steps in a row; an episode that does not end in its row continues in the next, from a new state.
         batch_size: Most rows in a batch of one process, except where equal numbers of batches need more.
         seed: Seed of the stream.
         rank: Rank of this process.
@@ -173,7 +173,7 @@ class HeldOutRows(Dataset[TrajectoryBatch]):
 
     Args:
         steps: The steps.
-        index: The numbers of the steps of each row, (rows, length).
+        index: The indices of the steps of each row, (rows, length).
         batch_size: Most rows in a batch of one process, except where equal numbers of batches need more.
         rank: Rank of this process.
         world_size: Number of processes.

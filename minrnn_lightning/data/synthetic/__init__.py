@@ -1,1 +1,1 @@
-"""Examples that are generated on the fly: copying, recall, formal languages."""
+"""Examples that are generated while training: selective copying, recall, formal languages."""

@@ -1,4 +1,4 @@
-"""Batches of questions with answers at some positions: how they are laid out, joined, and guessed blindly."""
+"""Batches with answers at some positions: building and concatenating them, and the accuracy of a blind guess."""
 
 from __future__ import annotations
 
@@ -12,9 +12,7 @@ from torch import Tensor
 from minrnn_lightning.batches import IGNORED, AnswerBatch
 
 Tokens = npt.NDArray[np.int64]
-
-
-Rule = Callable[[np.random.Generator, int, int], AnswerBatch]  # of random numbers, the batch size and the length
+Rule = Callable[[np.random.Generator, int, int], AnswerBatch]  # from a random generator, a batch size and a length
 
 
 def answer_batch(inputs: Tokens, targets: Tokens, length: int) -> AnswerBatch:
@@ -23,13 +21,13 @@ def answer_batch(inputs: Tokens, targets: Tokens, length: int) -> AnswerBatch:
 
 
 def append_queries(tokens: Tokens, wanted: Tokens, query: int, length: int) -> AnswerBatch:
-    """Append one query token for each answer, where it is read; nothing of the answers is fed back.
+    """Append one query token for each answer, at which it is predicted; the answers themselves are never inputs.
 
     Args:
-        tokens: (batch, positions).
-        wanted: The answers in their order, (batch, answers).
-        query: The token that asks.
-        length: What the examples count as.
+        tokens: The tokens before the queries, (batch, positions).
+        wanted: The answers in order, (batch, answers).
+        query: The query token.
+        length: The length that the examples are reported under.
     """
     inputs = np.concatenate([tokens, np.full_like(wanted, query)], axis=1)
     targets = np.concatenate([np.full_like(tokens, IGNORED), wanted], axis=1)
@@ -51,34 +49,39 @@ def distinct(random: np.random.Generator, batch_size: int, population: int, coun
 
 
 def concatenate(batches: Sequence[AnswerBatch], padding: int = 0) -> AnswerBatch:
-    """One batch of several, filled at the end up to the longest, where nothing is asked."""
+    """Concatenate batches along the batch axis, padded at the end to the longest; padding has no target."""
     longest = max(batch.inputs.shape[1] for batch in batches)
 
-    def fill(rows: Tensor, value: int) -> Tensor:
+    def pad(rows: Tensor, value: int) -> Tensor:
         return torch.nn.functional.pad(rows, (0, longest - rows.shape[1]), value=value)
 
     return AnswerBatch(
-        torch.cat([fill(batch.inputs, padding) for batch in batches]),
-        torch.cat([fill(batch.targets, IGNORED) for batch in batches]),
+        torch.cat([pad(batch.inputs, padding) for batch in batches]),
+        torch.cat([pad(batch.targets, IGNORED) for batch in batches]),
         torch.cat([batch.lengths for batch in batches]),
     )
 
 
 def blind_accuracy(known: AnswerBatch, unknown: AnswerBatch) -> float:
-    """Mean accuracy over ``unknown`` of the answer that is the commonest in ``known`` at each place in the order."""
-    _, places, wanted = _in_order(known)
-    examples, unknown_places, unknown_wanted = _in_order(unknown)
+    """Mean accuracy on ``unknown`` of the most frequent answers of ``known``.
+
+    The most frequent answer is found separately for the first, the second and every further answer of an example.
+    """
+    _, indices, wanted = _in_order(known)
+    examples, unknown_indices, unknown_wanted = _in_order(unknown)
     classes = int(wanted.max()) + 1
-    pairs, counts = np.unique(places * classes + wanted, return_counts=True)
-    guesses = np.full(max(places.max(), unknown_places.max()) + 1, IGNORED)
-    rising = pairs[np.argsort(counts, kind="stable")]
-    guesses[rising // classes] = rising % classes  # of several at one place the last one stays: the commonest
-    right = guesses[unknown_places] == unknown_wanted
+    pairs, counts = np.unique(indices * classes + wanted, return_counts=True)
+    guesses = np.full(max(indices.max(), unknown_indices.max()) + 1, IGNORED)
+    ascending = pairs[np.argsort(counts, kind="stable")]
+    guesses[ascending // classes] = (
+        ascending % classes
+    )  # of several for one index the last one stays: the most frequent
+    right = guesses[unknown_indices] == unknown_wanted
     return float(np.mean(np.bincount(examples, right) / np.bincount(examples)))
 
 
 def _in_order(batch: AnswerBatch) -> tuple[Tokens, Tokens, Tokens]:
-    """Of every answer of a batch: its example, its number within the example, and the answer itself."""
+    """For every answer of a batch: the index of its example, its index within the example, and the answer."""
     targets = batch.targets.numpy()
     examples, positions = np.nonzero(targets != IGNORED)
     return examples, np.arange(len(examples)) - np.searchsorted(examples, examples), targets[examples, positions]

@@ -38,7 +38,7 @@ class FormalLanguageDataModule(GeneratedDataModule):
         shortest: The shortest training length; that of the task if None, which is 1 to 3.
         eval_lengths: The shortest and the longest length to validate and test on.
         eval_batches: Batches in the validation set and in the test set, each of one length.
-        steps_per_epoch: Batches that count as an epoch; the stream itself has no end.
+        steps_per_epoch: Batches in an epoch of the endless training stream.
         num_workers: Worker processes that prepare batches; 0 prepares them in the training process.
 
     Raises:
@@ -82,7 +82,7 @@ class FormalLanguageDataModule(GeneratedDataModule):
 
     @property
     def input_size(self) -> int:
-        """The alphabet, with what marks the answers."""
+        """Number of input symbols, including the query or empty tokens."""
         return self.language.input_size
 
     @property
@@ -101,6 +101,6 @@ class FormalLanguageDataModule(GeneratedDataModule):
         return self.language.rule
 
     def check_length(self, length: int) -> None:
-        """Refuse a length at which there is no question."""
+        """Refuse a length for which the task is not defined."""
         if length < self.language.shortest:
             raise InputError(f"The length of {self.task} must be at least {self.language.shortest}, got {length}")

@@ -1,4 +1,4 @@
-"""Multi-query associative recall (MQAR): several keys are asked for within one sequence."""
+"""Multi-query associative recall (MQAR): several keys are queried within one sequence."""
 
 from __future__ import annotations
 
@@ -34,33 +34,33 @@ def mqar(
     slots = np.arange(1, (length - 2 * pairs) // 2 + 1)
     # The order of exponential times with these rates is that of draws without replacement (Efraimidis & Spirakis 2006).
     times = random.exponential(size=(batch_size, len(slots))) / slots ** (power - 1)
-    places = 2 * pairs + 2 * np.argsort(times, axis=1)[:, :pairs]
+    positions = 2 * pairs + 2 * np.argsort(times, axis=1)[:, :pairs]
     tokens = np.zeros((batch_size, length), dtype=np.int64)
     if random_filler:
         tokens = random.integers(vocab_size, size=tokens.shape)
     tokens[:, : 2 * pairs] = np.stack([keys, values], axis=2).reshape(batch_size, -1)
-    np.put_along_axis(tokens, places, keys, axis=1)
+    np.put_along_axis(tokens, positions, keys, axis=1)
     targets = np.full_like(tokens, IGNORED)
-    np.put_along_axis(targets, places, values, axis=1)
+    np.put_along_axis(targets, positions, values, axis=1)
     return answer_batch(tokens, targets, length)
 
 
 class MQARDataModule(RecallDataModule):
-    """Multi-query associative recall: every key comes again once, and its value is asked for there.
+    """Multi-query associative recall: every key comes once more, and its value is predicted there.
 
-    A state of fixed size holds only so many pairs: the accuracy against ``pairs`` is what this task is for.
+    A state of fixed size holds a limited number of pairs: the task measures the accuracy against ``pairs``.
 
     Args:
         batch_size: Examples in a batch, per process in training, of all processes together in evaluation.
         length: Positions; at least four times the pairs.
         pairs: Key-value pairs in an example.
-        vocab_size: Symbols: a filler, keys, and as many values.
+        vocab_size: Number of symbols: a filler, keys, and as many values.
         power: How late the keys come again: 1 spreads them evenly, 0.01 puts most of them early.
         random_filler: Random symbols instead of the filler between the queries.
-        curriculum: Rows of steps, length, batch size: what the first steps of training have, row after row.
+        curriculum: Rows of steps, length and batch size, which apply to the first steps of training, row after row.
         eval_lengths: Lengths to validate and test on; ``length`` if None.
         eval_batches: Batches of each of these lengths in the validation set and in the test set.
-        steps_per_epoch: Batches that count as an epoch; the stream itself has no end.
+        steps_per_epoch: Batches in an epoch of the endless training stream.
         num_workers: Worker processes that prepare batches; 0 prepares them in the training process.
 
     Raises:

@@ -14,17 +14,17 @@ from minrnn_lightning.errors import InputError
 
 
 def induction_heads(random: np.random.Generator, batch_size: int, length: int, vocab_size: int = 16) -> AnswerBatch:
-    """Random tokens with a trigger among them; it comes again at the end, and what followed it is the answer.
+    """Random tokens with a trigger among them, which comes again at the end; the answer is the token after the first.
 
     The highest token is the trigger: ``[3 4 0 3 7 5 6 2 3 3 6 7]`` is answered 5 with a vocabulary of 8.
     """
     trigger = vocab_size - 1
     tokens = random.integers(trigger, size=(batch_size, length))
-    place = random.integers(length - 3, size=(batch_size, 1))
-    np.put_along_axis(tokens, place, trigger, axis=1)
+    position = random.integers(length - 3, size=(batch_size, 1))
+    np.put_along_axis(tokens, position, trigger, axis=1)
     tokens[:, -1] = trigger
     targets = np.full_like(tokens, IGNORED)
-    targets[:, -1:] = np.take_along_axis(tokens, place + 1, axis=1)
+    targets[:, -1:] = np.take_along_axis(tokens, position + 1, axis=1)
     return answer_batch(tokens, targets, length)
 
 
@@ -49,17 +49,17 @@ def associative_recall(random: np.random.Generator, batch_size: int, length: int
 
 
 class RecallDataModule(GeneratedDataModule):
-    """What selective copying and the recall tasks share: one training length, several held-out lengths.
+    """Base of selective copying and the recall tasks: one training length, several held-out lengths.
 
     Args:
         batch_size: Examples in a batch, per process in training, of all processes together in evaluation.
         length: Length of the training examples.
-        vocab_size: Symbols.
+        vocab_size: Number of symbols.
         eval_lengths: Lengths to validate and test on; ``length`` if None.
         eval_batches: Batches of each of these lengths in the validation set and in the test set.
-        steps_per_epoch: Batches that count as an epoch; the stream itself has no end.
+        steps_per_epoch: Batches in an epoch of the endless training stream.
         num_workers: Worker processes that prepare batches; 0 prepares them in the training process.
-        curriculum: Rows of steps, length, batch size: what the first steps of training have, row after row.
+        curriculum: Rows of steps, length and batch size, which apply to the first steps of training, row after row.
     """
 
     def __init__(
@@ -82,7 +82,7 @@ class RecallDataModule(GeneratedDataModule):
     @property
     @abstractmethod
     def smallest_vocabulary(self) -> int:
-        """Symbols that the task needs at least."""
+        """Fewest symbols that the task can be made of."""
 
     @property
     def input_size(self) -> int:
@@ -96,19 +96,19 @@ class RecallDataModule(GeneratedDataModule):
 
 
 class InductionHeadsDataModule(RecallDataModule):
-    """Induction heads: what followed the trigger when it came first? The answer is asked for at the last position.
+    """Induction heads: which token followed the first trigger? The answer is predicted at the last position.
 
-    One position in the sequence matters, and the test goes to lengths far above the training's. The layout within the
-    sequence, which the paper leaves open, is that of the H3 code, with 15 ordinary tokens and the trigger.
+    Only one position in the sequence matters, and the test lengths are far above the training length. The layout, which
+    the paper leaves open, is that of the H3 code, with 15 ordinary tokens and the trigger.
 
     Args:
         batch_size: Examples in a batch, per process in training, of all processes together in evaluation.
         length: Length of the training examples, the last trigger included.
-        vocab_size: Symbols, the trigger among them.
-        curriculum: Rows of steps, length, batch size: what the first steps of training have, row after row.
+        vocab_size: Number of symbols, including the trigger.
+        curriculum: Rows of steps, length and batch size, which apply to the first steps of training, row after row.
         eval_lengths: Lengths to validate and test on; ``length`` if None.
         eval_batches: Batches of each of these lengths in the validation set and in the test set.
-        steps_per_epoch: Batches that count as an epoch; the stream itself has no end.
+        steps_per_epoch: Batches in an epoch of the endless training stream.
         num_workers: Worker processes that prepare batches; 0 prepares them in the training process.
 
     Raises:
@@ -151,16 +151,16 @@ class InductionHeadsDataModule(RecallDataModule):
 
 
 class AssociativeRecallDataModule(RecallDataModule):
-    """Associative recall: which value goes with the key at the end? The answer is asked for at the last position.
+    """Associative recall: which value belongs to the key at the end? The answer is predicted at the last position.
 
     Args:
         batch_size: Examples in a batch, per process in training, of all processes together in evaluation.
-        length: Tokens of the pairs, twice their number; arrow and query come on top.
+        length: Tokens of the pairs, twice their number; arrow and query are added to them.
         vocab_size: Symbols: keys, as many values, and two special ones.
-        curriculum: Rows of steps, length, batch size: what the first steps of training have, row after row.
+        curriculum: Rows of steps, length and batch size, which apply to the first steps of training, row after row.
         eval_lengths: Lengths to validate and test on; ``length`` if None.
         eval_batches: Batches of each of these lengths in the validation set and in the test set.
-        steps_per_epoch: Batches that count as an epoch; the stream itself has no end.
+        steps_per_epoch: Batches in an epoch of the endless training stream.
         num_workers: Worker processes that prepare batches; 0 prepares them in the training process.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Selective copying: remember the few data tokens of a long noisy sequence, in their order."""
+"""Selective copying: repeat the few data tokens of a long noisy sequence, in order."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from minrnn_lightning.errors import InputError
 def selective_copying(
     random: np.random.Generator, batch_size: int, length: int, data_tokens: int = 16, vocab_size: int = 16
 ) -> AnswerBatch:
-    """Data tokens at random places in noise, then as many queries; each query is answered with the next data token.
+    """Data tokens at random positions in noise, then as many queries; each query is answered with the next data token.
 
-    Token 0 asks, the highest token is the noise, those between are data, drawn with repetition:
+    Token 0 is the query, the highest token is the noise, those between are data, drawn with repetition:
     ``[7 7 3 7 4 1 7 7 7 6 7 7 | 0 0 0 0]`` is answered ``[3 4 1 6]`` with 4 data tokens and a vocabulary of 8.
     """
     query, noise = 0, vocab_size - 1
     body = np.full((batch_size, length), noise)
-    places = np.sort(distinct(random, batch_size, length, data_tokens))
-    data = random.integers(1, noise, size=places.shape)
-    np.put_along_axis(body, places, data, axis=1)
+    positions = np.sort(distinct(random, batch_size, length, data_tokens))
+    data = random.integers(1, noise, size=positions.shape)
+    np.put_along_axis(body, positions, data, axis=1)
     return append_queries(body, data, query, length)
 
 
@@ -32,20 +32,20 @@ class SelectiveCopyingDataModule(RecallDataModule):
     """Selective copying in the encoding of the minRNN paper's published code (BorealisAI/minRNNs).
 
     A batch is ``AnswerBatch``: inputs and targets int64 (batch_size, length + data_tokens), the last ``data_tokens``
-    positions asking. The accuracy is that of single tokens, not of whole sequences; a guess among the data symbols
+    positions being queries. The accuracy is that of single tokens, not of sequences; a guess among the data symbols
     scores 1/14 at a vocabulary of 16, and so does the best blind guess.
 
     Args:
         batch_size: Examples in a batch, per process in training, of all processes together in evaluation.
         length: Positions of noise and data; the queries come on top.
         data_tokens: Tokens to remember.
-        vocab_size: Symbols, the noise and the query among them.
+        vocab_size: Number of symbols, including the noise and the query.
         curriculum: Rows of steps, length, batch size: with ``[[500, 64, 128], [500, 256, 64]]`` the first 500 batches
             have length 64 and 128 examples, the next 500 length 256 and 64 examples; then ``length`` and
             ``batch_size`` hold.
         eval_lengths: Lengths to validate and test on; ``length`` if None.
         eval_batches: Batches of each of these lengths in the validation set and in the test set.
-        steps_per_epoch: Batches that count as an epoch; the stream itself has no end.
+        steps_per_epoch: Batches in an epoch of the endless training stream.
         num_workers: Worker processes that prepare batches; 0 prepares them in the training process.
 
     Raises:

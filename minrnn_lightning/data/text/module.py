@@ -1,4 +1,4 @@
-"""Any text as windows of tokens: local files or a Hugging Face data set; characters, bytes or byte pairs."""
+"""Any text as windows of tokens, from local files or the Hugging Face Hub; characters, bytes or byte pairs."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from minrnn_lightning.data.text.tokenizer import (
 from minrnn_lightning.data.text.windows import HeldOutWindows, TrainingWindows
 from minrnn_lightning.errors import InputError
 
-_FORMAT = 2  # to be raised when the files below change, so that files written before are not taken for them
+_FORMAT = 2  # increased whenever the format of the cached files changes, so that older ones are not read
 
 
 class TextDataModule(BaseDataModule):
@@ -41,12 +41,12 @@ class TextDataModule(BaseDataModule):
     goes over the text in shuffled disjoint windows, cut anew every epoch; validation, test and prediction go over
     the held-out split in order, every window once.
 
-    Files and folders whose name begins with a dot are no data (``.ipynb_checkpoints``, ``._book.txt``), unless
-    ``path`` itself names them. Links to files and folders are followed, and a file that is met twice counts once. A
+    Files and folders whose name begins with a dot are not data (``.ipynb_checkpoints``, ``._book.txt``), unless
+    ``path`` itself names them. Links to files and folders are followed; a file that is found twice is read once. A
     warning names files of the held-out split of which the training split has a copy, and says when a Hub data set's
-    splits share documents: the held-out loss would be that of text trained on.
+    splits share documents: the held-out loss would be measured on training text.
 
-    A byte order mark at the beginning of a file is no text and is left out; the byte vocabulary keeps every file as
+    A byte order mark at the beginning of a file is left out; the byte vocabulary keeps every file as
     it is.
 
     Args:
@@ -65,7 +65,7 @@ class TextDataModule(BaseDataModule):
 
     Raises:
         InputError: If a size is out of range, ``path`` is empty, or a text is empty, not UTF-8 or too short.
-        FileNotFoundError: If ``path`` leads nowhere.
+        FileNotFoundError: If ``path`` does not exist.
     """
 
     def __init__(
@@ -262,7 +262,7 @@ class TextDataModule(BaseDataModule):
         return b"\n".join(contents.values())
 
     def _warn_of_copies(self, contents: dict[Path, bytes]) -> None:
-        """Warn of files in the held-out split of which the training split has a copy."""
+        """Warn about files in the held-out split that the training split has a copy of."""
         copies: dict[bytes, list[Path]] = {}
         for file, content in contents.items():
             copies.setdefault(content, []).append(file)

@@ -26,12 +26,12 @@ PACKAGE_SHA256 = "f393d09d07ea4d0e19957838046b3601ad09e0a5bd1c5ad0454240eacff393
 
 
 class ShakespeareDataModule(TextDataModule):
-    """Tiny Shakespeare: 1,115,394 characters of 65 kinds, the first 90 % for training, the rest for validation.
+    """Tiny Shakespeare: 1,115,394 characters, 65 different ones, the first 90 % for training, the rest for validation.
 
-    There is no test part: by custom the loss on the validation part is reported, so the test repeats it.
+    There is no test split: by custom the loss on the validation split is reported, so the test repeats it.
     The text is ``<data_dir>/tinyshakespeare/input.txt``, downloaded when missing. Where it cannot be reached, the
-    complete plays of the Python package ``shakespeare`` take its place, reduced to the same 65 characters: another
-    text, whose losses compare with nobody's. The hyper-parameter ``corpus`` says which one was used.
+    complete plays of the Python package ``shakespeare`` are used instead, reduced to the same 65 characters: another
+    text, whose losses do not compare with published ones. The hyper-parameter ``corpus`` says which one was used.
 
     Args:
         batch_size: Windows in a batch, per process.
@@ -70,14 +70,14 @@ class ShakespeareDataModule(TextDataModule):
 
     @property
     def corpus(self) -> str:
-        """``tinyshakespeare``, or ``shakespeare-plays`` where that had to take its place."""
+        """``tinyshakespeare``, or ``shakespeare-plays`` where that is used instead."""
         return self.file().parent.name
 
     def file(self) -> Path:
-        """The text that is there: the canonical file, or the plays in its place.
+        """The file that exists: the canonical one, or that of the plays.
 
         Raises:
-            FileNotFoundError: If there is neither.
+            FileNotFoundError: If neither exists.
         """
         for file in (self.canonical, self.plays):
             if file.is_file():

@@ -1,4 +1,4 @@
-"""The three vocabularies: characters, bytes, byte pairs; all of them ``tokenizers.Tokenizer`` that lose nothing."""
+"""The three vocabularies: characters, bytes and byte pairs, each a lossless ``tokenizers.Tokenizer``."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def byte_tokenizer() -> Tokenizer:
 
 
 def bpe_tokenizer(text: str, vocab_size: int) -> Tokenizer:
-    """At most ``vocab_size`` byte-pair tokens learned from the text, the 256 bytes among them."""
+    """At most ``vocab_size`` byte-pair tokens learned from the text, including the 256 bytes."""
     tokenizer = _byte_level(models.BPE(), use_regex=True)
     trainer = trainers.BpeTrainer(vocab_size=vocab_size, initial_alphabet=_BYTES, show_progress=False)
     tokenizer.train_from_iterator(_pieces(text), trainer)
@@ -45,7 +45,7 @@ def encode(tokenizer: Tokenizer, text: str) -> list[int]:
 
 
 def tokens(tokenizer: Tokenizer, text: str) -> Iterator[int]:
-    """As ``encode``, one number after the other, for texts too long for a list."""
+    """As ``encode``, but as an iterator, for texts too long for a list."""
     unknown = sorted(character for character in set(text) if not tokenizer.encode(character).ids)
     if unknown:
         named = " ".join(map(repr, unknown[:10])) + (f" and {len(unknown) - 10} more" if unknown[10:] else "")

@@ -1,4 +1,4 @@
-"""Windows of tokens as data sets of whole batches: shuffled for training, in order for evaluation."""
+"""Windows of tokens as data sets of batches: shuffled for training, in order for evaluation."""
 
 from __future__ import annotations
 
@@ -44,8 +44,8 @@ class TokenWindows(Dataset[Batch]):
 class TrainingWindows(TokenWindows):
     """An endless stream of shuffled batches; ``len`` of them are an epoch.
 
-    Each epoch cuts the text at a random offset into disjoint windows, so that it meets every token once (but for the
-    ends of the text and the windows that fill no whole batch), and shuffles them. Offset and order depend on seed
+    Each epoch cuts the text at a random offset into disjoint windows, so that it has every token once (except at
+    the ends of the text and in windows that do not fill a batch), and shuffles them. Offset and order depend on seed
     and epoch only; processes take turns within a batch, so that R processes with batches of B see together what one
     process with batches of R·B sees.
 
@@ -97,8 +97,8 @@ class TrainingWindows(TokenWindows):
 class HeldOutWindows(TokenWindows):
     """The disjoint windows of a held-out split, in order, every one exactly once over all processes.
 
-    The windows are divided as evenly as possible into equally many batches for every process: no process repeats a
-    window to keep up with the others, and none is dropped.
+    The windows are divided as evenly as possible into equally many batches for every process: no window is
+    repeated to make the numbers equal, and none is dropped.
 
     Args:
         tokens: The tokens of the split, unsigned integers (tokens,).

@@ -13,7 +13,7 @@ from minrnn_lightning.data.synthetic.batches import Tokens, append_queries
 from minrnn_lightning.data.synthetic.languages.language import Language
 from minrnn_lightning.data.synthetic.languages.minrnn import cycle_nav, even_pairs, parity_check
 
-SYMBOLS = "01234+-*()x="  # of the arithmetic tasks; a token is the place of its symbol
+SYMBOLS = "01234+-*()x="  # of the arithmetic tasks; a token is the index of its symbol
 PLUS, MINUS, TIMES, OPEN, CLOSE, UNKNOWN, EQUALS = range(5, 12)
 EMPTY = len(SYMBOLS)
 MODULUS = 5
@@ -51,9 +51,9 @@ def bucket_sort(random: np.random.Generator, batch_size: int, length: int) -> An
 def missing_duplicate(random: np.random.Generator, batch_size: int, length: int) -> AnswerBatch:
     """Bits twice, one of all masked by 2: the masked one. An odd length is filled by a 3 at the end."""
     string = np.tile(bits(random, batch_size, length // 2), 2)
-    place = random.integers(string.shape[1], size=(batch_size, 1))
-    wanted = np.take_along_axis(string, place, axis=1)
-    np.put_along_axis(string, place, 2, axis=1)
+    position = random.integers(string.shape[1], size=(batch_size, 1))
+    wanted = np.take_along_axis(string, position, axis=1)
+    np.put_along_axis(string, position, 2, axis=1)
     return append_queries(np.pad(string, ((0, 0), (0, length % 2)), constant_values=3), wanted, 4, length)
 
 
@@ -117,9 +117,9 @@ def solve_equation(random: np.random.Generator, batch_size: int, length: int) ->
     tokens, values = zip(*(expression(random, length - 2, 2) for _ in range(batch_size)), strict=True)
     sides = np.array([[*left, EQUALS, value] for left, value in zip(tokens, values, strict=True)])
     is_digit = (sides < MODULUS) & (np.arange(length) < length - 2)
-    place = np.where(is_digit, random.random(sides.shape), -1).argmax(axis=1, keepdims=True)
-    wanted = np.take_along_axis(sides, place, axis=1)
-    np.put_along_axis(sides, place, UNKNOWN, axis=1)
+    position = np.where(is_digit, random.random(sides.shape), -1).argmax(axis=1, keepdims=True)
+    wanted = np.take_along_axis(sides, position, axis=1)
+    np.put_along_axis(sides, position, UNKNOWN, axis=1)
     return append_queries(sides, wanted, EMPTY, length)
 
 

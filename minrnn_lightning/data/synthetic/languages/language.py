@@ -8,14 +8,14 @@ from minrnn_lightning.data.synthetic.batches import Rule, Tokens
 
 
 class Language(NamedTuple):
-    """A task: its rule and its sizes.
+    """A task on formal languages: how its examples are generated, and its sizes.
 
     Attributes:
         rule: Makes a batch of one length.
-        input_size: Input symbols.
-        output_size: Classes of the answers, those included that are never right.
-        possible: AnswerBatch that are possible: a random guess has one over their number.
-        shortest: The shortest length at which there is a question.
+        input_size: Number of input symbols.
+        output_size: Number of classes of the answers, including classes that are never right.
+        possible: Answers that are possible; the accuracy of a random guess is one over their number.
+        shortest: The shortest length for which the task is defined.
     """
 
     rule: Rule
@@ -26,6 +26,6 @@ class Language(NamedTuple):
 
 
 def count(tokens: Tokens, symbols: int) -> Tokens:
-    """How often each symbol comes in each row: (batch, symbols)."""
+    """How often each symbol occurs in each row: (batch, symbols)."""
     rows = np.arange(len(tokens))[:, None]
     return np.bincount((tokens + symbols * rows).ravel(), minlength=symbols * len(tokens)).reshape(-1, symbols)

@@ -28,17 +28,17 @@ def bucket_sort(random: np.random.Generator, batch_size: int, length: int) -> An
 def missing_duplicate(random: np.random.Generator, batch_size: int, length: int) -> AnswerBatch:
     """A string of 9 symbols and its copy with one token masked (10): the masked one."""
     string = random.integers(1, 10, size=(batch_size, (length - 1) // 2))
-    place = random.integers(string.shape[1], size=(batch_size, 1))
+    position = random.integers(string.shape[1], size=(batch_size, 1))
     copy = string.copy()
-    np.put_along_axis(copy, place, 10, axis=1)
-    return read_at_last(np.concatenate([string, copy], axis=1), np.take_along_axis(string, place, axis=1), length)
+    np.put_along_axis(copy, position, 10, axis=1)
+    return read_at_last(np.concatenate([string, copy], axis=1), np.take_along_axis(string, position, axis=1), length)
 
 
 def cycle_nav(random: np.random.Generator, batch_size: int, length: int) -> AnswerBatch:
     """Stay (1), forward (2) and back (3) around a cycle of the tokens 4 to 8, which starts at 4."""
     moves = random.integers(1, 4, size=(batch_size, length - 1))
-    place = np.array([0, 0, 1, -1])[moves].sum(axis=1, keepdims=True) % 5
-    return read_at_last(moves, 4 + place, length)
+    state = np.array([0, 0, 1, -1])[moves].sum(axis=1, keepdims=True) % 5
+    return read_at_last(moves, 4 + state, length)
 
 
 def even_pairs(random: np.random.Generator, batch_size: int, length: int) -> AnswerBatch:
