@@ -1,4 +1,4 @@
-"""LightningCLI behind ``minrnn fit | validate | test | predict``: recipe rules, precision, run folder, short help."""
+"""``minrnn fit | validate | test | predict``: LightningCLI with recipes, a choice of precision and short help."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ NOISE = (
 )
 
 SHORTER = {  # than Lightning's help
-    "ckpt_path": "Checkpoint of a run to go on with or to evaluate: its file, or last or best for those of the run in "
-    "trainer.default_root_dir that was written to last.",
+    "ckpt_path": "Checkpoint to resume from or to evaluate: its file, or last or best for those of the latest run in "
+    "trainer.default_root_dir.",
     "weights_only": "Always true: a checkpoint is read without executing code.",
 }
 
@@ -63,7 +63,7 @@ def native_precision(accelerator: str) -> str:
 
 
 class ShortHelp(DefaultHelpFormatter):
-    """Help without the dozens of options of Lightning's Trainer, and without the essays on two others."""
+    """Help without the dozens of options of Lightning's Trainer, and with shorter texts for two others."""
 
     def add_argument(self, action: Any) -> None:
         """Add an option unless it is one of the Trainer."""
@@ -77,7 +77,7 @@ class ShortHelp(DefaultHelpFormatter):
 
 
 class SaveRecipe(SaveConfigCallback):
-    """Keeps the configuration beside the logs of a training; validate and test leave it alone."""
+    """Saves the configuration in the folder of a training's logs; validate and test leave it alone."""
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Save once, when a fit starts."""
@@ -119,7 +119,7 @@ class MinRNNCLI(LightningCLI):
         )
 
     def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]
-        """The one that is asked for: making the parsers of all of them takes four times as long."""
+        """The given one only: making the parsers of all of them takes four times as long."""
         return {self.command: super().subcommands()[self.command]}
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
@@ -128,8 +128,8 @@ class MinRNNCLI(LightningCLI):
             "--checkpoint_minutes",
             type=float,
             default=5.0,
-            help="Write last.ckpt when so many minutes have passed since it was written, besides after validations; "
-            "less often where that would take more than 1 %% of the time; 0 does without.",
+            help="Write last.ckpt after so many minutes, in addition to validations; less often where that would take "
+            "more than 1 %% of the time; 0 for validations only.",
         )
         for size in ("input_size", "output_size"):
             parser.link_arguments(f"data.{size}", f"model.init_args.{size}", apply_on="instantiate")
@@ -142,10 +142,10 @@ class MinRNNCLI(LightningCLI):
             raise ArgumentError(None, explain(error, {"trainer": Trainer})) from error
 
     def _parse_ckpt_path(self) -> None:
-        """Leave the recipe and the command line in charge: Lightning would let the checkpoint's values win."""
+        """Do nothing: Lightning would let the checkpoint's values override the recipe and the command line."""
 
     def before_instantiate_classes(self) -> None:
-        """Choose the precision where nobody did, and refuse what jsonargparse lets through."""
+        """Choose the precision if none is given, and refuse what jsonargparse lets through."""
         config = self.config[self.subcommand]
         trainer = config.trainer
         for part in ("model", "data"):
@@ -192,7 +192,7 @@ class MinRNNCLI(LightningCLI):
         return super().instantiate_trainer(**kwargs)
 
     def _displays(self, config: Any) -> list[Callback]:
-        """What shows model and progress, where the recipe does not say it: a bar in a terminal, lines in a file."""
+        """Callbacks that show model and progress, unless the recipe has some: a bar in a terminal, lines in a file."""
         chosen = config.callbacks or []
         displays: list[Callback] = []
         if config.enable_model_summary is not False and not any(isinstance(each, ModelSummary) for each in chosen):
