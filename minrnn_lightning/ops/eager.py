@@ -16,7 +16,7 @@ def state_dtype(dtype: torch.dtype) -> torch.dtype:
 
 
 def candidate(v: Tensor, kind: str) -> Tensor:
-    """The activation c of the candidate state."""
+    """The candidate state c(v): the paper's g for ``positive``, v otherwise."""
     return torch.where(v >= 0, v + 0.5, torch.sigmoid(v)) if kind == "positive" else v
 
 
@@ -38,9 +38,9 @@ def forward(
 ) -> Tensor:
     """Every state of the scan, (batch, length, dim), in the type of ``k``."""
     dtype = k.dtype
-    k, v, f, reset = (_upright(x, reverse) for x in (k, v, f, reset))
+    k, v, f, reset = (_forward_in_time(x, reverse) for x in (k, v, f, reset))
     a, b = _transition(k, v, f, reset, kind)
-    h: Tensor = _upright(recurrence(a, b, initial), reverse)
+    h: Tensor = _forward_in_time(recurrence(a, b, initial), reverse)
     return h.to(dtype).contiguous()
 
 
@@ -57,7 +57,7 @@ def backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The gradients of k, v, f (an empty one if there is none) and the initial state, from that of every state."""
     dtype = k.dtype
-    grad, k, v, f, h, reset = (_upright(x, reverse) for x in (grad, k, v, f, h, reset))
+    grad, k, v, f, h, reset = (_forward_in_time(x, reverse) for x in (grad, k, v, f, h, reset))
     a, _ = _transition(k, v, f, reset, kind)
     k, v, h, grad = (x.to(a.dtype) for x in (k, v, h, grad))
     first = torch.zeros_like(h[:, :1]) if initial is None else initial.unsqueeze(1).to(h.dtype)
@@ -78,12 +78,12 @@ def backward(
         if f is not None:
             d_k, d_f = d_k * torch.sigmoid(-k), -d_k * torch.sigmoid(-f)
     d_initial = (a * g)[:, :1].sum(1)
-    d_k, d_v, d_f = (_upright(x, reverse).to(dtype).contiguous() for x in (d_k, d_v, d_f))
+    d_k, d_v, d_f = (_forward_in_time(x, reverse).to(dtype).contiguous() for x in (d_k, d_v, d_f))
     return d_k, d_v, d_f, d_initial
 
 
 def recurrence(a: Tensor, b: Tensor, initial: Tensor | None) -> Tensor:
-    """h_t = a_t · h_{t-1} + b_t: √length blocks side by side, then the carry from block to block."""
+    """h_t = a_t · h_{t-1} + b_t: √length blocks at once, then the carry from block to block."""
     batch, length, dim = b.shape
     width = max(1, math.isqrt(length))
     blocks = -(-length // width)
@@ -111,5 +111,6 @@ def _transition(k: Tensor, v: Tensor, f: Tensor | None, reset: Tensor | None, ki
     return (a if reset is None else a.masked_fill(reset.unsqueeze(-1), 0)), b
 
 
-def _upright(x: Tensor | None, reverse: bool) -> Any:
+def _forward_in_time(x: Tensor | None, reverse: bool) -> Any:
+    """The sequence in the order of the scan, and back."""
     return x.flip(1) if reverse and x is not None else x

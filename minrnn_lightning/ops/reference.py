@@ -1,4 +1,4 @@
-"""What tests and benchmarks compare with: the step loop, and the log-space scan of the paper."""
+"""Reference implementations for tests and benchmarks: the step loop, and the paper's log-space scan."""
 
 import torch
 from torch import Tensor
@@ -10,7 +10,7 @@ from minrnn_lightning.ops.eager import candidate
 def linear_scan_loop(
     decay: Tensor, update: Tensor, initial: Tensor | None = None, *, reset: Tensor | None = None, reverse: bool = False
 ) -> Tensor:
-    """``linear_scan`` one step after the other, in the type of its inputs; autograd makes the gradient."""
+    """``linear_scan`` step by step, in the type of its inputs, with autograd's gradient."""
     h = torch.zeros_like(update[:, 0]) if initial is None else initial
     states: dict[int, Tensor] = {}
     steps = range(update.shape[1])
@@ -31,7 +31,7 @@ def gated_scan_loop(
     reset: Tensor | None = None,
     reverse: bool = False,
 ) -> Tensor:
-    """``gated_scan`` one step after the other, in the type of its inputs; autograd makes the gradient."""
+    """``gated_scan`` step by step, in the type of its inputs, with autograd's gradient."""
     decay, update = torch.sigmoid(-gate), torch.sigmoid(gate) * candidate(candidate_, activation)
     return linear_scan_loop(decay, update, initial, reset=reset, reverse=reverse)
 

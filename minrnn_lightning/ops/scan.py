@@ -60,7 +60,9 @@ def linear_scan(
         ValueError: A shape does not fit.
         TypeError: An argument is no dense tensor, or not of a floating-point type (bool for ``reset``).
     """
-    return _checked_scan({"decay": decay, "update": update}, initial, reset, "linear", reverse)
+    k, v, f, initial = _checked({"decay": decay, "update": update}, initial, reset)
+    states: Tensor = scan(k, v, f, initial, reset, "linear", reverse)
+    return states
 
 
 def gated_scan(
@@ -102,7 +104,9 @@ def gated_scan(
     if activation not in ("positive", "identity"):
         raise InputError(f"activation is {activation!r}; it can be 'positive' or 'identity'")
     sequences = {"gate": gate, "candidate": candidate} | ({} if forget is None else {"forget": forget})
-    return _checked_scan(sequences, initial, reset, activation, reverse)
+    k, v, f, initial = _checked(sequences, initial, reset)
+    states: Tensor = scan(k, v, f, initial, reset, activation, reverse)
+    return states
 
 
 def positive(x: Tensor) -> Tensor:
@@ -111,10 +115,10 @@ def positive(x: Tensor) -> Tensor:
 
 
 def check_dense(name: str, x: object, types: str = "float16, bfloat16, float32 or float64") -> None:
-    """Refuse what is no tensor, or one that is sparse, nested or packed by a library, of which kernels know nothing.
+    """Refuse what is no tensor, and tensors that kernels cannot read: sparse, nested or packed by a library.
 
     Raises:
-        TypeError: It is; the message says which types are right.
+        TypeError: It is none of the ``types``, in words.
     """
     if not isinstance(x, Tensor):
         given = "None" if x is None else type(x).__name__
@@ -148,10 +152,10 @@ def use_kernel(name: Kernel) -> Iterator[None]:
         _chosen = before
 
 
-def _checked_scan(
-    sequences: dict[str, Tensor], initial: Tensor | None, reset: Tensor | None, kind: str, reverse: bool
-) -> Tensor:
-    """Check what the caller gave, bring the sequences to one type, and run the operator."""
+def _checked(
+    sequences: dict[str, Tensor], initial: Tensor | None, reset: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+    """Refuse what does not fit; k, v and f in one type, and the initial state in that of the state."""
     for name, sequence in sequences.items():
         check_dense(name, sequence)
     if initial is not None:
@@ -182,11 +186,10 @@ def _checked_scan(
     k, v, *f = (sequence.to(dtype) for sequence in sequences.values())
     if initial is not None:
         initial = initial.to(eager.state_dtype(dtype))
-    states: Tensor = scan(k, v, f[0] if f else None, initial, reset, kind, reverse)
-    return states
+    return k, v, f[0] if f else None, initial
 
 
-_loaded: dict[str, ModuleType] = {}  # the kernels of each type of device that 'auto' chooses
+_loaded: dict[str, ModuleType] = {}  # by type of device, the kernels that 'auto' chooses
 
 
 def _compiled(name: str, compiler: str) -> ModuleType:
@@ -201,7 +204,7 @@ def _compiled(name: str, compiler: str) -> ModuleType:
 
 
 def _fall_back(name: str, reason: str) -> None:
-    """From here on the eager kernels in place of those of that name."""
+    """Use the eager kernels instead of those of that name from now on, with a warning."""
     warnings.warn(f"{reason}: the slower torch kernel runs instead", stacklevel=3)
     _loaded[name] = eager
 

@@ -74,7 +74,7 @@ def threads(count):
     """Also for few elements as many threads as that, so that the length is split where the channels do not suffice."""
     before = torch.get_num_threads()
     torch.set_num_threads(count)
-    with mock.patch("minrnn_lightning.ops.cpu.launch.ALONE", 0):
+    with mock.patch("minrnn_lightning.ops.cpu.launch.MIN_PARALLEL_ELEMENTS", 0):
         yield
     torch.set_num_threads(before)
 
@@ -270,7 +270,7 @@ def test_without_a_folder_for_compiled_kernels_they_are_compiled_anew():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     k = torch.ones(2, 3, 4)
     torch.testing.assert_close(torch.tensor(json.loads(done.stdout)), gated_scan(k, k)[0, :, 0])
-    assert done.stderr.count("compiled kernels cannot be kept (cannot cache function") == 1
+    assert done.stderr.count("compiled kernels cannot be cached (cannot cache function") == 1
     assert "set NUMBA_CACHE_DIR to a folder that can be written" in done.stderr
 
 

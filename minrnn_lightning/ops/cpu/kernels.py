@@ -1,15 +1,18 @@
 """The scan's loops for CPUs, compiled by Numba: fused with gate and activation, vectorised, without Python.
 
-A kernel walks the length once for a block of neighbouring channels whose state stays in the first-level cache, so that
-it reads and writes each sequence once. The exponential is written out because only then does LLVM vectorise the loops.
-A sequence is a flat array and its strides from row to row and from step to step; types are told apart by the arrays,
-uint16 stands for the bits of bfloat16. The forget gate f is None for minGRU, which is compiled apart.
+All of it is one file because Numba's cache of a compiled entry notices changes only in the file that holds the entry.
 
-``order`` lists the steps in the order of the scan. It is an array, not a range, because with offsets that it foresees
-LLVM checks once for all steps that the arrays do not overlap, and gives up on every walk against the time.
+A kernel passes over the length once for a block of neighbouring channels whose state stays in the first-level cache,
+so that it reads and writes each sequence once. The exponential is written out because only then does LLVM vectorise the
+loops. A sequence is a flat array and its strides from row to row and from step to step; the dtype of the array is that
+of the sequence, uint16 stands for the bits of bfloat16. The forget gate f is None for minGRU, which is compiled
+separately.
+
+``order`` lists the steps in the order of the scan. It is an array, not a range, because with offsets that it can
+predict LLVM checks once for all steps that the arrays do not overlap, and does not vectorise scans against the time.
 
 A call of a kernel is an array of integers: the number of the next unit of work, of which every thread takes one after
-the other until none is left, sizes and options at the places named below, and the operands, each an address and two
+the other until none is left, sizes and options at the indices named below, and the operands, each an address and two
 strides.
 """
 
@@ -24,9 +27,11 @@ from numba.extending import intrinsic, overload
 from numba.np.arrayobj import make_array
 
 LINEAR, POSITIVE, IDENTITY = 0, 1, 2
-AHEAD = 4  # steps between asking for a row and reading it
+PREFETCH_STEPS = 4  # steps between prefetching a row and reading it
 BLOCK = 256  # channels that a kernel carries at once, at most: state and rows fit the first-level cache
-UNITS, BATCH, LENGTH, DIM, CHUNKS, WIDTH, KIND, BACK, RESET, ORDER, OPERANDS = range(1, 12)  # places in a call
+UNITS, BATCH, LENGTH, DIM, CHUNKS, BLOCK_WIDTH, KIND, BACKWARD, RESET, ORDER, OPERANDS = range(
+    1, 12
+)  # indices into a call
 
 # exp(r) on |r| ≤ ½·ln 2, by relative minimax fit of degree 6 (error 2e-9, far below float32's)
 P0, P1, P2, P3 = np.float32(1.0), np.float32(1.0), np.float32(0.49999991), np.float32(0.16666420)
@@ -34,16 +39,16 @@ P4, P5, P6 = np.float32(0.041668225), np.float32(0.0083748158), np.float32(0.001
 LOG2_E, LN2_HIGH, LN2_LOW = np.float32(1.4426950408889634), np.float32(0.693359375), np.float32(-2.12194440e-4)
 TO_INTEGER = np.float32(12582912.0)  # 1.5 · 2²³: adding it rounds a float32 to a whole number
 SMALLEST = np.float32(-87.0)  # exp(-87) is the last that is not denormal
-ZERO, HALF, ONE = np.float32(0), np.float32(0.5), np.float32(1)  # exact, and float64 beside a float64
+ZERO, HALF, ONE = np.float32(0), np.float32(0.5), np.float32(1)  # exact, and promoted to float64 by a float64
 
 
-def _can_be_kept() -> bool:
-    """Whether there is a folder for the compiled kernels: beside this file, or the user's cache."""
+def _cache_is_writable() -> bool:
+    """Whether compiled kernels can be cached: next to this file, or in the user's cache folder."""
     try:
         njit(cache=True)(lambda: None)
     except RuntimeError as error:
         warnings.warn(
-            f"compiled kernels cannot be kept ({error}), so that every process spends seconds on compiling them: "
+            f"compiled kernels cannot be cached ({error}), so that every process spends seconds on compiling them: "
             "set NUMBA_CACHE_DIR to a folder that can be written",
             stacklevel=2,
         )
@@ -55,12 +60,12 @@ def _can_be_kept() -> bool:
 # rounding. Those functions are inlined because LLVM vectorises no loop with a call in it.
 kernel = njit(fastmath={"contract"}, error_model="numpy")
 element = njit(forceinline=True, error_model="numpy")
-KEPT = _can_be_kept()
+CACHE = _cache_is_writable()
 
 
 @element
 def at(sequence, row, t, channel):
-    """Where ``channel`` of step ``t`` of ``row`` is."""
+    """The index of ``channel`` of step ``t`` of ``row``."""
     return 0 if sequence is None else row * sequence[1][0] + t * sequence[1][1] + channel
 
 
@@ -100,13 +105,13 @@ def _store(sequence, i, x):
 
 @intrinsic
 def prefetch(context, array, i):
-    """Start to bring element ``i`` into the cache; nothing happens if there is none."""
+    """Prefetch element ``i`` into the cache; an index out of range has no effect."""
 
     def generate(context, builder, signature, arguments):
         data = make_array(signature.args[0])(context, builder, arguments[0]).data
         number = ir.IntType(32)
-        kind = ir.FunctionType(ir.VoidType(), [cgutils.voidptr_t, number, number, number])
-        instruction = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
+        signature_type = ir.FunctionType(ir.VoidType(), [cgutils.voidptr_t, number, number, number])
+        instruction = cgutils.get_or_insert_function(builder.module, signature_type, "llvm.prefetch.p0")
         address = builder.bitcast(builder.gep(data, [arguments[1]]), cgutils.voidptr_t)
         builder.call(instruction, [address, number(0), number(2), number(1)])  # to read, into the second level, data
         return context.get_dummy_value()
@@ -115,8 +120,8 @@ def prefetch(context, array, i):
 
 
 @element
-def fetch(sequence, row, t, channel, width):
-    """Start to bring ``width`` channels of a step into the cache; by itself the hardware foresees upward walks only."""
+def prefetch_step(sequence, row, t, channel, width):
+    """Prefetch ``width`` channels of a step; on its own the hardware predicts ascending addresses only."""
     if sequence is not None:
         for d in range(0, width, 64 // sequence[0].itemsize):  # a cache line has 64 bytes
             prefetch(sequence[0], at(sequence, row, t, channel + d))
@@ -165,17 +170,17 @@ def positive_slope(v, c):
 @element
 def gate(k, f, n):
     """The smaller of z and 1 − z, and whether that is 1 − z, where z = σ(k) or, with f, σ(k) / (σ(k) + σ(f[n]))."""
-    part, whole, opened = gate_parts(k, f, n)
-    return part / whole, opened
+    numerator, denominator, opened = gate_parts(k, f, n)
+    return numerator / denominator, opened
 
 
 @element
 def gate_and_positive(k, f, n, v):
-    """``gate`` and ``positive`` with one division for both: it takes as long as all the rest."""
-    part, whole, opened = gate_parts(k, f, n)
+    """``gate`` and ``positive`` with one division for both: a division takes as long as all other instructions."""
+    numerator, denominator, opened = gate_parts(k, f, n)
     e = exp(-abs(v))
-    scale = ONE / (whole * (ONE + e))
-    return part * (ONE + e) * scale, opened, v + HALF if v >= 0 else e * whole * scale
+    scale = ONE / (denominator * (ONE + e))
+    return numerator * (ONE + e) * scale, opened, v + HALF if v >= 0 else e * denominator * scale
 
 
 @element
@@ -186,22 +191,22 @@ def gate_parts(k, f, n):
         return e, ONE + e, k >= 0
     x = load(f, n)  # z : 1 − z  =  (1 + e^−x) : (1 + e^−k), without overflow
     to_k, to_f = ONE + exp(-abs(x)), ONE + exp(-abs(k))
-    away = (ZERO if x >= 0 else -x) - (ZERO if k >= 0 else -k)
-    scale = exp(-abs(away))
-    to_k, to_f = (to_k if away >= 0 else to_k * scale), (to_f * scale if away >= 0 else to_f)
+    difference = (ZERO if x >= 0 else -x) - (ZERO if k >= 0 else -k)
+    scale = exp(-abs(difference))
+    to_k, to_f = (to_k if difference >= 0 else to_k * scale), (to_f * scale if difference >= 0 else to_f)
     opened = to_k >= to_f
     return to_f if opened else to_k, to_k + to_f, opened
 
 
 @element
-def interpolate(smaller, opened, c, h, rest):
-    """The next state h + z·(c − h), from whichever end is nearer, and what rounding cuts off it.
+def interpolate(smaller, opened, c, h, error):
+    """The next state h + z·(c − h), computed from the nearer of h and c, and its rounding error.
 
-    ``rest`` is what rounding cut off ``h``.
+    ``error`` is the rounding error of ``h``, for which it compensates.
     """
-    away = (c - h) - rest
+    difference = (c - h) - error
     base = c if opened else h
-    u = (-smaller if opened else smaller) * away + (ZERO if opened else rest)
+    u = (-smaller if opened else smaller) * difference + (ZERO if opened else error)
     new = base + u
     return new, u - (new - base)
 
@@ -228,7 +233,7 @@ def prefer_wide_vectors(context):
 
 
 @intrinsic
-def take(context, call):
+def next_unit(context, call):
     """The number of the next unit of work, which no other thread is given."""
 
     def generate(context, builder, signature, arguments):
@@ -239,12 +244,12 @@ def take(context, call):
 
 
 @kernel
-def part(call, unit):
+def unit_range(call, unit):
     """A unit of work: row, first channel, number of channels, chunk of the length, and where that begins and ends."""
-    dim, block, length, chunks = call[DIM], call[WIDTH], call[LENGTH], call[CHUNKS]
+    dim, block, length, chunks = call[DIM], call[BLOCK_WIDTH], call[LENGTH], call[CHUNKS]
     blocks = (dim + block - 1) // block
-    row, rest = unit // (blocks * chunks), unit % (blocks * chunks)
-    first, chunk = rest // chunks * block, rest % chunks
+    row, remainder = unit // (blocks * chunks), unit % (blocks * chunks)
+    first, chunk = remainder // chunks * block, remainder % chunks
     return row, first, min(block, dim - first), chunk, length * chunk // chunks, length * (chunk + 1) // chunks
 
 
@@ -254,25 +259,25 @@ def forward(call, k, v, f, h, starts, reset, order):
     prefer_wide_vectors()
     kind, units = call[KIND], call[UNITS]
     state = np.empty(BLOCK, starts.dtype)
-    rest = np.empty(BLOCK, starts.dtype)  # what rounding has cut off the state: long memories stay exact
-    unit = take(call)
+    error = np.empty(BLOCK, starts.dtype)  # the rounding error of the state: long memories stay exact
+    unit = next_unit(call)
     while unit < units:
-        row, first, width, chunk, begin, end = part(call, unit)
+        row, first, width, chunk, begin, end = unit_range(call, unit)
         state[:width] = starts[row, chunk, first : first + width]
-        rest[:width] = 0
+        error[:width] = 0
         for step in range(begin, end):
             t = order[step]
             i, j = at(k, row, t, first), at(v, row, t, first)
             n, o = at(f, row, t, first), at(h, row, t, first)
-            soon = order[min(step + AHEAD, end - 1)]
-            if soon < t:
-                fetch(k, row, soon, first, width)
-                fetch(v, row, soon, first, width)
-                fetch(f, row, soon, first, width)
-                fetch(h, row, soon, first, width)
+            later_t = order[min(step + PREFETCH_STEPS, end - 1)]
+            if later_t < t:
+                prefetch_step(k, row, later_t, first, width)
+                prefetch_step(v, row, later_t, first, width)
+                prefetch_step(f, row, later_t, first, width)
+                prefetch_step(h, row, later_t, first, width)
             if reset.size > 0 and reset[row, t]:
                 state[:width] = 0
-                rest[:width] = 0
+                error[:width] = 0
             if kind == LINEAR:
                 for d in range(width):
                     state[d] = load(k, i + d) * state[d] + load(v, j + d)
@@ -280,38 +285,38 @@ def forward(call, k, v, f, h, starts, reset, order):
             elif kind == POSITIVE:
                 for d in range(width):
                     smaller, opened, c = gate_and_positive(load(k, i + d), f, n + d, load(v, j + d))
-                    state[d], rest[d] = interpolate(smaller, opened, c, state[d], rest[d])
+                    state[d], error[d] = interpolate(smaller, opened, c, state[d], error[d])
                     store(h, o + d, state[d])
             else:
                 for d in range(width):
                     smaller, opened = gate(load(k, i + d), f, n + d)
-                    state[d], rest[d] = interpolate(smaller, opened, load(v, j + d), state[d], rest[d])
+                    state[d], error[d] = interpolate(smaller, opened, load(v, j + d), state[d], error[d])
                     store(h, o + d, state[d])
-        unit = take(call)
+        unit = next_unit(call)
 
 
 @kernel
 def ends(call, k, v, f, product, end, reset, order):
     """Write how each chunk maps the state before it to that after it: times ``product``, plus ``end``.
 
-    If the call says back, the steps go backward and v is the gradient of every state: then it is how the chunk maps the
-    gradient that reaches its last state from behind it to that which leaves the chunk.
+    With BACKWARD the steps run backward and v is the gradient of every state: then the map is from the gradient of the
+    chunk's last state, which comes from later chunks, to the gradient that the chunk passes to earlier ones.
     """
     prefer_wide_vectors()
-    kind, units, back = call[KIND], call[UNITS], call[BACK] != 0
-    kept = np.empty((4, BLOCK), end.dtype)
-    state, rest, decay, lost = kept[0], kept[1], kept[2], kept[3]  # and what rounding has cut off state and decay
-    unit = take(call)
+    kind, units, back = call[KIND], call[UNITS], call[BACKWARD] != 0
+    scratch = np.empty((4, BLOCK), end.dtype)
+    state, error, decay, decay_error = scratch[0], scratch[1], scratch[2], scratch[3]  # with their rounding errors
+    unit = next_unit(call)
     while unit < units:
-        row, first, width, chunk, begin, stop = part(call, unit)
-        kept[:] = 0
+        row, first, width, chunk, begin, stop = unit_range(call, unit)
+        scratch[:] = 0
         decay[:width] = 1
         for step in range(begin, stop):
             t = order[begin + stop - 1 - step if back else step]
             i, j, n = at(k, row, t, first), at(v, row, t, first), at(f, row, t, first)
-            cut = reset.size > 0 and reset[row, t]
-            if cut and not back:
-                kept[:] = 0
+            is_reset = reset.size > 0 and reset[row, t]
+            if is_reset and not back:
+                scratch[:] = 0
             if kind == LINEAR:
                 for d in range(width):
                     a, x = load(k, i + d), load(v, j + d)
@@ -326,47 +331,48 @@ def ends(call, k, v, f, product, end, reset, order):
                         state[d] = smaller * total if opened else total - smaller * total
                     else:
                         c = positive(x) if kind == POSITIVE else x
-                        state[d], rest[d] = interpolate(smaller, opened, c, state[d], rest[d])
-                    decay[d], lost[d] = interpolate(smaller, opened, ZERO, decay[d], lost[d])
-            if cut and back:
-                kept[:] = 0
+                        state[d], error[d] = interpolate(smaller, opened, c, state[d], error[d])
+                    decay[d], decay_error[d] = interpolate(smaller, opened, ZERO, decay[d], decay_error[d])
+            if is_reset and back:
+                scratch[:] = 0
         product[row, chunk, first : first + width] = decay[:width]
         end[row, chunk, first : first + width] = state[:width]
-        unit = take(call)
+        unit = next_unit(call)
 
 
 @kernel
 def backward(call, g, k, v, f, h, dk, dv, df, initial, flows, reset, order):
     """Write the gradients, from the last step of each chunk to its first.
 
-    ``flows`` holds the gradient that reaches the last state of each chunk from behind it, and is given that which
-    leaves the chunk.
+    ``flows`` holds the gradient with respect to the last state of each chunk from later chunks, and is overwritten with
+    the gradient that the chunk passes to earlier ones.
     """
     prefer_wide_vectors()
     kind, units = call[KIND], call[UNITS]
-    # Parts of one array: LLVM vectorises no loop over many arrays of which it does not know that they do not overlap.
-    kept = np.empty(4 * BLOCK, flows.dtype)
-    flow, before = kept[:BLOCK], kept[BLOCK : 2 * BLOCK]  # a_{t+1}·G_{t+1}, what reaches h_t from later steps; h_{t-1}
-    through, to_gate = kept[2 * BLOCK : 3 * BLOCK], kept[3 * BLOCK :]  # G·z, G·z·(1 − z)
-    unit = take(call)
+    # Slices of one array: LLVM vectorises no loop over many arrays of which it does not know that they do not overlap.
+    scratch = np.empty(4 * BLOCK, flows.dtype)
+    flow = scratch[:BLOCK]  # a_{t+1}·G_{t+1}, the gradient of h_t from later steps
+    before = scratch[BLOCK : 2 * BLOCK]  # h_{t-1}
+    through, to_gate = scratch[2 * BLOCK : 3 * BLOCK], scratch[3 * BLOCK :]  # G·z, G·z·(1 − z)
+    unit = next_unit(call)
     while unit < units:
-        row, first, width, chunk, begin, end = part(call, unit)
+        row, first, width, chunk, begin, end = unit_range(call, unit)
         flow[:width] = flows[row, chunk, first : first + width]
         for step in range(end - 1, begin - 1, -1):
             t = order[step]
             m, n, r = at(g, row, t, first), at(f, row, t, first), at(df, row, t, first)
             i, j, p, q = at(k, row, t, first), at(v, row, t, first), at(dk, row, t, first), at(dv, row, t, first)
-            soon = order[max(step - AHEAD, begin)]
-            fetch(g, row, soon, first, width)
-            fetch(k, row, soon, first, width)
-            fetch(v, row, soon, first, width)
-            fetch(h, row, soon, first, width)
-            fetch(dk, row, soon, first, width)
-            fetch(dv, row, soon, first, width)
-            fetch(f, row, soon, first, width)
-            fetch(df, row, soon, first, width)
-            cut = reset.size > 0 and reset[row, t]
-            if cut:
+            later_t = order[max(step - PREFETCH_STEPS, begin)]
+            prefetch_step(g, row, later_t, first, width)
+            prefetch_step(k, row, later_t, first, width)
+            prefetch_step(v, row, later_t, first, width)
+            prefetch_step(h, row, later_t, first, width)
+            prefetch_step(dk, row, later_t, first, width)
+            prefetch_step(dv, row, later_t, first, width)
+            prefetch_step(f, row, later_t, first, width)
+            prefetch_step(df, row, later_t, first, width)
+            is_reset = reset.size > 0 and reset[row, t]
+            if is_reset:
                 before[:width] = 0
             elif step == 0:
                 before[:width] = initial[row, 0, first : first + width]
@@ -402,10 +408,10 @@ def backward(call, g, k, v, f, h, dk, dv, df, initial, flows, reset, order):
                         store(dv, q + d, through[d])
                 for d in range(width):
                     store_gates(dk, p + d, df, r + d, to_gate[d], k, i + d, f, n + d)
-            if cut:
+            if is_reset:
                 flow[:width] = 0
         flows[row, chunk, first : first + width] = flow[:width]
-        unit = take(call)
+        unit = next_unit(call)
 
 
 @intrinsic
@@ -426,9 +432,9 @@ def sequence(call, number, dtype):
 
 
 @element
-def optional(call, number, dtype, there):
-    """An operand that is None where ``there`` is."""
-    if there is None:
+def optional(call, number, dtype, present):
+    """An operand that is None where ``present`` is."""
+    if present is None:
         return None
     return sequence(call, number, dtype)
 
@@ -442,8 +448,8 @@ def states(call, number, chunks, dtype):
 @element
 def resets(call):
     """The resets of every row; an empty array if there are none."""
-    there = min(1, call[RESET])
-    return carray(pointer(call[RESET]), (there * call[BATCH], there * call[LENGTH]), np.bool_)
+    present = min(1, call[RESET])
+    return carray(pointer(call[RESET]), (present * call[BATCH], present * call[LENGTH]), np.bool_)
 
 
 @element
@@ -499,7 +505,7 @@ def backward_entry(dtype, wide, gates):
 
 @functools.cache
 def compiled(entry, stored, gates):
-    """A kernel's C function; it lives as long as the result, whose ``address`` it has.
+    """A kernel's C function; its ``address`` is valid as long as the result exists.
 
     Args:
         entry: One of the three functions above.
@@ -507,4 +513,4 @@ def compiled(entry, stored, gates):
         gates: True if there is a forget gate, else None.
     """
     function = entry(getattr(np, stored), np.float64 if stored == "float64" else np.float32, gates)
-    return cfunc(types.void(types.voidptr), cache=KEPT, error_model="numpy")(function)
+    return cfunc(types.void(types.voidptr), cache=CACHE, error_model="numpy")(function)

@@ -1,4 +1,4 @@
-"""The scan on CPUs: which blocks of channels make a unit of work, and the tensors as the kernels want them."""
+"""The scan on CPUs: divides the work between threads and passes tensors to the kernels."""
 
 import ctypes
 import functools
@@ -14,9 +14,9 @@ from minrnn_lightning.ops.cpu import kernels, threads
 from minrnn_lightning.ops.eager import state_dtype
 
 KINDS = {"linear": kernels.LINEAR, "positive": kernels.POSITIVE, "identity": kernels.IDENTITY}
-STORED = {torch.float32: "float32", torch.float64: "float64", torch.bfloat16: "uint16"}  # as the kernels see it
-LINE = 16  # blocks begin at cache lines, so that no two threads write one
-ALONE = 1 << 15  # fewer elements than this are not worth a second thread
+STORAGE_NAMES = {torch.float32: "float32", torch.float64: "float64", torch.bfloat16: "uint16"}  # NumPy types
+CACHE_LINE = 16  # elements; blocks begin at cache lines, so that no two threads write one
+MIN_PARALLEL_ELEMENTS = 1 << 15  # with fewer, a second thread costs more than it saves
 HUGE_PAGE, MADV_HUGEPAGE = 1 << 21, 14  # bytes; the advice of <sys/mman.h>
 _madvise = ctypes.CDLL(None).madvise if sys.platform == "linux" else None
 
@@ -58,7 +58,7 @@ def backward(
         flows = scan.states()
         if scan.chunks > 1:
             product, end = scan.states(), scan.states()
-            scan.run(kernels.ends_entry, k, grad, f, product, end, back=True)
+            scan.run(kernels.ends_entry, k, grad, f, product, end, backward=True)
             _carry(*(x.numpy()[:, ::-1] for x in (flows, product, end)))
         first = d_initial if initial is None else initial.detach().contiguous()
         scan.run(kernels.backward_entry, grad, k, v, f, h, d_k, d_v, d_f, first, flows)
@@ -67,7 +67,7 @@ def backward(
 
 
 def _carry(starts: npt.NDArray[Any], product: npt.NDArray[Any], end: npt.NDArray[Any]) -> None:
-    """The state before each chunk, given that before the first one, in the place of ``starts``."""
+    """Write the state before each chunk to ``starts``, which holds the one before the first chunk."""
     for chunk in range(1, starts.shape[1]):
         starts[:, chunk] = product[:, chunk - 1] * starts[:, chunk - 1] + end[:, chunk - 1]
 
@@ -90,7 +90,7 @@ def _empty(like: Tensor) -> Tensor:
 
 
 def _operand(x: Tensor | None) -> Tensor | None:
-    """The tensor in a type that the kernels know, with its channels side by side."""
+    """The tensor in a type that the kernels support, with contiguous channels."""
     if x is None:
         return None
     if x.dtype == torch.float16:
@@ -105,35 +105,46 @@ def _order(length: int, reverse: bool) -> Tensor:
 
 
 class _Scan:
-    """One scan, and how it is shared between as many threads as PyTorch uses: rows, blocks of channels, chunks.
+    """One scan, divided between as many threads as PyTorch uses: by rows, blocks of channels, chunks of the length.
 
-    A length in chunks is walked twice, which pays from ``split_from`` idle threads a block on.
+    A length in chunks is read twice, which is faster from ``split_from`` threads for each block on.
     """
 
     def __init__(
         self, k: Tensor, f: Tensor | None, reset: Tensor | None, kind: str, reverse: bool, split_from: int
     ) -> None:
         batch, length, dim = k.shape
-        threads = 1 if k.numel() < ALONE else torch.get_num_threads()
+        threads = 1 if k.numel() < MIN_PARALLEL_ELEMENTS else torch.get_num_threads()
         per_row = -(-threads // batch)  # blocks that a row needs, so that every thread has one
-        block = min(kernels.BLOCK, -(-dim // per_row // LINE) * LINE)
+        block = min(kernels.BLOCK, -(-dim // per_row // CACHE_LINE) * CACHE_LINE)
         units = batch * -(-dim // block)
         self.chunks = min(threads // units, length) if threads >= split_from * units else 1
         self.threads = min(threads, units * self.chunks)
-        self.shape, self.wide, self.stored = (batch, self.chunks, dim), state_dtype(k.dtype), STORED[_stored(k.dtype)]
+        self.shape, self.wide, self.stored = (
+            (batch, self.chunks, dim),
+            state_dtype(k.dtype),
+            STORAGE_NAMES[_stored(k.dtype)],
+        )
         self.gates = None if f is None else True
         self.reset, self.order = None if reset is None else reset.contiguous(), _order(length, reverse)
         self.sizes = units * self.chunks, batch, length, dim, self.chunks, block, KINDS[kind]
 
     def states(self) -> Tensor:
-        """A zero for every row, chunk and channel, in the type of the state."""
+        """Zeros, (batch, chunks, dim), in the type of the state."""
         return torch.zeros(self.shape, dtype=self.wide)
 
-    def run(self, entry: Callable[..., Any], *operands: Tensor | None, back: bool = False) -> None:
-        """Run a kernel over these operands, a sequence or the states of one each."""
+    def run(self, entry: Callable[..., Any], *operands: Tensor | None, backward: bool = False) -> None:
+        """Run a kernel; its operands are sequences, (batch, length, dim), and states, (batch, chunks, dim)."""
         tensors = [_operand(x) for x in operands]
-        places = [(0, 0, 0) if x is None else (x.data_ptr(), x.stride(0), x.stride(1)) for x in tensors]
+        layouts = [(0, 0, 0) if x is None else (x.data_ptr(), x.stride(0), x.stride(1)) for x in tensors]
         reset = 0 if self.reset is None else self.reset.data_ptr()
-        call = [0, *self.sizes, back, reset, self.order.data_ptr(), *(number for place in places for number in place)]
+        call = [
+            0,
+            *self.sizes,
+            backward,
+            reset,
+            self.order.data_ptr(),
+            *(number for layout in layouts for number in layout),
+        ]
         kernel = kernels.compiled(entry, self.stored, self.gates)
         threads.run(kernel.address, (ctypes.c_int64 * len(call))(*call), self.threads)

@@ -1,8 +1,8 @@
-"""C functions run by PyTorch's own threads, which would otherwise keep the cores from any others.
+"""Run compiled kernels on PyTorch's OpenMP threads; a second pool would compete with their busy-wait.
 
-The threads with which PyTorch multiplies matrices wait for their next work at full speed, for milliseconds: a thread of
-our own that is to run meanwhile shares its core with one of them, and the scan then takes up to twice as long. So the
-work is given to them, through the function that compilers call for a parallel block of OpenMP.
+After each matrix product PyTorch's threads busy-wait for the next work, for milliseconds. A thread of another pool that
+runs meanwhile shares its core with one of them, and the scan takes up to twice as long. So the work is given to
+PyTorch's threads, through the function that compilers call for a parallel region of OpenMP.
 """
 
 import ctypes
@@ -25,7 +25,7 @@ def _find_openmp() -> ctypes.CDLL | None:
 _openmp = _find_openmp()
 
 
-def _start_anew() -> None:
+def _reset_after_fork() -> None:
     """Forget the threads of the parent: a forked process has none of them, and OpenMP does not know."""
     global _openmp
     _openmp = None
@@ -33,15 +33,15 @@ def _start_anew() -> None:
 
 
 if hasattr(os, "register_at_fork"):  # not on Windows, which has no fork
-    os.register_at_fork(after_in_child=_start_anew)
+    os.register_at_fork(after_in_child=_reset_after_fork)
 
 
 def run(address: int, call: "ctypes.Array[Any]", threads: int) -> None:
-    """Run a C function in as many threads at once, and return when all are done.
+    """Run a C function in several threads at once, and return when all have finished.
 
     Args:
-        address: Where the function is, void (void *).
-        call: What each thread gives to it.
+        address: Address of the function, void (void *).
+        call: Its argument, the same in every thread.
         threads: Number of threads, the calling one among them.
     """
     function = _function(address)
@@ -53,12 +53,12 @@ def run(address: int, call: "ctypes.Array[Any]", threads: int) -> None:
         for other in others:
             other.result()
     else:
-        # All of PyTorch's threads, even if there is less to do: another number would end some and start them anew.
+        # All of PyTorch's threads, even with less to do: for another number, OpenMP ends some and starts new ones.
         _openmp.GOMP_parallel(function, call, torch.get_num_threads(), 0)
 
 
 def _pool(threads: int) -> ThreadPoolExecutor:
-    """Threads of our own where those of PyTorch cannot be had, kept for the next call."""
+    """A pool for where PyTorch's threads are not available, kept for the next call."""
     if threads not in _pools:
         _pools[threads] = ThreadPoolExecutor(threads, thread_name_prefix="minrnn")
     return _pools[threads]

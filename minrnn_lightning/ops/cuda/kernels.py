@@ -1,12 +1,12 @@
 """The scan's Triton kernels for GPUs: fused with gate and activation, in tiles over (length, dim).
 
 A step of the scan is the map h → a·h + u. Two maps after one another are again such a map, so that a tile finds all its
-states at once (``tl.associative_scan``) and hands the last one to the next tile. Beside a every map carries z = 1 − a:
+states at once (``tl.associative_scan``) and passes the last one to the next tile. With a, every map carries z = 1 − a:
 near 1 a float32 holds only the leading digits of what a long memory forgets in a step, and z holds all of them.
 
-A program walks one chunk of the length, for one row and one block of channels. It knows the state before its chunk, and
-writes every state; or it does not, and writes the map of the whole chunk, from which ``carry`` finds the state before
-every chunk. Everything runs in the order of the scan: step j of it is at t = j, or at t = length − 1 − j reversed.
+A program runs over one chunk of the length, for one row and one block of channels. It knows the state before its chunk
+and writes every state; or it does not, and writes the map of the whole chunk, from which ``carry`` finds the state
+before every chunk. Everything runs in the order of the scan: step j is at t = j, or at t = length − 1 − j reversed.
 
 Only what Triton has on every device is used, and of its library in Triton only the built-in functions: these can be
 interpreted also where Triton was imported as a compiler before.
@@ -22,7 +22,7 @@ from minrnn_lightning.ops.cuda.compilers import TRITON
 if tuple(map(int, triton.__version__.split(".")[:2])) < tuple(map(int, TRITON[0].split("."))):
     raise ImportError(f"it is older than {TRITON[0]}")
 
-# As many as a thread may have: left to itself, NVIDIA's assembler spills a few to let one program more run beside.
+# As many as a thread may have: left to itself, NVIDIA's assembler spills a few so that one more program fits.
 REGISTERS = 255 if torch.version.hip is None else None
 
 
@@ -80,7 +80,7 @@ def activation(v, KIND: tl.constexpr):
 def load(x, x_row, x_step, row, t, channel, inside, STATE: tl.constexpr):
     """The elements (t, channel) of a row of a sequence, in the type of the state.
 
-    Not of None, for which the callers look: until Triton 3.6 no function returns None from a branch.
+    x is not None, which the callers check: until Triton 3.6 no function returns None from a branch.
     """
     at = x + row * x_row + t[:, None] * x_step + channel[None, :]
     return tl.load(at, mask=inside, other=0).to(STATE)
@@ -106,7 +106,7 @@ def time(j, length, REVERSE: tl.constexpr):
 
 
 @triton.jit
-def place(length, dim, chunks, chunk_length, BLOCK_D: tl.constexpr):
+def program_range(length, dim, chunks, chunk_length, BLOCK_D: tl.constexpr):
     """Row, chunk, channels, and first and last step of this program; 64 bits, since all offsets follow from them."""
     program = tl.program_id(0).to(tl.int64)
     blocks = (dim + BLOCK_D - 1) // BLOCK_D
@@ -203,9 +203,9 @@ def forward(
     STAGES: tl.constexpr,
 ):
     """Write every state to h, from the states ``before`` the chunks; without h the maps of the chunks to ``ends``."""
-    row, chunk, channel, start, stop = place(length, dim, chunks, chunk_length, BLOCK_D)
+    row, chunk, channel, start, stop = program_range(length, dim, chunks, chunk_length, BLOCK_D)
     state = load_state(before, row * chunks + chunk, dim, channel, STATE, BLOCK_D)
-    whole_a, whole_z = tl.full([BLOCK_D], 1, STATE), tl.full([BLOCK_D], 0, STATE)
+    chunk_a, chunk_z = tl.full([BLOCK_D], 1, STATE), tl.full([BLOCK_D], 0, STATE)
     for first in tl.range(start, stop, BLOCK_L, num_stages=STAGES):
         j = first + tl.arange(0, BLOCK_L)
         t, known = time(j, length, REVERSE), j < stop
@@ -219,14 +219,14 @@ def forward(
         a, z, u = tl.associative_scan((a, z, u), 0, compose)
         if h is None:
             a, z, u = last(a, BLOCK_L), last(z, BLOCK_L), last(u, BLOCK_L)
-            whole_a, whole_z, state = compose(whole_a, whole_z, state, a, z, u)
+            chunk_a, chunk_z, state = compose(chunk_a, chunk_z, state, a, z, u)
         else:
             states = advance(a, z, u, state[None, :])
             at = h + (row * length + t[:, None]) * dim + channel[None, :]
             tl.store(at, states.to(h.dtype.element_ty), mask=inside)
             state = last(states, BLOCK_L)
     if h is None:
-        store_map(ends, row * chunks + chunk, dim, channel, whole_a, whole_z, state)
+        store_map(ends, row * chunks + chunk, dim, channel, chunk_a, chunk_z, state)
 
 
 @triton.jit(do_not_specialize=["chunks"])
@@ -241,7 +241,7 @@ def carry(
     BLOCK_D: tl.constexpr,
 ):
     """Write the state before every chunk, from the maps of the chunks."""
-    row, _, channel, start, stop = place(chunks, dim, 1, chunks, BLOCK_D)
+    row, _, channel, start, stop = program_range(chunks, dim, 1, chunks, BLOCK_D)
     state = load_state(initial, row, dim, channel, STATE, BLOCK_D)
     tl.store(before + row * chunks * dim + channel, state, mask=channel < dim)
     for first in tl.range(start, stop, BLOCK_L):
@@ -299,9 +299,9 @@ def backward(
     with the decay of step j − 1, the one that the tile before has just read (so k and f come from the cache once more).
     The state before step j is h_{j+1}.
     """
-    row, chunk, channel, start, stop = place(length, dim, chunks, chunk_length, BLOCK_D)
+    row, chunk, channel, start, stop = program_range(length, dim, chunks, chunk_length, BLOCK_D)
     total = load_state(before, row * chunks + chunk, dim, channel, STATE, BLOCK_D)
-    whole_a, whole_z = tl.full([BLOCK_D], 1, STATE), tl.full([BLOCK_D], 0, STATE)
+    chunk_a, chunk_z = tl.full([BLOCK_D], 1, STATE), tl.full([BLOCK_D], 0, STATE)
     here = (channel < dim)[None, :]
     later = 1 if REVERSE else -1  # from t to the step of the forward scan after it
     for first in tl.range(start, stop, BLOCK_L, num_stages=STAGES):
@@ -316,7 +316,7 @@ def backward(
         a, z, u = tl.associative_scan((a, z, u), 0, compose)
         if d_k is None:
             a, z, u = last(a, BLOCK_L), last(z, BLOCK_L), last(u, BLOCK_L)
-            whole_a, whole_z, total = compose(whole_a, whole_z, total, a, z, u)
+            chunk_a, chunk_z, total = compose(chunk_a, chunk_z, total, a, z, u)
         else:
             g = advance(a, z, u, total[None, :])
             total = last(g, BLOCK_L)
@@ -348,7 +348,7 @@ def backward(
                     to_logit = to_logit * sigmoid(-k_)
                 tl.store(d_k + at, to_logit.to(d_k.dtype.element_ty), mask=inside)
     if d_k is None:
-        store_map(ends, row * chunks + chunk, dim, channel, whole_a, whole_z, total)
+        store_map(ends, row * chunks + chunk, dim, channel, chunk_a, chunk_z, total)
     elif stop == length:
         j = tl.full([1], length - 1, tl.int64)
         t = time(j, length, REVERSE)

@@ -1,10 +1,10 @@
-"""The scan on GPUs: how the length is cut, and the tensors as the Triton kernels want them.
+"""The scan on GPUs: divides the length into chunks and passes tensors to the Triton kernels.
 
 Where the rows and blocks of channels give every multiprocessor a program, each program runs over the whole length: one
-pass. Where they do not (batch 1, length one million), the length is cut into chunks: a first pass finds what every
-chunk makes of a state, a small kernel the state before every chunk, and the last pass is the one pass, chunk by chunk.
+pass. Where they do not (batch 1, length one million), the length is cut into chunks: a first pass computes the
+map of every chunk, a small kernel the state before every chunk, and the last pass is the one pass, chunk by chunk.
 
-Sequences (elements of the type of ``k``) moved between memory and chip, beside the least possible:
+Sequences (elements of the type of ``k``) moved between memory and chip, with the least possible:
 
     =================  =========================  =========================  =====  ==========  =======
     pass                read                       written                    least  one pass    chunked
@@ -40,12 +40,12 @@ from minrnn_lightning.ops.cuda import kernels
 from minrnn_lightning.ops.cuda.compilers import TRITON_RANGE, CompilerError
 from minrnn_lightning.ops.eager import state_dtype
 
-CHANNELS = 32  # of a program, at least
-PROGRAMS = 4  # of a multiprocessor, to which the length is cut: one waits for memory while others compute
-SHORTEST = 1024  # steps of a chunk: fewer take less time than the passes that cutting adds
-BUILD = "triton.runtime.build"  # the module that calls the C compiler
+MIN_CHANNELS = 32  # of a program, at least
+PROGRAMS_PER_PROCESSOR = 4  # of a multiprocessor, to which the length is cut: one waits for memory while others compute
+MIN_CHUNK_LENGTH = 1024  # steps of a chunk: fewer take less time than the passes that cutting adds
+C_COMPILER_MODULE = "triton.runtime.build"  # the module that calls the C compiler
 INTERPRETED: bool = kernels.INTERPRETED
-CARRY = {"BLOCK_L": 16, "BLOCK_D": CHANNELS}  # tile of chunks
+CARRY = {"BLOCK_L": 16, "BLOCK_D": MIN_CHANNELS}  # tile of chunks
 TILE = {"BLOCK_L": 16, "BLOCK_D": 16, "STAGES": 1}  # in the interpreter, which goes from element to element
 
 
@@ -84,12 +84,12 @@ def backward(
 
 
 def chunk_length(batch: int, length: int, dim: int, device: torch.device) -> int:
-    """Steps that a program runs over: all of them where the device is full, fewer where it would stand idle."""
-    programs, processors = batch * -(-dim // CHANNELS), _multiprocessors(device)
+    """Steps that a program runs over: all of them where the device is busy, fewer where it would be idle."""
+    programs, processors = batch * -(-dim // MIN_CHANNELS), _multiprocessors(device)
     if programs >= processors:
         return length
-    chunks = -(-PROGRAMS * processors // programs)
-    return min(length, max(SHORTEST, -(-length // chunks)))
+    chunks = -(-PROGRAMS_PER_PROCESSOR * processors // programs)
+    return min(length, max(MIN_CHUNK_LENGTH, -(-length // chunks)))
 
 
 @functools.cache
@@ -112,16 +112,18 @@ def _dense(x: Tensor | None) -> Tensor | None:
 
 @contextmanager
 def _compiling() -> Iterator[None]:
-    """Tell an error of the compiler, as CompilerError, from one of a running kernel or of memory, which stays as it is.
+    """Raise an error of the compiler as CompilerError; one of a running kernel or of memory stays as it is.
 
-    Not by its type, since Triton and the assembler also fail with RuntimeError, but by the call that it comes out of:
-    that of Triton's compiler, which touches no device, or of the C compiler for what launches the kernel.
+    Its type does not say, since Triton and the assembler also fail with RuntimeError, but the call that it comes from
+    does: that of Triton's compiler, which touches no device, or of the C compiler for what launches the kernel.
     """
     try:
         yield
     except Exception as error:
         frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
-        if not any(f.f_code is triton.compile.__code__ or f.f_globals.get("__name__") == BUILD for f in frames):
+        if not any(
+            f.f_code is triton.compile.__code__ or f.f_globals.get("__name__") == C_COMPILER_MODULE for f in frames
+        ):
             raise
         cause: BaseException = error
         while cause.__cause__ is not None:
@@ -159,7 +161,7 @@ def _scan(
             ends = k.new_empty(batch, chunks, 3, dim, dtype=wide)
             before = k.new_empty(batch, chunks, dim, dtype=wide)
             _launch(kernel, programs, *inputs, *[None] * len(outputs), None, ends, **options)
-            rows = (batch * -(-dim // CHANNELS),)
+            rows = (batch * -(-dim // MIN_CHANNELS),)
             kernels.carry[rows](ends, initial, before, chunks, dim, STATE=state, **CARRY)
         _launch(kernel, programs, *inputs, *outputs, before, None, **options)
 

@@ -184,7 +184,7 @@ def test_the_length_is_cut_only_where_the_device_is_not_full(cuda):
         assert cuda.chunk_length(1, 1000, 64, device) == 1000
         steps = cuda.chunk_length(1, 1 << 20, 64, device)
         assert 2 * -(-(1 << 20) // steps) >= 108  # two programs a chunk
-        assert cuda.chunk_length(1, 5000, 64, device) == cuda.SHORTEST
+        assert cuda.chunk_length(1, 5000, 64, device) == cuda.MIN_CHUNK_LENGTH
 
 
 def test_a_fixed_tile_where_results_may_not_differ(cuda):
