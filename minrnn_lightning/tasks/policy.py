@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
-from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchmetrics import Metric
@@ -12,12 +11,12 @@ from torchmetrics import Metric
 from minrnn_lightning.batches import data_facts
 from minrnn_lightning.errors import InputError
 from minrnn_lightning.nn.mixers.base import State
+from minrnn_lightning.tasks.action_bounds import ActionBounds, exact
 from minrnn_lightning.tasks.metrics import Mean
 from minrnn_lightning.tasks.step_encoder import StepEncoder
 from minrnn_lightning.tasks.task import Task
 
 BOUNDS = ("action_low", "action_high")  # as a data module and the environment in a checkpoint call them
-TOLERANCE = 1e-3  # how far actions may lie outside their bounds, as a share of half the distance between them
 
 
 class PolicyTask(Task):
@@ -58,8 +57,6 @@ class PolicyTask(Task):
 
     observation_mean: Tensor
     observation_std: Tensor
-    action_middle: Tensor
-    action_scale: Tensor
     encoder: StepEncoder
 
     def __init__(
@@ -103,11 +100,8 @@ class PolicyTask(Task):
         self.environment: dict[str, Any] = {}
         self.register_buffer("observation_mean", torch.zeros(input_size))
         self.register_buffer("observation_std", torch.ones(input_size))
-        # In the checkpoint these are in the environment, because older checkpoints have none; those mean −1 and 1.
-        self.register_buffer("action_middle", torch.zeros(output_size), persistent=False)
-        self.register_buffer("action_scale", torch.ones(output_size), persistent=False)
-        self._reach: Tensor | None = None  # largest distance of an action from the middle so far, normalised
-        self._warned = False
+        # A checkpoint keeps them in the environment; older ones have none, and there they are −1 and 1.
+        self.action_bounds = ActionBounds(output_size)
 
     def bound_actions(self, low: Sequence[float] | Tensor, high: Sequence[float] | Tensor) -> None:
         """Set the bounds of the actions, as a data module does before training; they go into the checkpoint.
@@ -119,18 +113,20 @@ class PolicyTask(Task):
         Raises:
             InputError: Actions are discrete, or the bounds are of another size, not finite or not in order.
         """
-        ends = [_exact(end) for end in (low, high)]
-        middle, scale = ends[0] / 2 + ends[1] / 2, ends[1] / 2 - ends[0] / 2
         if self.discrete:
             raise InputError("discrete actions have no bounds: bound_actions is for discrete=False")
-        if any(end.shape != (self.output_size,) for end in ends) or not (scale > 0).all() & scale.isfinite().all():
-            raise InputError(
-                f"low and high must be {self.output_size} finite numbers each, low below high, "
-                f"got {ends[0].tolist()} and {ends[1].tolist()}"
-            )
-        self.action_middle.copy_(middle)
-        self.action_scale.copy_(scale)
-        self.environment |= dict(zip(BOUNDS, (end.tolist() for end in ends), strict=True))
+        self.action_bounds.set(low, high)
+        self.environment |= {name: exact(end).tolist() for name, end in zip(BOUNDS, (low, high), strict=True)}
+
+    @property
+    def action_middle(self) -> Tensor:
+        """Middle between the bounds of the actions, (output_size,)."""
+        return self.action_bounds.middle
+
+    @property
+    def action_scale(self) -> Tensor:
+        """Half the distance between the bounds of the actions, (output_size,)."""
+        return self.action_bounds.scale
 
     def forward(
         self,
@@ -237,11 +233,11 @@ class PolicyTask(Task):
 
     def normalized_actions(self, actions: Tensor) -> Tensor:
         """Actions scaled from their bounds to −1 and 1; discrete ones unchanged."""
-        return actions if self.discrete else (actions - self.action_middle) / self.action_scale
+        return actions if self.discrete else self.action_bounds.normalize(actions)
 
     def _in_bounds(self, outputs: Tensor) -> Tensor:
         """Outputs of the head in the units of the environment."""
-        return outputs if self.discrete else outputs * self.action_scale + self.action_middle
+        return outputs if self.discrete else self.action_bounds.denormalize(outputs)
 
     def loss(self, outputs: Tensor, actions: Tensor) -> Tensor:
         """Mean loss of n steps.
@@ -260,7 +256,8 @@ class PolicyTask(Task):
 
     def batch_loss(self, batch: Any) -> Tensor:
         """Mean loss over the real steps of a batch; 0 if there is none."""
-        self._note_reach(batch)
+        if not self.discrete and not self._bounds_of_data():
+            self.action_bounds.check(batch.actions, batch.mask)
         outputs, actions = self._outputs(batch)[batch.mask], batch.actions[batch.mask]
         return self.loss(outputs, actions) if len(actions) else outputs.float().sum()
 
@@ -277,13 +274,17 @@ class PolicyTask(Task):
                 raise InputError(f"the actions of the data are {name}: give --model.discrete {value}")
             self.observation_mean.copy_(torch.as_tensor(data.observation_mean))
             self.observation_std.copy_(torch.as_tensor(data.observation_std))
-            known = {"max_return": data.max_return, "window": data.length}
-            self.environment |= {name: value for name, value in known.items() if value is not None}
-            self.environment["env_id"] = data.env_id
+            assert data.max_return is not None, "data that have observation_mean have these too"
+            assert data.length is not None
+            self.environment |= {
+                "env_id": data.env_id,
+                "max_return": float(data.max_return),
+                "window": int(data.length),
+            }
             if data.action_low is not None:
                 self.bound_actions(data.action_low, data.action_high)
         super().setup(stage)
-        self._reach, self._warned = None, False
+        self.action_bounds.restart_check()
 
     def make_metrics(self) -> dict[str, Metric]:
         """The mean loss over real steps."""
@@ -295,19 +296,19 @@ class PolicyTask(Task):
 
     def log_metrics(self, part: str) -> None:
         """Log the mean, and warn of actions beyond the bounds."""
-        self._warn_of_reach()
+        self.action_bounds.warn()
         super().log_metrics(part)
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Check once an epoch whether actions lie beyond the bounds, as that waits for the device."""
         super().on_train_batch_end(outputs, batch, batch_idx)
         if batch_idx == 0:
-            self._warn_of_reach()
+            self.action_bounds.warn()
 
     def on_train_end(self) -> None:
         """Check it for the last epoch."""
         super().on_train_end()
-        self._warn_of_reach()
+        self.action_bounds.warn()
 
     def predict_step(self, batch: Any, batch_idx: int) -> Tensor:
         """The actions of every step, as ``step`` returns them."""
@@ -325,38 +326,17 @@ class PolicyTask(Task):
         if BOUNDS[0] in self.environment:
             self.bound_actions(*(self.environment[name] for name in BOUNDS))
         else:
-            self.action_middle.zero_()
-            self.action_scale.fill_(1)
+            self.action_bounds.reset()
 
     def _outputs(self, batch: Any) -> Tensor:
         reset = batch.reset if batch.reset[:, 1:].any() else None  # a row starts from the initial state anyhow
         outputs: Tensor = self(batch.observations, batch.actions, batch.returns_to_go, batch.timesteps, reset)
         return outputs
 
-    def _note_reach(self, batch: Any) -> None:
-        """Record how far the actions of a batch reach; a data module that gave the bounds has checked them itself."""
+    def _bounds_of_data(self) -> bool:
+        """Whether the bounds are those of the data module, which has checked its actions itself."""
         data = data_facts(self._trainer)
-        given = data.action_low is not None and all(
-            _exact(getattr(data, name)).tolist() == self.environment.get(name) for name in BOUNDS
+        bounds = dict(zip(BOUNDS, (data.action_low, data.action_high), strict=True))
+        return data.action_low is not None and all(
+            exact(bound).tolist() == self.environment.get(name) for name, bound in bounds.items()
         )
-        if not (given or self.discrete):
-            far = self.normalized_actions(batch.actions.detach()).abs().amax(-1).masked_fill(~batch.mask, 0).max()
-            self._reach = far if self._reach is None else torch.maximum(self._reach, far)
-
-    def _warn_of_reach(self) -> None:
-        """Warn once that actions lie beyond the bounds."""
-        reach, self._reach = self._reach, None
-        if self._warned or reach is None or reach <= 1 + TOLERANCE:
-            return
-        self._warned = True
-        low, high = self.action_middle - self.action_scale, self.action_middle + self.action_scale
-        rank_zero_warn(
-            f"The data have actions {reach.item():.3g} times as far out as this policy can go, from {low.min():.4g} to "
-            f"{high.max():.4g}: tell it their bounds with a data module that knows action_low and action_high, like "
-            "TrajectoryDataModule, or with task.bound_actions(low, high) before training."
-        )
-
-
-def _exact(numbers: Sequence[float] | Tensor) -> Tensor:
-    """Numbers as the checkpoint keeps them: float64, on the CPU."""
-    return torch.as_tensor(numbers, dtype=torch.float64, device="cpu")
