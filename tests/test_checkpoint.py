@@ -1,4 +1,4 @@
-"""Reading checkpoints: whole ones, damaged ones, strange ones; taking from them what fits."""
+"""Reading checkpoints: intact, damaged and foreign ones; loading the tensors that fit."""
 
 import pickle
 
@@ -94,9 +94,9 @@ def test_files_of_other_torch_programs(tmp_path, content):
 @settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 @given(share=st.floats(0, 1, exclude_max=True))
 def test_cut_anywhere(tmp_path, share):
-    whole = save(task(), tmp_path / "whole.ckpt").read_bytes()
+    intact = save(task(), tmp_path / "intact.ckpt").read_bytes()
     cut = tmp_path / "cut.ckpt"
-    cut.write_bytes(whole[: int(share * len(whole))])
+    cut.write_bytes(intact[: int(share * len(intact))])
     with pytest.raises(CheckpointError, match="cut short"):
         read_checkpoint(cut)
 
@@ -105,8 +105,8 @@ def test_a_changed_weight_is_noticed(tmp_path):
     model = task()
     file = save(model, tmp_path / "x.ckpt")
     content = bytearray(file.read_bytes())
-    place = content.find(model.state_dict()["encoder.weight"].numpy().tobytes())
-    content[place + 10] ^= 0xFF
+    position = content.find(model.state_dict()["encoder.weight"].numpy().tobytes())
+    content[position + 10] ^= 0xFF
     file.write_bytes(content)
     with pytest.raises(CheckpointError, match="damaged"):
         read_checkpoint(file)
@@ -125,7 +125,7 @@ def test_load_matching_takes_what_fits(tmp_path):
     assert all(torch.equal(after[name], before[name]) for name in left)
 
 
-def test_load_matching_refuses_a_stranger(tmp_path):
+def test_load_matching_refuses_another_model(tmp_path):
     torch.save({"state_dict": {"conv.weight": torch.ones(3)}}, tmp_path / "x.ckpt")
     with pytest.raises(CheckpointError, match=r"no tensor whose name and shape fit LanguageTask"):
         load_matching(task(), tmp_path / "x.ckpt")

@@ -1,4 +1,4 @@
-"""Sampling: against whole forward passes and probabilities computed in the test; text as it streams; the command."""
+"""Sampling: against full forward passes and probabilities computed in the test; text as it streams; the command."""
 
 import io
 import math
@@ -156,14 +156,14 @@ def test_streaming_does_not_wait():
 
 
 def test_command_shows_prompt_and_text(minrnn, checkpoint, text):
-    words = ["generate", f"--checkpoint={checkpoint}", "--max_new_tokens=30", "--seed=1"]
-    code, out, errors = minrnn(*words, "--prompt=the king")
+    args = ["generate", f"--checkpoint={checkpoint}", "--max_new_tokens=30", "--seed=1"]
+    code, out, errors = minrnn(*args, "--prompt=the king")
     assert (code, errors) == (0, "")
     assert out.startswith("the king")
     assert len(out) == len("the king") + 30 + len("\n")
     assert set(out) <= set(text.read_text())
-    assert minrnn(*words, "--prompt=the king")[1] == out
-    assert minrnn(*words, "--prompt=the king", "--seed=2")[1] != out
+    assert minrnn(*args, "--prompt=the king")[1] == out
+    assert minrnn(*args, "--prompt=the king", "--seed=2")[1] != out
 
 
 def test_command_equals_the_function(minrnn, checkpoint):
@@ -174,27 +174,27 @@ def test_command_equals_the_function(minrnn, checkpoint):
 
 
 def test_command_reads_standard_input(minrnn, checkpoint, monkeypatch):
-    words = ["generate", f"--checkpoint={checkpoint}", "--max_new_tokens=10", "--seed=0"]
+    args = ["generate", f"--checkpoint={checkpoint}", "--max_new_tokens=10", "--seed=0"]
     monkeypatch.setattr("sys.stdin", io.StringIO("what noise"))
-    assert minrnn(*words, "--prompt", "-") == minrnn(*words, "--prompt=what noise")
+    assert minrnn(*args, "--prompt", "-") == minrnn(*args, "--prompt=what noise")
 
 
 @pytest.mark.parametrize("prompt", ["null", "the: king", "{a", "- a", "true", "[O", "a=b", "?"])
 def test_prompts_are_taken_as_they_are(minrnn, tmp_path, checkpoint, prompt):
-    whole = torch.load(checkpoint, weights_only=True)
+    saved = torch.load(checkpoint, weights_only=True)
     task = LanguageTask(input_size=256, output_size=256, dim=8, depth=1)
-    whole |= {"state_dict": task.state_dict(), "hyper_parameters": dict(task.hparams)}
-    whole["TextDataModule"]["tokenizer"] = byte_tokenizer().to_str()
-    torch.save(whole, tmp_path / "bytes.ckpt")
+    saved |= {"state_dict": task.state_dict(), "hyper_parameters": dict(task.hparams)}
+    saved["TextDataModule"]["tokenizer"] = byte_tokenizer().to_str()
+    torch.save(saved, tmp_path / "bytes.ckpt")
     code, out, _ = minrnn("generate", f"--checkpoint={tmp_path}/bytes.ckpt", "--prompt", prompt, "--max_new_tokens=3")
     assert code == 0
     assert out.startswith(prompt)
 
 
 def test_reader_goes_away(checkpoint):
-    words = ["generate", f"--checkpoint={checkpoint}", "--max_new_tokens=100000"]
+    args = ["generate", f"--checkpoint={checkpoint}", "--max_new_tokens=100000"]
     process = subprocess.Popen(
-        [sys.executable, "-m", "minrnn_lightning", *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-m", "minrnn_lightning", *args], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
     process.stdout.read(10)
     process.stdout.close()
@@ -203,9 +203,9 @@ def test_reader_goes_away(checkpoint):
 
 
 def test_empty_prompt_starts_a_line(minrnn, checkpoint):
-    words = ["generate", f"--checkpoint={checkpoint}", "--max_new_tokens=10", "--seed=0"]
-    newline = minrnn(*words, "--prompt=\n")[1]
-    assert minrnn(*words)[1] == newline.removeprefix("\n")
+    args = ["generate", f"--checkpoint={checkpoint}", "--max_new_tokens=10", "--seed=0"]
+    newline = minrnn(*args, "--prompt=\n")[1]
+    assert minrnn(*args)[1] == newline.removeprefix("\n")
 
 
 def test_batch_is_printed_apart(minrnn, checkpoint):
@@ -226,7 +226,7 @@ def test_stats(minrnn, checkpoint):
 
 
 @pytest.mark.parametrize(
-    ("words", "message", "code"),
+    ("args", "message", "code"),
     [
         (["--prompt=the µ king"], "outside the vocabulary: 'µ'", 1),
         (["--temperature=-0.5"], "temperature must be 0 or a positive number, got -0.5", 1),
@@ -239,8 +239,8 @@ def test_stats(minrnn, checkpoint):
         (["--tempo=3"], "unrecognized arguments: --tempo=3", 2),
     ],
 )
-def test_command_refuses(minrnn, checkpoint, words, message, code):
-    result, out, errors = minrnn("generate", f"--checkpoint={checkpoint}", *words)
+def test_command_refuses(minrnn, checkpoint, args, message, code):
+    result, out, errors = minrnn("generate", f"--checkpoint={checkpoint}", *args)
     assert (result, out) == (code, "")
     assert errors.startswith("minrnn: ")
     assert message in errors
@@ -248,21 +248,21 @@ def test_command_refuses(minrnn, checkpoint, words, message, code):
 
 
 def test_checkpoints_of_other_things(minrnn, tmp_path, checkpoint):
-    whole = torch.load(checkpoint, weights_only=True)
-    tokenizer = whole.pop("TextDataModule")
-    torch.save(whole, tmp_path / "x.ckpt")
+    saved = torch.load(checkpoint, weights_only=True)
+    tokenizer = saved.pop("TextDataModule")
+    torch.save(saved, tmp_path / "x.ckpt")
     assert "holds no vocabulary" in minrnn("generate", f"--checkpoint={tmp_path}/x.ckpt")[2]
-    torch.save({**whole, "TextDataModule": tokenizer, "hyper_parameters": {"lr": 1.0}}, tmp_path / "x.ckpt")
+    torch.save({**saved, "TextDataModule": tokenizer, "hyper_parameters": {"lr": 1.0}}, tmp_path / "x.ckpt")
     assert "not a checkpoint of a LanguageTask" in minrnn("generate", f"--checkpoint={tmp_path}/x.ckpt")[2]
-    torch.save({**whole, "TextDataModule": tokenizer, "task": "Task"}, tmp_path / "x.ckpt")
+    torch.save({**saved, "TextDataModule": tokenizer, "task": "Task"}, tmp_path / "x.ckpt")
     with pytest.raises(CheckpointError, match="holds a Task; only a LanguageTask can generate text"):
         load_language_task(tmp_path / "x.ckpt")
 
 
 def test_a_subclass_with_more_arguments_can_speak(checkpoint, tmp_path):
-    whole = torch.load(checkpoint, weights_only=True)
-    whole["task"] = "MyTask"
-    whole["hyper_parameters"]["momentum"] = 0.9
-    torch.save(whole, tmp_path / "x.ckpt")
+    saved = torch.load(checkpoint, weights_only=True)
+    saved["task"] = "MyTask"
+    saved["hyper_parameters"]["momentum"] = 0.9
+    torch.save(saved, tmp_path / "x.ckpt")
     task, _ = load_language_task(tmp_path / "x.ckpt")
-    assert torch.equal(task.head.weight, whole["state_dict"]["head.weight"])
+    assert torch.equal(task.head.weight, saved["state_dict"]["head.weight"])

@@ -45,10 +45,10 @@ def curve(*runs: Path, metric: str = "val/loss") -> dict[int, str]:
 def run(minrnn, small, tmp_path):
     """Train the small model with validations every 4 steps; returns the exit code, errors and the folder of the run."""
 
-    def fit(*words: object):
+    def fit(*args: object):
         best = ["--trainer.callbacks+=ModelCheckpoint", "--trainer.callbacks.monitor=val/loss"]
         every = ["--trainer.val_check_interval=4", "--trainer.check_val_every_n_epoch=null"]
-        code, _, errors = minrnn("fit", *small, *best, "--trainer.callbacks.filename={step}", *every, *words)
+        code, _, errors = minrnn("fit", *small, *best, "--trainer.callbacks.filename={step}", *every, *args)
         return code, errors, max((tmp_path / "runs").glob("version_*"), key=os.path.getmtime, default=None)
 
     return fit
@@ -73,7 +73,7 @@ def best(folder: Path) -> tuple[str, float]:
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP], ids=lambda number: number.name)
 @pytest.mark.parametrize("step", [6, 8], ids=["between validations", "before a validation"])
 def test_a_signal_loses_nothing(run, number, step):
-    code, errors, whole = run("--trainer.max_steps=12")
+    code, errors, full = run("--trainer.max_steps=12")
     assert code == 0, errors
     stop = ["--trainer.callbacks+=faulty_callbacks.Send", f"--trainer.callbacks.step={step - 1}"]
     code, errors, half = run("--trainer.max_steps=12", *stop, f"--trainer.callbacks.number={int(number)}")
@@ -82,14 +82,14 @@ def test_a_signal_loses_nothing(run, number, step):
     assert read(half / "checkpoints/last.ckpt")["global_step"] == step
     code, errors, rest = run("--trainer.max_steps=12", f"--ckpt_path={half}/checkpoints/last.ckpt")
     assert code == 0, errors
-    assert same_state(whole, rest)
-    assert curve(half, rest) == curve(whole)
-    assert best(rest)[1] == best(whole)[1]
+    assert same_state(full, rest)
+    assert curve(half, rest) == curve(full)
+    assert best(rest)[1] == best(full)[1]
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
-def test_a_signal_amid_a_validation_waits_for_its_end(run):
-    code, errors, whole = run("--trainer.max_steps=12")
+def test_a_signal_in_a_validation_waits_for_its_end(run):
+    code, errors, full = run("--trainer.max_steps=12")
     assert code == 0, errors
     code, _, half = run(
         "--trainer.max_steps=12",
@@ -99,29 +99,32 @@ def test_a_signal_amid_a_validation_waits_for_its_end(run):
     assert code == 143
     code, errors, rest = run("--trainer.max_steps=12", f"--ckpt_path={half}/checkpoints/last.ckpt")
     assert code == 0, errors
-    assert same_state(whole, rest)
-    assert curve(half, rest) == curve(whole)
+    assert same_state(full, rest)
+    assert curve(half, rest) == curve(full)
 
 
 @pytest.mark.parametrize("stop", [["Send", 3], ["SendInValidation", 2]], ids=["training", "validation"])
 def test_accumulated_gradients_are_used_before_a_run_ends(run, stop):
-    words = ["--trainer.max_steps=7", "--trainer.accumulate_grad_batches=3"]  # a validation comes amid each second step
-    code, errors, whole = run(*words)
+    args = [
+        "--trainer.max_steps=7",
+        "--trainer.accumulate_grad_batches=3",
+    ]  # every second step is validated halfway
+    code, errors, full = run(*args)
     assert code == 0, errors
     name, step = stop
-    code, _, half = run(*words, f"--trainer.callbacks+=faulty_callbacks.{name}", f"--trainer.callbacks.step={step}")
+    code, _, half = run(*args, f"--trainer.callbacks+=faulty_callbacks.{name}", f"--trainer.callbacks.step={step}")
     assert code in (130, 143)
-    code, errors, rest = run(*words, f"--ckpt_path={half}/checkpoints/last.ckpt")
+    code, errors, rest = run(*args, f"--ckpt_path={half}/checkpoints/last.ckpt")
     assert code == 0, errors
-    assert same_state(whole, rest)
+    assert same_state(full, rest)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP], ids=lambda number: number.name)
 def test_a_signal_from_outside(small, tmp_path, number):
-    words = ["--trainer.max_steps=1000000", "--trainer.val_check_interval=5", "--trainer.limit_val_batches=1"]
+    args = ["--trainer.max_steps=1000000", "--trainer.val_check_interval=5", "--trainer.limit_val_batches=1"]
     last = tmp_path / "runs/version_0/checkpoints/last.ckpt"
-    process = subprocess.Popen(command("fit", *small, *words), stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(command("fit", *small, *args), stderr=subprocess.PIPE, text=True)
     try:
         end = time.monotonic() + 300
         while not last.exists() and process.poll() is None and time.monotonic() < end:
@@ -148,10 +151,10 @@ def test_a_requeue_of_slurm_is_left_to_lightning(small, tmp_path):
         "SLURM_NTASKS_PER_NODE": "1",
         "PATH": f"{scontrol.parent}:{os.environ['PATH']}",
     }
-    words = ["--trainer.max_steps=1000000", "--trainer.val_check_interval=5", "--trainer.limit_val_batches=1"]
+    args = ["--trainer.max_steps=1000000", "--trainer.val_check_interval=5", "--trainer.limit_val_batches=1"]
     last = tmp_path / "runs/version_0/checkpoints/last.ckpt"
     process = subprocess.Popen(
-        command("fit", *small, *words), stderr=subprocess.PIPE, text=True, env={**os.environ, **slurm}
+        command("fit", *small, *args), stderr=subprocess.PIPE, text=True, env={**os.environ, **slurm}
     )
     try:
         end = time.monotonic() + 300
@@ -173,11 +176,11 @@ def test_a_requeue_of_slurm_is_left_to_lightning(small, tmp_path):
 
 
 def test_last_checkpoint_is_written_by_time_too(run):
-    seen = []
+    existed = []
 
     class Look(Callback):
         def on_train_batch_start(self, trainer, *args):
-            seen.append(Path(trainer.log_dir, "checkpoints/last.ckpt").exists())
+            existed.append(Path(trainer.log_dir, "checkpoints/last.ckpt").exists())
 
     faulty_callbacks.Look = Look
     code, errors, folder = run(
@@ -185,8 +188,8 @@ def test_last_checkpoint_is_written_by_time_too(run):
         "--trainer.callbacks+=faulty_callbacks.Look",
     )
     assert code == 0, errors
-    assert not seen[0]
-    assert seen[-1]
+    assert not existed[0]
+    assert existed[-1]
     assert read(folder / "checkpoints/last.ckpt")["global_step"] == 5
 
 
@@ -228,9 +231,9 @@ def test_odd_minutes_are_refused(minrnn, small, minutes):
 def test_resumed_run_has_the_settings_that_are_given(run, caplog):
     code, errors, first = run("--trainer.max_steps=6", "--model.lr=1e-2")
     assert code == 0, errors
-    words = ["--trainer.max_steps=16", "--model.lr=1e-4", "--model.weight_decay=0.3", "--model.warmup=9"]
+    args = ["--trainer.max_steps=16", "--model.lr=1e-4", "--model.weight_decay=0.3", "--model.warmup=9"]
     code, errors, second = run(
-        *words, "--trainer.callbacks+=LearningRateMonitor", f"--ckpt_path={first}/checkpoints/last.ckpt"
+        *args, "--trainer.callbacks+=LearningRateMonitor", f"--ckpt_path={first}/checkpoints/last.ckpt"
     )
     assert code == 0, errors
     line = next(message for message in caplog.messages if "differ from those of the checkpoint" in message)
@@ -246,7 +249,7 @@ def test_resumed_run_has_the_settings_that_are_given(run, caplog):
     assert [group["weight_decay"] for group in groups] == [0.3, 0.0]
 
 
-def test_nothing_is_said_where_nothing_differs(run, caplog):
+def test_no_line_where_nothing_differs(run, caplog):
     code, errors, first = run(
         "--trainer.max_steps=6", "--trainer.callbacks+=faulty_callbacks.Send", "--trainer.callbacks.step=2"
     )
@@ -255,15 +258,15 @@ def test_nothing_is_said_where_nothing_differs(run, caplog):
     assert not any("differ from" in message for message in caplog.messages)
 
 
-def test_words_for_checkpoints(run, minrnn, small, tmp_path, caplog):
+def test_names_of_checkpoints(run, minrnn, small, tmp_path, caplog):
     check_refused(minrnn("fit", *small, "--ckpt_path=last"), "--ckpt_path last finds no run", "runs")
     check_refused(minrnn("validate", *small, "--ckpt_path=best"), "--ckpt_path best finds no run", "runs")
     code, errors, first = run("--trainer.max_steps=8")
     assert code == 0, errors
     first = first.rename(tmp_path / "runs/version_7")  # where it was written does not matter
-    for word, file in (("last", "last.ckpt"), ("best", best(first)[0])):
+    for name, file in (("last", "last.ckpt"), ("best", best(first)[0])):
         caplog.clear()
-        code, _, errors = minrnn("validate", *small, f"--ckpt_path={word}")
+        code, _, errors = minrnn("validate", *small, f"--ckpt_path={name}")
         assert code == 0, errors
         assert f"Checkpoint: {first}/checkpoints/{file}" in caplog.messages
     code, errors, second = run("--trainer.max_steps=12", "--ckpt_path=last")
@@ -355,13 +358,13 @@ def test_other_hyper_parameters_are_refused_before_training():
 
 
 @pytest.mark.parametrize("average", ["EMAWeightAveraging", "StochasticWeightAveraging"])
-def test_last_checkpoint_keeps_the_trained_weights_beside_an_average(run, average):
-    words = [f"--trainer.callbacks+={average}"]
-    words += ["--trainer.callbacks.swa_lrs=1e-3", "--trainer.callbacks.swa_epoch_start=1"] * average.startswith("Sto")
+def test_last_checkpoint_keeps_the_trained_weights_next_to_an_average(run, average):
+    args = [f"--trainer.callbacks+={average}"]
+    args += ["--trainer.callbacks.swa_lrs=1e-3", "--trainer.callbacks.swa_epoch_start=1"] * average.startswith("Sto")
     ends = ["--trainer.max_epochs=2", "--trainer.limit_train_batches=3", "--trainer.val_check_interval=3"]
-    code, errors, whole = run(*ends, *words)
+    code, errors, full = run(*ends, *args)
     assert code == 0, errors
-    saved = read(whole / "checkpoints/last.ckpt")
+    saved = read(full / "checkpoints/last.ckpt")
     if average.startswith("EMA"):
         assert not all(
             torch.equal(tensor, saved["state_dict"][name]) for name, tensor in saved["current_model_state"].items()
@@ -374,9 +377,9 @@ def test_last_checkpoint_keeps_the_trained_weights_beside_an_average(run, averag
 # Runs that diverge
 
 
-def nan_task(kind, **options):
+def nan_task(task_class, **options):
     torch.manual_seed(0)
-    task = kind(65, 65, dim=16, depth=1, **options)
+    task = task_class(65, 65, dim=16, depth=1, **options)
     with torch.no_grad():
         task.encoder.weight[7] = math.nan  # the embedding of one rare token
     return task
@@ -391,7 +394,7 @@ def test_nan_in_one_batch_is_the_loss(position):
     assert math.isnan(Trainer(**QUIET).validate(nan_task(TaggingTask), loader(x), verbose=False)[0]["val/loss"])
 
 
-def test_a_diverged_run_says_so_and_keeps_its_checkpoints(run, tmp_path):
+def test_a_diverged_run_stops_and_keeps_its_checkpoints(run, tmp_path):
     samples = ["--trainer.callbacks+=TextSamples", "--trainer.callbacks.max_new_tokens=5"]
     stop = ["--trainer.callbacks+=faulty_callbacks.Spoil", "--trainer.callbacks.step=6"]
     result = run("--trainer.max_steps=20", *samples, *stop)
@@ -434,10 +437,10 @@ trainer:
   callbacks: [{class_path: TextSamples, init_args: {prompt: \u4e2d, max_new_tokens: 5}}]
 """
     (tmp_path / "recipe.yaml").write_text(recipe, encoding="utf-8")
-    words = [*small, f"--data.path={tmp_path}/über.txt", "--config", tmp_path / "recipe.yaml"]
+    args = [*small, f"--data.path={tmp_path}/über.txt", "--config", tmp_path / "recipe.yaml"]
     plain_c = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}  # as a Windows that is not set to UTF-8
     for environment in (plain_c, {"PYTHONIOENCODING": "cp1252"}):
-        run = subprocess.run(command("fit", *words), capture_output=True, env={**os.environ, **environment})
+        run = subprocess.run(command("fit", *args), capture_output=True, env={**os.environ, **environment})
         assert run.returncode == 0, run.stderr
         assert b"A sample after 1 steps" in run.stdout
     run = subprocess.run(command("recipes"), capture_output=True, env={**os.environ, **plain_c})

@@ -69,9 +69,9 @@ def test_padding_counts_nowhere(tmp_path, part, lengths):
 
 
 def test_means_do_not_depend_on_the_batches(tmp_path):
-    task, (whole,) = language_task(), batches([11])
-    rows = [tuple(tensor[row : row + 1] for tensor in whole) for row in range(3)]
-    assert held_out(tmp_path, task, rows) == pytest.approx(held_out(tmp_path, task, [whole]), rel=1e-6)
+    task, (full,) = language_task(), batches([11])
+    rows = [tuple(tensor[row : row + 1] for tensor in full) for row in range(3)]
+    assert held_out(tmp_path, task, rows) == pytest.approx(held_out(tmp_path, task, [full]), rel=1e-6)
 
 
 def test_a_loss_of_its_own_may_be_nan_where_nothing_is_asked(tmp_path):

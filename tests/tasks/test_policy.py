@@ -58,7 +58,7 @@ def batch(discrete=False, seed=1, steps=STEPS, lengths=None):
     )
 
 
-def walked(task, rows):
+def stepwise(task, rows):
     """The outputs of single steps."""
     state, before, outputs = task.initial_state(BATCH), None, []
     for t in range(rows.timesteps.shape[1]):
@@ -77,22 +77,22 @@ def by_hand(task, rows, layout, discrete, returns):
         scaled = (rows.returns_to_go[:, t] / task.return_scale).unsqueeze(1)
         wanted = F.linear(scaled, encoder.embed_return.weight, encoder.embed_return.bias) if returns else 0
         observation = (rows.observations[:, t] - task.observation_mean) / task.observation_std
-        seen = F.linear(observation, encoder.embed_observation.weight, encoder.embed_observation.bias)
+        observed = F.linear(observation, encoder.embed_observation.weight, encoder.embed_observation.bias)
         action = rows.actions[:, t]
         if discrete:
-            done = encoder.embed_action.weight[action]
+            embedded = encoder.embed_action.weight[action]
         else:
-            done = F.linear(action, encoder.embed_action.weight, encoder.embed_action.bias)
+            embedded = F.linear(action, encoder.embed_action.weight, encoder.embed_action.bias)
         if layout == "compact":
-            tokens.append(encoder.norm(wanted + seen + before + time))
+            tokens.append(encoder.norm(wanted + observed + before + time))
         else:
             tokens += [encoder.norm(wanted + time)] if returns else []
-            tokens.append(encoder.norm(seen + time))
+            tokens.append(encoder.norm(observed + time))
         output = task.head(task.backbone(torch.stack(tokens, 1))[0][:, -1])
         outputs.append(output)
         if layout == "decision_transformer":
-            tokens.append(encoder.norm(done + time))
-        before = done
+            tokens.append(encoder.norm(embedded + time))
+        before = embedded
     return torch.stack(outputs, 1)
 
 
@@ -120,7 +120,7 @@ def test_parallel_equals_stepwise(mixer, layout, discrete):
     task, rows = policy(mixer=mixer, layout=layout, discrete=discrete), batch(discrete)
     with torch.no_grad():
         parallel = task(rows.observations, rows.actions, rows.returns_to_go, rows.timesteps, rows.reset)
-        torch.testing.assert_close(walked(task, rows), parallel, atol=1e-5, rtol=0)
+        torch.testing.assert_close(stepwise(task, rows), parallel, atol=1e-5, rtol=0)
         last = task.act_window(rows.observations, rows.actions, rows.returns_to_go, rows.timesteps)
     expected = parallel[:, -1].argmax(-1) if discrete else parallel[:, -1]
     torch.testing.assert_close(last, expected, atol=1e-5, rtol=0)
@@ -172,9 +172,11 @@ def test_without_the_return_it_changes_nothing():
     task, rows = policy(condition_on_return=False), batch()
     one = task(rows.observations, rows.actions, rows.returns_to_go, rows.timesteps)
     assert torch.equal(task(rows.observations, rows.actions, rows.returns_to_go + 500, rows.timesteps), one)
-    told = policy()
-    one = told(rows.observations, rows.actions, rows.returns_to_go, rows.timesteps)
-    assert (told(rows.observations, rows.actions, rows.returns_to_go + 500, rows.timesteps) - one).abs().max() > 1e-4
+    conditioned = policy()
+    one = conditioned(rows.observations, rows.actions, rows.returns_to_go, rows.timesteps)
+    assert (
+        conditioned(rows.observations, rows.actions, rows.returns_to_go + 500, rows.timesteps) - one
+    ).abs().max() > 1e-4
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -202,7 +204,7 @@ def test_bounds_of_actions(layout):
     with torch.no_grad():
         expected = plain(*rows[:4])
         torch.testing.assert_close(bounded(*scaled[:4]), units(expected), atol=1e-5, rtol=1e-5)
-        torch.testing.assert_close(walked(bounded, scaled), units(walked(plain, rows)), atol=1e-4, rtol=1e-5)
+        torch.testing.assert_close(stepwise(bounded, scaled), units(stepwise(plain, rows)), atol=1e-4, rtol=1e-5)
         torch.testing.assert_close(bounded.act_window(*scaled[:4]), units(expected[:, -1]), atol=1e-5, rtol=1e-5)
         errors = (expected - rows.actions)[rows.mask] ** 2
         torch.testing.assert_close(bounded.batch_loss(scaled), errors.mean(), atol=1e-6, rtol=1e-5)
@@ -239,8 +241,8 @@ class Rows(pl.LightningDataModule):
     def setup(self, stage):
         self.batches = [batch(seed=seed, lengths=[STEPS, 2, 5, 7]) for seed in range(5)]
         self.batches = [one._replace(actions=torch.tanh(one.observations[..., :ACTION])) for one in self.batches]
-        seen = torch.cat([one.observations[one.mask] for one in self.batches])
-        self.observation_mean, self.observation_std = seen.mean(0), seen.std(0)
+        observed = torch.cat([one.observations[one.mask] for one in self.batches])
+        self.observation_mean, self.observation_std = observed.mean(0), observed.std(0)
 
     def train_dataloader(self):
         return DataLoader(self.batches, batch_size=None)
@@ -294,7 +296,7 @@ class Bounded(Rows):
         self.batches = [one._replace(actions=self.action_low + half * (one.actions + 1)) for one in self.batches]
 
 
-def told(recorded):
+def warnings_of_reach(recorded):
     return [str(each.message) for each in recorded if "actions" in str(each.message)]
 
 
@@ -304,7 +306,7 @@ def test_bounds_are_those_of_the_data_and_of_the_checkpoint(tmp_path, recwarn):
     run.fit(task, data)
     run.save_checkpoint(tmp_path / "x.ckpt")
     assert task.eval().batch_loss(data.batches[0]) < 0.02
-    assert not told(recwarn)
+    assert not warnings_of_reach(recwarn)
     saved = read_checkpoint(tmp_path / "x.ckpt")
     assert saved["environment"]["action_low"] == pytest.approx(LOW)
     assert saved["environment"]["action_high"] == pytest.approx(HIGH)
@@ -322,7 +324,7 @@ def test_bounds_are_those_of_the_data_and_of_the_checkpoint(tmp_path, recwarn):
 
 
 @pytest.mark.parametrize("where", ["first", "later", "validation", "padding", "nowhere"])
-def test_actions_beyond_the_bounds_are_told_without_a_data_module(tmp_path, recwarn, where):
+def test_actions_beyond_the_bounds_are_warned_of_without_a_data_module(tmp_path, recwarn, where):
     task, rows = PolicyTask(OBSERVATION, ACTION, **SMALL), [batch(seed=s, lengths=[STEPS, 2, 5, 7]) for s in range(4)]
     rows[0].actions[2, 8] = 9.0 if where == "padding" else 0.0
     rows[1].actions[0, 0] = 1.0005  # rounding
@@ -333,15 +335,16 @@ def test_actions_beyond_the_bounds_are_told_without_a_data_module(tmp_path, recw
     train, validate = (DataLoader(part, batch_size=None) for part in (rows, held_out))
     trainer(tmp_path, 4).fit(task, train, validate)
     expected = 0 if where in ("padding", "nowhere") else 1
-    assert len(told(recwarn)) == expected
+    assert len(warnings_of_reach(recwarn)) == expected
     assert all(
-        "actions 2.5 times as far out as this policy can go, from -1 to 1: tell it" in each for each in told(recwarn)
+        "actions 2.5 times as far out as this policy can go, from -1 to 1: tell it" in each
+        for each in warnings_of_reach(recwarn)
     )
     if expected:
         task.bound_actions([-3.0] * ACTION, [3.0] * ACTION)
         recwarn.clear()
         trainer(tmp_path, 4).fit(task, train, validate)
-        assert not told(recwarn)
+        assert not warnings_of_reach(recwarn)
 
 
 @pytest.mark.parametrize("discrete", [False, True])

@@ -29,7 +29,7 @@ def classification(**options):
 
 
 def questions(seed=0, batch=6, positions=10):
-    """Tokens, answers at about half of the positions, at least one in each example, and lengths of two kinds."""
+    """Tokens, answers at about half of the positions, at least one in each example, and two different lengths."""
     random = torch.Generator().manual_seed(seed)
     inputs = torch.randint(9, (batch, positions), generator=random)
     targets = torch.randint(5, (batch, positions), generator=random)
@@ -72,10 +72,10 @@ def test_answers_are_read_where_they_are_asked():
     task, batch = tagging(), questions()
     logits, targets, examples = task.logits_and_targets(batch)
     everywhere, _ = task(batch[0])
-    places = [(b, t) for b in range(6) for t in range(10) if batch[1][b, t] != -100]
-    assert examples.tolist() == [b for b, _ in places]
-    assert targets.tolist() == [int(batch[1][place]) for place in places]
-    torch.testing.assert_close(logits, torch.stack([everywhere[place] for place in places]))
+    positions = [(b, t) for b in range(6) for t in range(10) if batch[1][b, t] != -100]
+    assert examples.tolist() == [b for b, _ in positions]
+    assert targets.tolist() == [int(batch[1][position]) for position in positions]
+    torch.testing.assert_close(logits, torch.stack([everywhere[position] for position in positions]))
 
 
 def test_loss_is_the_mean_over_answers():
@@ -253,7 +253,7 @@ def test_the_mean_loss_counts_every_answer_once(precision):
     task = TaggingTask(11, 11, dim=16, depth=1)
     inputs = torch.randint(11, (60, 4, 9))
     targets = torch.where(torch.rand(inputs.shape) < torch.rand(60, 1, 1), inputs, -100)
-    targets[3] = -100  # nothing is asked in a whole batch
+    targets[3] = -100  # no row of this batch asks for an answer
     batches = list(zip(inputs, targets, torch.full((60, 4), 9), strict=True))
     trainer = pl.Trainer(accelerator="cpu", precision=precision, logger=False, enable_progress_bar=False)
     got = trainer.validate(task, DataLoader(batches, batch_size=None), verbose=False)[0]["val/loss"]

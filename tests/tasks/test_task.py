@@ -141,7 +141,7 @@ def test_checkpoint_holds_plain_values_and_loads(tmp_path):
         assert torch.equal(loaded.state_dict()[name], tensor)
 
 
-def test_resumed_run_equals_the_whole_run_with_dropout(tmp_path):
+def test_resumed_run_equals_the_full_run_with_dropout(tmp_path):
     def run(checkpoint=None):
         pl.seed_everything(3)
         task = language_task(dropout=0.3, warmup=2)
@@ -150,11 +150,11 @@ def test_resumed_run_equals_the_whole_run_with_dropout(tmp_path):
         fit.fit(task, loader(batches=5), ckpt_path=checkpoint)
         return task, fit.optimizers[0].state_dict()
 
-    whole, whole_optimizer = run()
+    full, full_optimizer = run()
     resumed, resumed_optimizer = run(tmp_path / "step=5.ckpt")
-    for name, tensor in whole.state_dict().items():
+    for name, tensor in full.state_dict().items():
         assert torch.equal(resumed.state_dict()[name], tensor), name
-    for index, values in whole_optimizer["state"].items():
+    for index, values in full_optimizer["state"].items():
         assert all(torch.equal(values[key], resumed_optimizer["state"][index][key]) for key in values)
 
 
@@ -199,7 +199,7 @@ def test_init_from_a_missing_checkpoint():
 
 
 @pytest.mark.parametrize(
-    ("options", "words"),
+    ("options", "message"),
     [
         ({"input_size": 0}, "input_size must be at least 1, got 0"),
         ({"output_size": -3}, "output_size must be at least 1, got -3"),
@@ -211,8 +211,8 @@ def test_init_from_a_missing_checkpoint():
         ({"mixer_args": {"mingru": {"bidirectional": True}}}, "LanguageTask cannot use a bidirectional mixer"),
     ],
 )
-def test_refuses(options, words):
-    with pytest.raises(ValueError, match=words):
+def test_refuses(options, message):
+    with pytest.raises(ValueError, match=message):
         language_task(**options)
 
 
