@@ -134,7 +134,7 @@ def mean_return(episodes: Sequence[Episode]) -> float:
 
 def _save(sets: dict[str, list[Episode]], environment: Any, storage: Path, noise: float, seed: int) -> None:
     """Save the data sets: all of them or none."""
-    from minrnn_lightning.data.offline_rl.episodes import rl_module
+    from minrnn_lightning.data.extra import rl_module
     from minrnn_lightning.data.offline_rl.minari import new_sets
 
     minari = rl_module("minari")

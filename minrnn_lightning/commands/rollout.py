@@ -13,8 +13,8 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from minrnn_lightning.data.extra import rl_module
 from minrnn_lightning.data.offline_rl.d4rl import normalized_score
-from minrnn_lightning.data.offline_rl.episodes import rl_module
 from minrnn_lightning.errors import InputError
 from minrnn_lightning.results import write_atomic, write_json, write_plot
 from minrnn_lightning.rl.environments import environment_of

@@ -28,7 +28,7 @@ def make(env_id: str, **options: Any) -> Environment:
     Raises:
         InputError: If Gymnasium or a package of the environment is missing, or the environment is unknown.
     """
-    from minrnn_lightning.data.offline_rl.episodes import rl_module
+    from minrnn_lightning.data.extra import rl_module
 
     gymnasium = rl_module("gymnasium")
     _prepare_mujoco()

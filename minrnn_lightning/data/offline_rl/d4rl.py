@@ -9,13 +9,12 @@ from lightning.pytorch.utilities import rank_zero_warn
 
 from minrnn_lightning.data.download import download
 from minrnn_lightning.data.module import writable
+from minrnn_lightning.data.offline_rl.array_files import ARRAYS, read_hdf5
 from minrnn_lightning.data.offline_rl.episodes import (
-    ARRAYS,
     EpisodeArrays,
     Source,
     concatenate,
     make_episodes,
-    read_hdf5,
 )
 
 URL = "http://rail.eecs.berkeley.edu/datasets/offline_rl/gym_mujoco_v2/"

@@ -16,15 +16,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from minrnn_lightning.data.extra import rl_module
 from minrnn_lightning.data.module import writable
+from minrnn_lightning.data.offline_rl.array_files import refuse_other_files
 from minrnn_lightning.data.offline_rl.d4rl import SIZES
 from minrnn_lightning.data.offline_rl.episodes import (
     EpisodeArrays,
     Source,
     concatenate,
     make_episodes,
-    refuse_other_files,
-    rl_module,
 )
 from minrnn_lightning.errors import InputError
 

@@ -1,0 +1,21 @@
+"""Importing the optional packages of the extra ``rl``."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+from minrnn_lightning.errors import InputError
+
+
+def rl_module(name: str) -> Any:
+    """Import a module of the extra ``rl``.
+
+    Raises:
+        InputError: If it is not installed.
+    """
+    try:
+        return import_module(name)
+    except ImportError as error:
+        package = name.partition(".")[0]
+        raise InputError(f'This needs the package {package}: pip install "minrnn-lightning[rl]"') from error
