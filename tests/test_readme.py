@@ -1,4 +1,4 @@
-"""The README's Python examples run, its commands parse, and the links of all pages lead somewhere."""
+"""The README's Python examples run, its commands parse, and the links of all pages have targets."""
 
 import os
 import re
@@ -21,8 +21,8 @@ def test_example_runs(number, tmp_path):
     script = tmp_path / "example.py"
     script.write_text(EXAMPLES[number], encoding="utf-8")
     environment = {**os.environ, "MINRNN_DATA_DIR": str(tmp_path), "CUDA_VISIBLE_DEVICES": ""}
-    done = subprocess.run([sys.executable, script], cwd=ROOT, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    run = subprocess.run([sys.executable, script], cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
 
 
 @pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith("minrnn fit")])
@@ -38,12 +38,12 @@ def test_fit_command_parses(minrnn, command, tmp_path, monkeypatch, checkpoint, 
 def test_generate_command_runs(minrnn, checkpoint, tmp_path, monkeypatch):
     (command,) = (c for c in COMMANDS if c.startswith("minrnn generate"))
     monkeypatch.chdir(tmp_path)
-    words = shlex.split(command)[1:]
-    place = Path(words[words.index("--checkpoint") + 1])
-    place.parent.mkdir(parents=True)
-    place.write_bytes(checkpoint.read_bytes())
-    words[words.index("--prompt") + 1] = "the king"
-    code, out, errors = minrnn(*words, "--max_new_tokens=5")
+    args = shlex.split(command)[1:]
+    path = Path(args[args.index("--checkpoint") + 1])
+    path.parent.mkdir(parents=True)
+    path.write_bytes(checkpoint.read_bytes())
+    args[args.index("--prompt") + 1] = "the king"
+    code, out, errors = minrnn(*args, "--max_new_tokens=5")
     assert code == 0, errors
     assert out.startswith("the king")
 
@@ -52,14 +52,14 @@ def test_generate_command_runs(minrnn, checkpoint, tmp_path, monkeypatch):
 def test_compare_command_runs(minrnn, tmp_path, monkeypatch):
     (command,) = (c for c in COMMANDS if c.startswith("minrnn compare"))
     monkeypatch.chdir(tmp_path)
-    short = [
+    options = [
         "--mixers=mingru+attention",
         "--seeds=0",
         "--trainer.max_steps=1",
         "--trainer.val_check_interval=1",
         "--trainer.limit_val_batches=1",
     ]
-    code, _, errors = minrnn(*shlex.split(command)[1:], *short)
+    code, _, errors = minrnn(*shlex.split(command)[1:], *options)
     assert code == 0, errors
     assert "mingru+attention" in (tmp_path / "results/compare.md").read_text()
 
@@ -90,13 +90,13 @@ PAGES = [*ROOT.glob("*.md"), *(page for page in (ROOT / "recipes").rglob("*.md")
 
 
 def anchors(page: Path) -> set[str]:
-    """The anchors that GitHub makes of the headings of a page."""
+    """The anchors that GitHub derives from the headings of a page."""
     headings = re.findall(r"^#+ (.*)$", page.read_text(encoding="utf-8"), re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
-def test_links_lead_somewhere(page):
+def test_links_have_targets(page):
     for target, anchor in re.findall(r"\]\((?!http)([^)#]*)#?([^)]*)\)", page.read_text(encoding="utf-8")):
         linked = page.parent / target if target else page
         assert linked.exists(), target

@@ -1,4 +1,4 @@
-"""Every recipe and every hardware overlay runs through the command, on the corpus or a made-up text in its place."""
+"""Every recipe and every hardware overlay runs through the command, on the corpus or a generated text instead of it."""
 
 import os
 import re
@@ -24,8 +24,13 @@ from minrnn_lightning.rl.environments import make
 OVERLAYS = sorted(recipes_folder().glob("hardware/*.yaml"))
 SMALL = sorted(recipes_folder().glob("small/*.yaml"))
 RECIPES = sorted({*recipes_folder().rglob("*.yaml")} - {*OVERLAYS, *SMALL})
-LITTLE = ["--data.batch_size=2", "--data.length=16", "--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false"]
-LITTLE_DATA = {  # where the length alone does not make it little
+REDUCED = [
+    "--data.batch_size=2",
+    "--data.length=16",
+    "--trainer.accelerator=cpu",
+    "--trainer.enable_progress_bar=false",
+]
+REDUCED_DATA = {  # where a short length alone is not enough
     "associative_recall": ["--data.eval_lengths=[8]"],
     "d4rl": ["--data.data_dir={files}", "--model.dim=16", "--model.depth=1"],
     "formal_languages": ["--data.eval_lengths=[8, 16]", "--data.eval_batches=2"],
@@ -46,11 +51,11 @@ def names(paths: list[Path]) -> list[str]:
     return [path.relative_to(recipes_folder()).with_suffix("").as_posix() for path in paths]
 
 
-def little(recipe: Path, files: Path) -> list[str]:
-    """Options that make a recipe little; data that would be downloaded are in ``files``."""
-    name = recipe.stem if recipe.stem in LITTLE_DATA else recipe.parent.name
-    common = [word for word in LITTLE if name not in IMAGES or "length" not in word]
-    return [*common, *(word.format(files=files) for word in LITTLE_DATA.get(name, []))]
+def reduced(recipe: Path, files: Path) -> list[str]:
+    """Options that reduce a recipe to a few small batches; data that would be downloaded are in ``files``."""
+    name = recipe.stem if recipe.stem in REDUCED_DATA else recipe.parent.name
+    common = [option for option in REDUCED if name not in IMAGES or "length" not in option]
+    return [*common, *(option.format(files=files) for option in REDUCED_DATA.get(name, []))]
 
 
 @pytest.fixture(scope="module")
@@ -61,8 +66,10 @@ def files(tmp_path_factory) -> Path:
     write_pathfinder(folder / "lra_release/lra_release/pathfinder32/curv_contour_length_14", 60)
     write_imdb(folder / "aclImdb")
     for name in NAMES:
-        seen, done = SIZES[name.partition("-")[0]]
-        write_d4rl(folder / "d4rl" / file_name(name), [30, 20, 40], observation_size=seen, action_size=done)
+        observation_size, action_size = SIZES[name.partition("-")[0]]
+        write_d4rl(
+            folder / "d4rl" / file_name(name), [30, 20, 40], observation_size=observation_size, action_size=action_size
+        )
     for env in ("hopper", "halfcheetah"):
         write_minari(folder / "minari", f"selfmade/{env}/medium-expert-v0", ENVIRONMENTS[env], [30, 20, 40])
     return folder
@@ -70,7 +77,7 @@ def files(tmp_path_factory) -> Path:
 
 @pytest.fixture(autouse=True)
 def corpus(tmp_path, monkeypatch, text):
-    """Without the corpus, a text where the plays would be that stand in for it offline; no data sets of the user."""
+    """Without the corpus, a text at the path of the plays that replace it offline; no data sets of the user."""
     monkeypatch.delenv("MINARI_DATASETS_PATH", raising=False)
     if not Path(os.environ.get("MINRNN_DATA_DIR", ""), "tinyshakespeare/input.txt").is_file():
         plays = tmp_path / "data/shakespeare-plays/input.txt"
@@ -88,28 +95,30 @@ def short_episodes(monkeypatch):
 @pytest.mark.filterwarnings("ignore:.*is empty and left out", "ignore:.*is not the file of D4RL")
 @pytest.mark.parametrize("recipe", RECIPES, ids=names(RECIPES))
 def test_recipe_runs(minrnn, recipe, tmp_path, files):
-    words = [f"--config={recipe}", *little(recipe, files), f"--trainer.default_root_dir={tmp_path}/runs"]
-    assert minrnn("fit", *words, "--trainer.fast_dev_run=true")[0] == 0
-    assert minrnn("fit", *words, "--trainer.max_steps=1")[0] == 0
+    args = [f"--config={recipe}", *reduced(recipe, files), f"--trainer.default_root_dir={tmp_path}/runs"]
+    assert minrnn("fit", *args, "--trainer.fast_dev_run=true")[0] == 0
+    assert minrnn("fit", *args, "--trainer.max_steps=1")[0] == 0
     checkpoint = f"--ckpt_path={tmp_path}/runs/version_0/checkpoints/last.ckpt"
     for command in ("validate", "test"):
-        code, out, errors = minrnn(command, *words, checkpoint, "--trainer.fast_dev_run=true")
+        code, out, errors = minrnn(command, *args, checkpoint, "--trainer.fast_dev_run=true")
         assert code == 0, errors
         assert "loss" in out
-        acts = recipe.parent.name in ("d4rl", "rl")
-        assert ("return" in out) == acts
-        assert ("baseline" in out) == ("accuracy" in out) == (not recipe.stem.startswith("shakespeare") and not acts)
+        is_policy = recipe.parent.name in ("d4rl", "rl")
+        assert ("return" in out) == is_policy
+        assert (
+            ("baseline" in out) == ("accuracy" in out) == (not recipe.stem.startswith("shakespeare") and not is_policy)
+        )
 
 
 @pytest.mark.parametrize("overlay", SMALL, ids=names(SMALL))
 def test_small_overlay_runs(minrnn, overlay, tmp_path, files):
-    """The command in its head, whose last word after --config is the overlay."""
+    """The command in its head, whose last --config is the overlay."""
     (command,) = re.findall(r"^#   (minrnn fit [^#\n]*)", overlay.read_text(), re.MULTILINE)
     recipe, *overlays = configs = re.findall(r"--config (\S+)", command)
     assert overlays[-1] == f"small/{overlay.stem}"
     assert " ".join(f"--config {name}" for name in configs) in (recipes_folder() / f"{recipe}.yaml").read_text()
-    words = [*shlex.split(command)[1:], *little(recipes_folder() / f"{recipe}.yaml", files)]
-    code, out, errors = minrnn(*words, "--print_config")
+    args = [*shlex.split(command)[1:], *reduced(recipes_folder() / f"{recipe}.yaml", files)]
+    code, out, errors = minrnn(*args, "--print_config")
     assert code == 0, errors
     settings, printed = yaml.safe_load(overlay.read_text()), yaml.safe_load(out)
     for name, value in settings.get("model", {"init_args": {}})["init_args"].items():
@@ -118,7 +127,7 @@ def test_small_overlay_runs(minrnn, overlay, tmp_path, files):
         )  # YAML reads 1e-3 as text
     assert all(printed["trainer"][name] == value for name, value in settings.get("trainer", {}).items())
     assert printed["trainer"]["max_steps"] <= 20_000
-    code, _, errors = minrnn(*words, f"--trainer.default_root_dir={tmp_path}", "--trainer.fast_dev_run=true")
+    code, _, errors = minrnn(*args, f"--trainer.default_root_dir={tmp_path}", "--trainer.fast_dev_run=true")
     assert code == 0, errors
 
 
@@ -159,8 +168,8 @@ def test_overlay_sets_hardware_only(minrnn, overlay):
 
 
 def test_bf16(minrnn, tmp_path):
-    words = [*LITTLE, "--trainer.max_steps=1", f"--trainer.default_root_dir={tmp_path}/runs"]
-    assert minrnn("fit", "--config=shakespeare", "--config=hardware/bf16", *words)[0] == 0
+    args = [*REDUCED, "--trainer.max_steps=1", f"--trainer.default_root_dir={tmp_path}/runs"]
+    assert minrnn("fit", "--config=shakespeare", "--config=hardware/bf16", *args)[0] == 0
     assert "precision: bf16-mixed" in (tmp_path / "runs/version_0/config.yaml").read_text()
 
 
@@ -170,9 +179,9 @@ def test_bf16(minrnn, tmp_path):
 )
 def test_ddp(program, tmp_path):
     recipes = ["--config", recipes_folder() / "shakespeare.yaml", "--config", recipes_folder() / "hardware/ddp.yaml"]
-    words = [*LITTLE, "--model.dim=16", "--model.depth=1", "--trainer.max_steps=3", "--trainer.val_check_interval=2"]
-    words += ["--trainer.limit_val_batches=2", f"--trainer.default_root_dir={tmp_path}/runs"]
-    run = subprocess.run([*program, "fit", *map(str, recipes), *words], capture_output=True, text=True, timeout=300)
+    args = [*REDUCED, "--model.dim=16", "--model.depth=1", "--trainer.max_steps=3", "--trainer.val_check_interval=2"]
+    args += ["--trainer.limit_val_batches=2", f"--trainer.default_root_dir={tmp_path}/runs"]
+    run = subprocess.run([*program, "fit", *map(str, recipes), *args], capture_output=True, text=True, timeout=300)
     assert run.returncode == 0, run.stderr
     assert "MEMBER: 2/2" in run.stderr
     assert "gloo" in run.stderr
@@ -181,8 +190,8 @@ def test_ddp(program, tmp_path):
     assert checkpoint["global_step"] == 3
 
 
-FOREIGN = textwrap.dedent("""
-    '''A project of somebody else, which imports the package.'''
+EXTERNAL = textwrap.dedent("""
+    '''A project of a user, which imports the package.'''
 
     import sys
 
@@ -221,13 +230,13 @@ FOREIGN = textwrap.dedent("""
 """)
 
 
-def foreign(folder: Path, text: Path, devices: int, batch_size: int, steps: int) -> tuple[float, dict, dict]:
-    """Run the foreign project; its last loss, and its weights before and after."""
+def external(folder: Path, text: Path, devices: int, batch_size: int, steps: int) -> tuple[float, dict, dict]:
+    """Run the external project and return its last loss, and its weights before and after."""
     folder.mkdir()
-    (folder / "project.py").write_text(FOREIGN)
-    words = [text, folder, devices, batch_size, steps]
+    (folder / "project.py").write_text(EXTERNAL)
+    args = [text, folder, devices, batch_size, steps]
     run = subprocess.run(
-        [sys.executable, str(folder / "project.py"), *map(str, words)], capture_output=True, text=True, timeout=300
+        [sys.executable, str(folder / "project.py"), *map(str, args)], capture_output=True, text=True, timeout=300
     )
     assert run.returncode == 0, run.stderr
     after = torch.load(folder / "x.ckpt", weights_only=True)["state_dict"]
@@ -235,8 +244,8 @@ def foreign(folder: Path, text: Path, devices: int, batch_size: int, steps: int)
 
 
 @pytest.mark.slow
-def test_foreign_project_with_another_optimizer(minrnn, text, tmp_path):
-    loss, _, after = foreign(tmp_path / "project", text, devices=1, batch_size=8, steps=60)
+def test_external_project_with_another_optimizer(minrnn, text, tmp_path):
+    loss, _, after = external(tmp_path / "project", text, devices=1, batch_size=8, steps=60)
     assert loss < 2.6  # 3.3 at the start
     task, _ = load_language_task(tmp_path / "project/x.ckpt")
     assert torch.equal(task.head.weight, after["head.weight"])
@@ -246,8 +255,8 @@ def test_foreign_project_with_another_optimizer(minrnn, text, tmp_path):
 
 @pytest.mark.slow
 def test_gradient_of_two_processes_is_that_of_the_joined_batch(text, tmp_path):
-    _, one_before, one_after = foreign(tmp_path / "one", text, devices=1, batch_size=8, steps=1)
-    _, two_before, two_after = foreign(tmp_path / "two", text, devices=2, batch_size=4, steps=1)
+    _, one_before, one_after = external(tmp_path / "one", text, devices=1, batch_size=8, steps=1)
+    _, two_before, two_after = external(tmp_path / "two", text, devices=2, batch_size=4, steps=1)
     for name, before in one_before.items():
         assert torch.equal(before, two_before[name])
         one, two = before - one_after[name], before - two_after[name]  # learning rate times gradient
