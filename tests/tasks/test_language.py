@@ -112,6 +112,22 @@ def test_nothing_is_left_of_an_interrupted_pass(tmp_path):
     assert held_out(tmp_path, task, made[:1]) == expected
 
 
+def test_each_validation_of_a_fit_stands_for_itself(tmp_path):
+    made, logged, expected = batches([24, 11]), [], []
+
+    class Compare(pl.Callback):
+        def on_validation_end(self, trainer, task):
+            logged.append(trainer.callback_metrics["val/loss"].item())
+            expected.append(nats(task, made).mean().item())
+
+    task = language_task(lr=0.1, warmup=0)
+    run = trainer(tmp_path, max_steps=4, val_check_interval=1, callbacks=[Compare()])
+    run.fit(task, DataLoader(batches([24] * 4), batch_size=None), DataLoader(made, batch_size=None))
+    assert len(logged) == 5, "one is the sanity check"
+    assert max(expected) - min(expected) > 0.01
+    assert logged == pytest.approx(expected, rel=1e-5)
+
+
 def test_sums_are_exact_in_a_model_of_bfloat16(tmp_path):
     """A sum in bfloat16 has only two or three digits."""
     task, made = language_task(), batches([24] * 60)
