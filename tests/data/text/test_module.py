@@ -1,27 +1,15 @@
-"""Any text becomes windows: files, folders, patterns, Hub data sets; what cannot be read is said in one sentence."""
+"""Any text becomes windows; what cannot be read is refused in one sentence."""
 
 import pickle
 import warnings
 
-import datasets
 import numpy as np
 import pytest
 import torch
+from prepared_text import prepared, text_of
 from tokenizers import Tokenizer
 
 from minrnn_lightning.data import TextDataModule
-from minrnn_lightning.data.text.files import local_files
-
-
-def prepared(path, **options):
-    data = TextDataModule(path, **{"batch_size": 2, "length": 10, **options})
-    data.prepare_data()
-    data.setup("fit")
-    return data
-
-
-def text_of(data, part):
-    return data.tokenizer.decode(data.splits[part].tolist())
 
 
 @pytest.mark.parametrize("tokenizer", ["char", "byte", "bpe"])
@@ -84,104 +72,6 @@ def test_interrupted_preparation_leaves_nothing(text_file, cache, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         prepared(str(text_file))
     assert list((cache / "tokens").iterdir()) == []
-
-
-def test_files(tmp_path):
-    for name in ("b.txt", "a.txt", "deep/c.txt", "d.md"):
-        (tmp_path / "books" / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / "books" / name).write_text(f"contents of {name}")
-    books = str(tmp_path / "books")
-
-    def names(path):
-        return [file.name for file in local_files(path)]
-
-    assert names(books) == ["a.txt", "b.txt", "c.txt"]
-    assert names(f"{books}/*.txt") == ["a.txt", "b.txt"]
-    assert names([f"{books}/d.md", f"{books}/?.txt"]) == ["d.md", "a.txt", "b.txt"]
-    data = TextDataModule([f"{books}/b.txt", f"{books}/d.md"])
-    assert data.read() == b"contents of b.txt\ncontents of d.md"
-
-
-def write(folder, names):
-    for name in names:
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_text(f"contents of {name}", encoding="utf-8")
-
-
-def names(path, folder):
-    return [str(file.relative_to(folder)) for file in local_files(path)]
-
-
-HIDDEN = ("._a.txt", ".x/b.txt", "deep/.ipynb_checkpoints/c-checkpoint.txt", "deep/.c.txt", ".venv/lib/deep/top.txt")
-
-
-@pytest.mark.parametrize("pattern", ["", "**/*.txt", "**", "**/**/*.txt", "**/[.a-z]*.txt"])
-@pytest.mark.parametrize("root", ["books", ".books"])
-def test_hidden_files_are_no_data(tmp_path, pattern, root):
-    books = tmp_path / root
-    write(books, ("a.txt", "deep/c.txt", *HIDDEN))
-    assert names(str(books / pattern), books) == ["a.txt", "deep/c.txt"]
-
-
-def test_hidden_files_that_are_named_are_data(tmp_path, monkeypatch):
-    write(tmp_path, ("a.txt", "deep/c.txt", *HIDDEN))
-    for path, expected in {
-        "._a.txt": ["._a.txt"],
-        ".*.txt": ["._a.txt"],
-        ".x": [".x/b.txt"],
-        ".x/*": [".x/b.txt"],
-        ".[x]/*": [".x/b.txt"],
-        ".venv": [".venv/lib/deep/top.txt"],
-        "**/.ipynb_checkpoints/*.txt": ["deep/.ipynb_checkpoints/c-checkpoint.txt"],
-        "*/.c.txt": ["deep/.c.txt"],
-    }.items():
-        assert names(f"{tmp_path}/{path}", tmp_path) == expected
-    monkeypatch.chdir(tmp_path / ".x")
-    assert [str(file) for path in (".", "../.x", "../*.txt") for file in local_files(path)] == [
-        "b.txt",
-        "../.x/b.txt",
-        "../a.txt",
-    ]
-
-
-def test_linked_files_and_folders(tmp_path):
-    books, elsewhere = tmp_path / "books", tmp_path / "elsewhere"
-    write(books, ("b.txt", "deep/c.txt"))
-    write(elsewhere, ("d.txt", "deeper/e.txt", ".hidden.txt"))
-    plain = ["b.txt", "deep/c.txt"]
-    (books / "a_copy.md").symlink_to(books / "b.txt")
-    (books / "again").symlink_to(books / "deep")
-    (books / "deep" / "up").symlink_to(books)
-    (books / "deep" / "round").symlink_to(".")
-    (books / "nothing.txt").symlink_to("nowhere.txt")
-    for path in (books, f"{books}/**/*.txt", [f"{books}/*.txt", books]):
-        assert names(path, books) == plain, "links within a folder add nothing, and loops end"
-    (books / "linked").symlink_to(elsewhere)
-    (elsewhere / "back").symlink_to(books)
-    for path in (str(books), f"{books}/**/*.txt"):
-        assert names(path, books) == [*plain, "linked/d.txt", "linked/deeper/e.txt"]
-    assert names(f"{books}/*/*.txt", books) == ["again/c.txt", "linked/d.txt"]
-    (tmp_path / "link").symlink_to(books)
-    assert names(str(tmp_path / "link"), tmp_path / "link") == names(str(books), books)
-
-
-def test_a_file_given_twice_counts_once(tmp_path, monkeypatch):
-    write(tmp_path, ("a.txt", "b.txt", "c.txt"))
-    (tmp_path / "link.txt").symlink_to("a.txt")
-    monkeypatch.chdir(tmp_path)
-    twice = ["c.txt", f"{tmp_path}/c.txt", "./link.txt", ".", "[ab].txt"]
-    assert [file.name for file in local_files(twice)] == ["c.txt", "link.txt", "b.txt"]
-    assert TextDataModule(twice).read() == b"contents of c.txt\ncontents of a.txt\ncontents of b.txt"
-
-
-@pytest.mark.parametrize("path", ["", " ", [], ["a.txt", ""], [""], None])
-def test_empty_path(path, tmp_path, monkeypatch):
-    write(tmp_path, ["a.txt"])
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(ValueError, match=r"^path must name a text, got .*; give a text file, a folder"):
-        TextDataModule(path)
-    with pytest.raises(ValueError, match=r"^path must name a text"):
-        local_files(path)
 
 
 def copies(path, **options):
@@ -331,91 +221,6 @@ def test_too_few_byte_pairs(tmp_path):
     with pytest.warns(UserWarning, match="has only 2.. byte pairs; the others of vocab_size=4096 stay unused"):
         data = prepared(str(tmp_path / "short.txt"), tokenizer="bpe")
     assert data.input_size == 4096
-
-
-@pytest.fixture
-def hub(monkeypatch):
-    """A Hub with one data set."""
-    parts = {"train": ["first document", "second"] * 20, "test": ["third and last"] * 3}
-    found = datasets.DatasetDict({name: datasets.Dataset.from_dict({"text": rows}) for name, rows in parts.items()})
-
-    def load(name, subset):
-        if (name, subset) != ("owner/name-1.0", "small"):
-            raise ConnectionError("no such data set\nand more")
-        return found
-
-    monkeypatch.setattr(datasets, "load_dataset", load)
-
-
-@pytest.mark.parametrize("tokenizer", ["char", "byte", "bpe"])
-def test_hub(hub, tokenizer):
-    data = prepared("owner/name-1.0", tokenizer=tokenizer, subset="small", vocab_size=257)
-    text = "\n".join(["first document", "second"] * 20)
-    cut = int(0.9 * len(text))
-    assert (text_of(data, "train"), text_of(data, "validation")) == (text[:cut], text[cut:])
-    assert text_of(data, "test") == "\n".join(["third and last"] * 3)
-    assert len(data.test_dataloader().dataset.batches[0]) == 2
-
-
-def test_bad_hub(hub, text_file, monkeypatch):
-    with pytest.raises(FileNotFoundError, match=r"^other/name is neither a file here nor .* \(no such data set\)$"):
-        TextDataModule("other/name").input_size  # noqa: B018
-    with pytest.raises(ValueError, match="needs a split train with a column words, but has train: text; test: text"):
-        TextDataModule("owner/name-1.0", subset="small", column="words").input_size  # noqa: B018
-    with pytest.raises(FileNotFoundError, match="leads to no file"):
-        TextDataModule("owner/name.txt").input_size  # noqa: B018
-    monkeypatch.chdir(text_file.parent.parent)
-    assert TextDataModule(f"{text_file.parent.name}/{text_file.name}").input_size == 10
-
-
-def hub_of(monkeypatch, **parts):
-    found = datasets.DatasetDict({name: datasets.Dataset.from_dict(columns) for name, columns in parts.items()})
-    monkeypatch.setattr(datasets, "load_dataset", lambda *arguments: found)
-
-
-def test_hub_rows_without_text_are_left_out(monkeypatch):
-    hub_of(monkeypatch, train={"text": ["one two ", None, "three ", ""] * 9}, validation={"text": [None, "two one"]})
-    texts = TextDataModule("someone/chat").texts()
-    assert texts == {"train": "\n".join(["one two ", "three ", ""] * 9), "validation": "two one"}
-    hub_of(monkeypatch, train={"text": [None, None]})
-    with pytest.raises(ValueError, match=r"^someone/chat is empty; give a file with text$"):
-        prepared("someone/chat")
-
-
-@pytest.mark.parametrize(
-    ("rows", "kind"), [([1, 2], "int"), ([["a"], ["b"]], "list"), ([b"a"], "bytes"), ([None, {"a": "b"}], "dict")]
-)
-def test_hub_column_that_is_no_text(monkeypatch, rows, kind):
-    hub_of(monkeypatch, train={"text": rows, "other": ["a"] * len(rows)})
-    with pytest.raises(
-        ValueError,
-        match=rf"^The column text of someone/chat holds {kind} instead of text; name another of text, other with col",
-    ):
-        prepared("someone/chat")
-
-
-def test_hub_part_without_the_column(monkeypatch):
-    hub_of(monkeypatch, train={"text": ["a"]}, validation={"words": ["a"]})
-    with pytest.raises(
-        ValueError, match="needs a split validation with a column text, but has train: text; validation: w"
-    ):
-        TextDataModule("someone/chat").texts()
-
-
-def test_hub_documents_in_two_parts(monkeypatch):
-    rows = [f"{number} " * 30 for number in range(20)]
-    hub_of(
-        monkeypatch, train={"text": [*rows, "a"]}, validation={"text": ["other " * 60, *rows[:1]]}, test={"text": ["x"]}
-    )
-    share = round(100 * 60 / (360 + 60))
-    with pytest.warns(
-        UserWarning, match=f"^{share}% of the split validation of someone/chat are documents that its split"
-    ):
-        TextDataModule("someone/chat").texts()
-    hub_of(monkeypatch, train={"text": [*rows, "a"]}, validation={"text": ["other " * 60, "a"]})
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")  # a short row is no leak
-        TextDataModule("someone/chat").texts()
 
 
 def test_every_stage(text_file, recorder, trainer):
