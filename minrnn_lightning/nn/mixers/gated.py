@@ -102,19 +102,11 @@ class GatedMixer(Mixer):
         """Mix (batch, length, dim) along the length; see ``Mixer``."""
         if self.bidirectional:
             self._refuse(state is not None)
-        starts = self._starts()
-        outputs = [
-            self.function(
-                *self.rnn(x, direction),
-                state,
-                reset=reset,
-                reverse=direction != "",
-                delta_t=delta_t,
-                initial_state=start,
-                **self.options,
-            )
-            for direction, start in zip(self.rnn.directions, starts, strict=True)
-        ]
+        outputs = []
+        for direction, start in zip(self.rnn.directions, self._starts(), strict=True):
+            logits, reverse = self.rnn(x, direction), direction != ""
+            options = {"reset": reset, "reverse": reverse, "delta_t": delta_t, "initial_state": start, **self.options}
+            outputs.append(self.function(*logits, state, **options))
         if self.bidirectional:
             return self.out(torch.cat(outputs, -1)), None
         return self.out(outputs[0]), outputs[0][:, -1].clone()  # a view would keep all of the states
