@@ -18,8 +18,8 @@ class Block(nn.Module):
 
     Args:
         dim: Width.
-        mixer: What mixes along the length.
-        kernel_size: Steps that the causal convolution sees; 0 leaves it out, and so does a mixer that has one.
+        mixer: The layer that mixes along the length.
+        kernel_size: Steps of the causal convolution; 0, or a mixer with a convolution of its own, leaves it out.
         mlp_ratio: Hidden units of the MLP per channel; 0 leaves it out.
         dropout: Probability of dropping an element of what mixer and MLP add.
     """
@@ -88,7 +88,7 @@ class Backbone(nn.Module):
             any of these that is repeated to the depth.
         mixer_args: Further arguments of the mixers, by name or path: ``{"attention": {"window": 128}}``.
         expansion: Hidden units of a mixer per channel.
-        kernel_size: Steps that the causal convolution before each mixer sees; 0 leaves it out. A mixer that has a
+        kernel_size: Steps of the causal convolution before each mixer; 0 leaves it out. A mixer that has a
             convolution of its own gets none.
         mlp_ratio: Hidden units of each MLP per channel; 0 leaves it out.
         dropout: Probability of dropping an element of what mixers and MLPs add.
@@ -140,7 +140,7 @@ class Backbone(nn.Module):
         Args:
             x: (batch, length, dim).
             state: What an earlier call or ``initial_state`` returned; that of ``initial_state`` if None.
-            reset: Bool (batch, length), True at the first step of a new sequence: nothing before it is seen.
+            reset: Bool (batch, length), True at the first step of a new sequence; outputs depend on nothing before.
             delta_t: (batch, length), at least 0: the time since the step before, for samples at irregular times. The
                 states are forgotten as in so many steps, by ``mingru`` and ``minlstm``; convolutions count steps as
                 ever, ``kernel_size=0`` leaves them out.
@@ -149,7 +149,7 @@ class Backbone(nn.Module):
             (batch, length, dim), and the state after the last step.
 
         Raises:
-            InputError: There is a ``delta_t``, and a mixer that takes none.
+            InputError: ``delta_t`` is given, and a mixer takes none.
         """
         states = [None] * len(self.blocks) if state is None else state
         after = []

@@ -16,7 +16,7 @@ class CausalConv(nn.Module):
 
     Args:
         dim: Number of channels.
-        kernel_size: Steps that an output sees, its own among them.
+        kernel_size: Number of steps that an output depends on, including its own.
     """
 
     def __init__(self, dim: int, kernel_size: int) -> None:
@@ -27,7 +27,7 @@ class CausalConv(nn.Module):
         self.bias = nn.Parameter(torch.zeros(dim))
 
     def forward(self, x: Tensor, state: Tensor | None = None, reset: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Convolve (batch, length, dim); where ``reset`` (batch, length) is True, nothing before is seen."""
+        """Convolve (batch, length, dim); where ``reset`` (batch, length) is True, a new sequence starts."""
         batch, length, _ = x.shape
         past = self.kernel_size - 1
         if state is None:
@@ -44,8 +44,8 @@ class CausalConv(nn.Module):
         y = self.bias + self.weight[0] * x
         first = _first_visible(reset, past)
         for ago in range(1, self.kernel_size):
-            seen = torch.arange(past - ago, past - ago + length, device=x.device) >= first
-            y = y + self.weight[ago] * (padded[:, past - ago : past - ago + length] * seen.unsqueeze(-1))
+            visible = torch.arange(past - ago, past - ago + length, device=x.device) >= first
+            y = y + self.weight[ago] * (padded[:, past - ago : past - ago + length] * visible.unsqueeze(-1))
         kept = torch.arange(length, length + past, device=x.device) >= first[:, -1:]
         return y, padded[:, length:] * kept.unsqueeze(-1)
 
@@ -89,12 +89,12 @@ class _Depthwise(torch.autograd.Function):
 
 
 def _autocast(*tensors: Tensor) -> Iterator[Tensor]:
-    """The tensors in the type in which autocast would have a CPU convolve them."""
+    """The tensors in the type in which autocast convolves on a CPU."""
     enabled = torch.is_autocast_enabled("cpu")
     return (tensor.to(torch.get_autocast_dtype("cpu")) if enabled else tensor for tensor in tensors)
 
 
 def _first_visible(reset: Tensor, past: int) -> Tensor:
-    """For each step the earliest place, counted with ``past`` cached inputs before the sequence, that it may see."""
-    places = torch.arange(past, past + reset.shape[1], device=reset.device)
-    return torch.where(reset, places, 0).cummax(1).values
+    """For each step the earliest position that it may depend on; position ``past`` is the first of the sequence."""
+    positions = torch.arange(past, past + reset.shape[1], device=reset.device)
+    return torch.where(reset, positions, 0).cummax(1).values

@@ -1,4 +1,4 @@
-"""How large a model is: its width for a number of parameters, and the operations that a token takes."""
+"""The size of a model: the width for a given number of parameters, and the operations per token."""
 
 import os
 import re
@@ -16,8 +16,8 @@ from minrnn_lightning.nn.backbone import Backbone
 Shape = tuple[int, ...]
 
 UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9}
-WITHIN = 0.05  # of the number asked for, relative
-GAP = 128  # widths that are tried around one that the heads do not divide
+TOLERANCE = 0.05  # relative to the target
+SEARCH_WIDTHS = 128  # widths to try where the first one gives no model, such as one that the heads do not divide
 
 
 def parse_count(count: int | str) -> int:
@@ -38,10 +38,10 @@ def matching_dim(parameters: Callable[[int], int], target: int) -> int:
     Args:
         parameters: The number that a width gives; a ``ValueError`` where it gives no model, as for heads that do not
             divide it.
-        target: The number to reach, to 5 %.
+        target: The number to reach, within 5 %.
 
     Raises:
-        InputError: No width comes near enough, or float32 weights of that number would not fit into memory.
+        InputError: No width comes within 5 %, or float32 weights of that number would not fit into memory.
     """
     if hasattr(os, "sysconf"):  # not on Windows
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
@@ -64,15 +64,17 @@ def matching_dim(parameters: Callable[[int], int], target: int) -> int:
         raise InputError(f"match_parameters {target:,} cannot be met: no width gives a model")
 
     low, high = 0, 2
-    while parameters(first(range(high, high + GAP, 2))) < target:
+    while parameters(first(range(high, high + SEARCH_WIDTHS, 2))) < target:
         low, high = high, 2 * high
     while high - low > 2:
         middle = (low + high) // 4 * 2
-        low, high = (middle, high) if parameters(first(range(middle, middle + GAP, 2))) < target else (low, middle)
-    wider = first(range(high, high + GAP, 2))
-    narrower = first(range(low, max(0, low - GAP), -2)) if low else wider
+        low, high = (
+            (middle, high) if parameters(first(range(middle, middle + SEARCH_WIDTHS, 2))) < target else (low, middle)
+        )
+    wider = first(range(high, high + SEARCH_WIDTHS, 2))
+    narrower = first(range(low, max(0, low - SEARCH_WIDTHS), -2)) if low else wider
     dim = min(wider, narrower, key=lambda dim: abs(parameters(dim) - target))
-    if abs(parameters(dim) - target) > WITHIN * target:
+    if abs(parameters(dim) - target) > TOLERANCE * target:
         raise InputError(
             f"match_parameters {target:,} cannot be met: width {dim} has {parameters(dim):,} parameters, which is as "
             "near as it gets; give another number or another depth"
@@ -81,10 +83,10 @@ def matching_dim(parameters: Callable[[int], int], target: int) -> int:
 
 
 def flops(backbone: Backbone, length: int) -> float:
-    """Operations of a forward pass per token, two for each multiplication with its addition.
+    """Floating-point operations of a forward pass per token, two for each multiply-add.
 
-    Those of matrix products, convolutions and attention, at that length (attention over all pairs of steps); scans,
-    Fourier transforms and activations are not counted.
+    Matrix products, convolutions and attention are counted, at that length (attention over all pairs of steps); scans,
+    Fourier transforms and activations are not.
     """
     # Without values, and with kernels whose products the counter sees.
     weights = {name: tensor.to("meta") for name, tensor in [*backbone.named_parameters(), *backbone.named_buffers()]}
@@ -97,10 +99,10 @@ def flops(backbone: Backbone, length: int) -> float:
 
 
 def products(head: nn.Module) -> int:
-    """Operations of the matrix products of linear layers, for one row of their input."""
+    """Floating-point operations of the linear layers in ``head``, for one row of their input."""
     return sum(2 * p.numel() for p in head.parameters() if p.ndim == 2)
 
 
 def _rnn_flops(mode: str, x: Shape, state: list[Shape], weights: list[Shape], **_: object) -> int:
-    """Operations of ``nn.GRU`` or ``nn.LSTM``: every row of its two matrices meets every step."""
+    """Floating-point operations of ``nn.GRU`` or ``nn.LSTM``: the products of its two matrices at every step."""
     return 2 * x[0] * x[1] * sum(rows * columns for rows, columns in weights[:2])

@@ -1,4 +1,4 @@
-"""The attention mixer: what a Transformer mixes with."""
+"""The attention mixer, as in a Transformer."""
 
 import torch
 from torch import Tensor, nn
@@ -8,7 +8,7 @@ from minrnn_lightning.errors import InputError
 from minrnn_lightning.nn.mixers.base import Mixer, hidden_size, is_exporting
 from minrnn_lightning.ops.eager import state_dtype
 
-HEAD = 64  # channels of a head, where nothing else is said
+HEAD = 64  # channels of a head by default
 
 Cache = tuple[Tensor, Tensor, Tensor]
 
@@ -16,10 +16,10 @@ Cache = tuple[Tensor, Tensor, Tensor]
 class AttentionMixer(Mixer):
     """Causal multi-head attention with rotary positions; with the MLP of a block, a GPT.
 
-    The state is (keys, values, seen): the keys before their rotation and the values of the steps so far, (batch, steps,
-    kv_heads, channels of a head), and which of them the present sequence may see, bool (batch, steps). It grows with
-    every step; with a ``window`` it holds that many steps and stays as it is. Positions are counted from its start, so
-    that they never grow beyond it. Sources: attention https://arxiv.org/abs/1706.03762, rotary positions
+    The state is (keys, values, visible): the keys before their rotation and the values of the steps so far, (batch,
+    steps, kv_heads, channels of a head), and which of them belong to the current sequence, bool (batch, steps). It
+    grows with every step; with a ``window`` it holds that many steps and does not grow. Positions are counted from its
+    start, so that they never grow beyond it. Sources: attention https://arxiv.org/abs/1706.03762, rotary positions
     https://arxiv.org/abs/2104.09864, grouped queries https://arxiv.org/abs/2305.13245, the sliding window
     https://arxiv.org/abs/2004.05150.
 
@@ -28,7 +28,7 @@ class AttentionMixer(Mixer):
         expansion: Width of all heads together, per channel of the input.
         heads: Number of heads; if None, as many of at least 64 channels as divide the width, at least one.
         kv_heads: Number of heads of keys and values, each shared by heads / kv_heads queries; ``heads`` if None.
-        window: Steps that a step sees, its own among them; all before it if None.
+        window: Number of steps that a step attends to, including its own; all before it if None.
         dropout: Probability of dropping an attention weight, in training.
         bias: Whether the linear maps have a bias.
         base: Steps, over 2π, of the slowest rotation.
@@ -80,7 +80,7 @@ class AttentionMixer(Mixer):
         return y.squeeze(1), state
 
     def initial_state(self, batch_size: int) -> Cache:
-        """Nothing yet: no step, or a window of steps that are not seen."""
+        """No step, or a window of steps that are not visible."""
         steps = self.window or 0
         empty = self.out.weight.new_zeros(batch_size, steps, self.kv_heads, self.head_dim)
         return empty, empty, torch.zeros(batch_size, steps, dtype=torch.bool, device=empty.device)
@@ -93,7 +93,7 @@ class AttentionMixer(Mixer):
         past = state[0].shape[1]
         k, v = torch.cat([state[0].to(k.dtype), k], 1), torch.cat([state[1].to(v.dtype), v], 1)
         sequence = x.new_zeros(batch, length, dtype=torch.long) if reset is None else reset.cumsum(1)
-        sequence = torch.cat([state[2].long() - 1, sequence], 1)  # -1: never seen, 0: what the state belongs to
+        sequence = torch.cat([state[2].long() - 1, sequence], 1)  # -1: not visible, 0: the sequence of the state
         kept = 0 if self.window is None else length
         state = k[:, kept:], v[:, kept:], (sequence == sequence[:, -1:])[:, kept:]
         if block is None:
@@ -115,11 +115,11 @@ class AttentionMixer(Mixer):
                 of its steps.
         """
         queries, steps = q.shape[1], k.shape[1]
-        place = torch.arange(steps, device=q.device)
-        q, k = self._rotate(q, place[steps - queries :]), self._rotate(k, place)
+        position = torch.arange(steps, device=q.device)
+        q, k = self._rotate(q, position[steps - queries :]), self._rotate(k, position)
         mask = None
         if sequence is not None:
-            distance = place[steps - queries :, None] - place
+            distance = position[steps - queries :, None] - position
             near = (distance >= 0) & (distance < (self.window or steps))
             mask = (near & (sequence[:, steps - queries :, None] == sequence[:, None])).unsqueeze(1)
         y = F.scaled_dot_product_attention(
@@ -133,11 +133,11 @@ class AttentionMixer(Mixer):
         )
         return y.transpose(1, 2)
 
-    def _rotate(self, x: Tensor, place: Tensor) -> Tensor:
-        """Turn pairs of channels (i, i + half) by angles that grow with the place: products then see distances."""
+    def _rotate(self, x: Tensor, position: Tensor) -> Tensor:
+        """Turn pairs of channels (i, i + half) by angles proportional to the position: products depend on distances."""
         half = self.head_dim // 2
         rate = self.base ** (-torch.arange(half, dtype=state_dtype(x.dtype), device=x.device) / half)
-        angle = place[:, None, None] * rate
+        angle = position[:, None, None] * rate
         cos, sin = angle.cos().to(x.dtype), angle.sin().to(x.dtype)
         one, two = x.chunk(2, -1)
         return torch.cat([one * cos - two * sin, two * cos + one * sin], -1)

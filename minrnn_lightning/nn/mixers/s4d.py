@@ -68,8 +68,8 @@ class S4DMixer(Mixer):
         if reset is None:
             y, recent = _convolve(u, kernel), u
         else:
-            pieces, places = split_at_resets(u, reset)
-            y = _convolve(pieces, kernel)[places]
+            pieces, positions = split_at_resets(u, reset)
+            y = _convolve(pieces, kernel)[positions]
             resets = reset.cumsum(1).unsqueeze(2)
             recent = u.masked_fill(resets < resets[:, -1:], 0)  # what comes after the last one
         h = b * _final_sums(recent, powers)
@@ -107,7 +107,7 @@ def _powers(log_a: Tensor, length: int) -> tuple[Tensor, Tensor]:
 
     Their products are all powers below ``length``, which would take N times the memory of a sequence.
     """
-    blocks = (length + BLOCK - 1) // BLOCK + 1  # never 1, which torch.export tells from all other sizes
+    blocks = (length + BLOCK - 1) // BLOCK + 1  # never 1, which torch.export treats unlike all other sizes
     starts, steps = BLOCK * torch.arange(blocks, device=log_a.device), torch.arange(BLOCK, device=log_a.device)
     return torch.exp(log_a.unsqueeze(-1) * starts), torch.exp(log_a.unsqueeze(-1) * steps)
 
@@ -117,7 +117,7 @@ def _free_outputs(weights: Tensor, powers: tuple[Tensor, Tensor], length: int) -
     of_blocks, of_steps = powers
     outputs = torch.einsum("...hni,hnj->...hij", weights.unsqueeze(-1) * of_blocks, of_steps).real
     t = torch.arange(length, device=outputs.device)
-    return 2 * outputs[..., t // BLOCK, t % BLOCK]  # not a slice: torch.export could not tell that it fits
+    return 2 * outputs[..., t // BLOCK, t % BLOCK]  # not a slice: torch.export cannot prove that it fits
 
 
 def _final_sums(u: Tensor, powers: tuple[Tensor, Tensor]) -> Tensor:

@@ -1,4 +1,4 @@
-"""Sequences between resets, each as a row of its own."""
+"""Splits a batch of sequences at their resets."""
 
 import torch
 from torch import Tensor
@@ -13,11 +13,11 @@ def split_at_resets(x: Tensor, reset: Tensor) -> tuple[Tensor, tuple[Tensor, Ten
 
     Returns:
         The pieces as rows, (pieces, longest, dim), with zeros after their ends, and the row and column of each step,
-        (batch, length) both: indexing something shaped like the rows with them puts it back in the place of ``x``.
+        (batch, length) both: indexing rows with them restores the layout of ``x``.
     """
-    places = torch.arange(reset.shape[1], device=reset.device)
-    starts = reset | (places == 0)
+    positions = torch.arange(reset.shape[1], device=reset.device)
+    starts = reset | (positions == 0)
     row = starts.flatten().cumsum(0).view_as(starts) - 1
-    column = places - torch.where(starts, places, 0).cummax(1).values
+    column = positions - torch.where(starts, positions, 0).cummax(1).values
     rows = x.new_zeros(int(row[-1, -1]) + 1, int(column.max()) + 1, x.shape[2])
     return rows.index_put((row, column), x), (row, column)
