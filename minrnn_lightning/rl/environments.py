@@ -146,6 +146,3 @@ def step_env(env: Environment, action: np.ndarray) -> tuple[np.ndarray, float, b
     else:
         observation, reward, terminated, truncated, _ = env.step(int(action) + int(space.start))
     return observation, float(reward), terminated or truncated
-
-
-take = step_env  # the name that commands/benchmark/policy.py still uses

@@ -133,21 +133,21 @@ def search(env: Any, settings: Settings, seed: int) -> Iterator[tuple[LinearPoli
     for _ in range(settings.iterations):
         directions = random.standard_normal((settings.directions, *policy.weights.shape))
         trials: list[Trial] = []
-        scores, seen = np.empty((settings.directions, 2)), []
+        scores, observations = np.empty((settings.directions, 2)), []
         for row, direction in zip(scores, directions, strict=True):
             episode_seed = int(random.integers(2**31))
-            for way, sign in enumerate((1, -1)):
+            for column, sign in enumerate((1, -1)):
                 tried = policy._replace(weights=policy.weights + sign * settings.noise * direction)
                 episode = run_episode(env, tried, episode_seed)
                 trials.append(Trial(tried, episode_seed, float(episode.rewards.sum())))
-                row[way] = trials[-1].score - episode.survival
-                seen.append(episode.observations[:-1])
+                row[column] = trials[-1].score - episode.survival
+                observations.append(episode.observations[:-1])
         yield policy, trials
         best = np.argsort(-scores.max(axis=1), kind="stable")[: settings.top]
         gain = np.tensordot(scores[best, 0] - scores[best, 1], directions[best], axes=1)
         weights = policy.weights + settings.step / (settings.top * (scores[best].std() + 1e-8)) * gain
         # The moments of all observations so far, from those before and those of this iteration (Chan et al. 1979).
-        new = np.concatenate(seen)
+        new = np.concatenate(observations)
         shift, total = new.mean(axis=0) - policy.mean, count + len(new)
         squares = squares + np.square(new - new.mean(axis=0)).sum(axis=0) + shift**2 * count * len(new) / total
         mean, count = policy.mean + shift * len(new) / total, total

@@ -18,7 +18,7 @@ def cache(tmp_path, monkeypatch):
 
 @pytest.fixture
 def text_file(tmp_path):
-    """A file of 2,000 characters, 10 kinds of them: 1,800 to train with, 200 held out."""
+    """A file of 2,000 characters, 10 different ones: 1,800 to train with, 200 held out."""
     file = tmp_path / "text.txt"
     file.write_text("".join(random.Random(0).choices("abcdefgh \n", k=2000)))
     return file

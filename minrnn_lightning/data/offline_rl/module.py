@@ -153,7 +153,7 @@ class TrajectoryDataModule(BaseDataModule):
         return Steps(self.source.episodes)
 
     @cached_property
-    def parts(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    def splits(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
         """Indices of the training and of the held-out episodes, both in ascending order."""
         count = len(self.source.episodes.ends)
         held_out = min(max(1, round(self.val_fraction * count)), count - 1) if self.val_fraction else 0
@@ -163,7 +163,7 @@ class TrajectoryDataModule(BaseDataModule):
     @cached_property
     def moments(self) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation plus 1e-6 of the observations of the training steps."""
-        return moments(self.source.episodes, self.parts[0])
+        return moments(self.source.episodes, self.splits[0])
 
     @cached_property
     def bounds(self) -> tuple[Tensor, Tensor] | tuple[None, None]:
@@ -174,7 +174,7 @@ class TrajectoryDataModule(BaseDataModule):
     def train_dataloader(self) -> DataLoader[Any]:
         """The training stream, from the current position on."""
         rows: Dataset[TrajectoryBatch]
-        share = (self.steps, self.parts[0], self.length, self.batch_size)
+        share = (self.steps, self.splits[0], self.length, self.batch_size)
         if self.sampling == "windows":
             rows = RandomWindows(*share, self.steps_per_epoch, self.global_seed, *self.processes)
         else:
@@ -183,7 +183,7 @@ class TrajectoryDataModule(BaseDataModule):
 
     def val_dataloader(self) -> DataLoader[Any] | list[Any]:
         """The held-out episodes in order; empty where none is held out."""
-        _, held_out = self.parts
+        _, held_out = self.splits
         if not len(held_out):
             return []
         episodes = self.source.episodes

@@ -95,7 +95,7 @@ def test_bounds_of_known_environments(tmp_path):
 @pytest.mark.parametrize(("fraction", "count"), [(0.0, 0), (0.05, 1), (0.31, 3), (0.99, 9)])
 def test_held_out_episodes(file, monkeypatch, sampling, fraction, count):
     data = ready(file, sampling=sampling, val_fraction=fraction, length=8)
-    train, held_out = data.parts
+    train, held_out = data.splits
     assert sorted([*train, *held_out]) == list(range(10))
     assert len(held_out) == count
     spans = list(zip(np.cumsum(LENGTHS) - LENGTHS, np.cumsum(LENGTHS), strict=True))
@@ -111,7 +111,7 @@ def test_held_out_episodes(file, monkeypatch, sampling, fraction, count):
     if sampling == "episodes":
         assert sorted(seen(data.train_dataloader())) == [step for episode in train for step in range(*spans[episode])]
     monkeypatch.setenv("PL_GLOBAL_SEED", "5")
-    assert np.array_equal(ready(file, val_fraction=fraction).parts[1], held_out), "whatever the seed"
+    assert np.array_equal(ready(file, val_fraction=fraction).splits[1], held_out), "whatever the seed"
 
 
 def test_one_episode_is_trained_on(tmp_path, recorder, trainer):

@@ -112,7 +112,7 @@ def test_copies_in_both_parts_are_named(tmp_path, tokenizer):
 
 
 def test_where_the_held_out_part_begins_is_counted_in_characters(tmp_path):
-    """In bytes, of which b.txt and its copy have three times as many, b.txt begins in the training part both times."""
+    """In bytes, of which b.txt and its copy have three times as many, b.txt begins in the training split both times."""
     for name, contents in {"a": "a" * 100, "b": "日" * 100, "c": "日" * 100, "d": "d" * 97}.items():
         (tmp_path / f"{name}.txt").write_text(contents, encoding="utf-8")
     assert "c.txt equals" in copies(str(tmp_path), held_out=0.5)
