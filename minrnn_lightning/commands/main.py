@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from argparse import ArgumentError
 from importlib import import_module
@@ -76,6 +77,7 @@ def main(args: list[str] | None = None) -> None:
         stop_on_signals()
     try:
         keep_freed_memory()
+        _import_trusted()
         _run(list(sys.argv[1:] if args is None else args))
     except KeyboardInterrupt as stop:
         sys.exit(exit_code(stop))
@@ -91,6 +93,15 @@ def main(args: list[str] | None = None) -> None:
         if sentence is None:
             raise
         _fail(sentence, 2 if isinstance(error, ArgumentError) else 1)
+
+
+def _import_trusted() -> None:
+    """Import the modules in ``MINRNN_IMPORT``, whose mixers a checkpoint may then name."""
+    for name in filter(None, os.environ.get("MINRNN_IMPORT", "").split(",")):
+        try:
+            import_module(name)
+        except ModuleNotFoundError as error:
+            raise InputError(f"MINRNN_IMPORT names {name!r}, and there is no module {error.name}") from error
 
 
 def _run(args: list[str]) -> None:
