@@ -43,7 +43,7 @@ def linear_scan(
     """Run h_t = decay_t · h_{t-1} + update_t over the length, with a float32 state (float64 for float64 inputs).
 
     Values must be finite, and states within the range of their type: from the step on at which one is infinite, a
-    channel may be NaN where the mathematics gives an infinity.
+    channel may be NaN where the mathematics gives an infinity, and a later ``reset`` need not end it.
 
     Args:
         decay: What remains of the state at each step, (batch, length, dim).
@@ -81,8 +81,8 @@ def gated_scan(
     z = σ(gate) / (σ(gate) + σ(forget)). For the backward pass only the inputs and the output are kept.
 
     Candidates must be finite, and states within the range of their type: from the step on at which one is infinite, a
-    channel may be NaN where the mathematics gives an infinity (z · (c − h) is ∞ − ∞; a form that avoids it takes 3 %
-    longer). Gates may be infinite.
+    channel may be NaN where the mathematics gives an infinity, because z · (c − h) is then ∞ − ∞; a later ``reset`` need
+    not end it. Gates may be infinite.
 
     Args:
         gate: Logits of the update gate (minLSTM's input gate), (batch, length, dim).
