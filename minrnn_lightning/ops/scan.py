@@ -81,8 +81,8 @@ def gated_scan(
     z = σ(gate) / (σ(gate) + σ(forget)). For the backward pass only the inputs and the output are kept.
 
     Candidates must be finite, and states within the range of their type: from the step on at which one is infinite, a
-    channel may be NaN where the mathematics gives an infinity, because z · (c − h) is then ∞ − ∞; a later ``reset`` need
-    not end it. Gates may be infinite.
+    channel may be NaN where the mathematics gives an infinity, as z · (c − h) is ∞ − ∞, and a later ``reset`` need not
+    end it. Gates may be infinite.
 
     Args:
         gate: Logits of the update gate (minLSTM's input gate), (batch, length, dim).

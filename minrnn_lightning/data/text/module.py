@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import numpy.typing as npt
 from lightning.pytorch.utilities import rank_zero_warn
 from tokenizers import Tokenizer
 from torch import Tensor
@@ -174,6 +175,11 @@ class TextDataModule(BaseDataModule):
         """Map the tokenised text into memory and log which text it is."""
         self.splits = {file.stem: np.load(file, mmap_mode="r") for file in self.folder.glob("*.npy")}
         self.save_hyperparameters({"corpus": self.corpus})
+
+    @property
+    def parts(self) -> dict[str, list[dict[str, npt.NDArray[Any]]]]:
+        """The former name and form of ``splits``, for programs that read it: a row with the tokens of each."""
+        return {name: [{"tokens": tokens}] for name, tokens in self.splits.items()}
 
     def train_dataloader(self) -> DataLoader[Any]:
         """Shuffled windows of the training split, cut anew every epoch; batches that are not full are left out."""
