@@ -40,8 +40,8 @@ class InterruptibleCheckpoint(ModelCheckpoint):
 
     Ctrl-C ends the training after the step in progress and the validation that follows it, in all processes alike: an
     interrupt inside the optimizer would leave some weights updated and others not, and one before the validation would
-    leave that out of the curve. A second Ctrl-C ends it at once. SIGTERM and SIGHUP do the
-    same. While gradients are accumulated, which no checkpoint holds, it waits until they are used.
+    leave that out of the curve. A second Ctrl-C ends it at once. SIGTERM and SIGHUP do the same. While gradients are
+    accumulated, which no checkpoint holds, it waits until they are used.
 
     Args:
         minutes: Longest time between two checkpoints; 0 writes them at validations only. A model so large that writing

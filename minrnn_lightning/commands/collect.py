@@ -162,21 +162,25 @@ def _save(sets: dict[str, list[Episode]], environment: Any, storage: Path, noise
 
 def _report(sets: dict[str, list[Episode]], env: str) -> None:
     """Print the returns of each data set as a table."""
-    from rich.console import Console
-    from rich.table import Table
-
     from minrnn_lightning.data.offline_rl.d4rl import normalized_score
+    from minrnn_lightning.results import print_table
 
     versions = ", ".join(f"{package} {version(package)}" for package in ("gymnasium", "mujoco"))
-    table = Table(title=f"{env}, {versions}: self-generated linear-policy data", title_justify="left")
-    for head in ("", "episodes", "steps", "mean return", "least", "most", "score"):
-        table.add_column(head, justify="right" if head else "left")
+    cells = []
     for name, found in sets.items():
         returns, score = [episode.rewards.sum() for episode in found], normalized_score(env, mean_return(found))
         steps = sum(len(episode.rewards) for episode in found)
-        figures = [f"{value:,.1f}" for value in (np.mean(returns), min(returns), max(returns))]
-        table.add_row(name, f"{len(found):,}", f"{steps:,}", *figures, "" if score is None else f"{score:.1f}")
-    console = Console(width=120)
-    console.print(table)
+        cells.append(
+            {
+                "": name,
+                "episodes": f"{len(found):,}",
+                "steps": f"{steps:,}",
+                "mean return": f"{np.mean(returns):,.1f}",
+                "least": f"{min(returns):,.1f}",
+                "most": f"{max(returns):,.1f}",
+                "score": "" if score is None else f"{score:.1f}",
+            }
+        )
+    print_table(f"{env}, {versions}: self-generated linear-policy data", cells, width=120)
     if normalized_score(env, 0.0) is not None:
-        console.print("score: of the mean return, on D4RL's scale; not comparable with scores of D4RL's own simulator")
+        print("score: of the mean return, on D4RL's scale; not comparable with scores of D4RL's own simulator")

@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Sequence
-from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.table import Table
 
 from minrnn_lightning.data.extra import rl_module
 from minrnn_lightning.data.offline_rl.d4rl import normalized_score
 from minrnn_lightning.errors import InputError
-from minrnn_lightning.results import write_atomic, write_json, write_plot
+from minrnn_lightning.results import print_table, version, write_atomic, write_json, write_plot
 from minrnn_lightning.rl.environments import environment_of
 from minrnn_lightning.rl.rollout import Mode, RolloutResult, load_policy, rollout
 
@@ -142,30 +139,28 @@ def summary(results: Sequence[RolloutResult], env_id: str, mode: str) -> dict[st
                 "lengths": result.lengths,
             }
         )
-    versions = {name: _version(name) for name in PACKAGES}
+    versions = {name: version(name) for name in PACKAGES}
     return {"env_id": env_id, "mode": mode, "threads": torch.get_num_threads(), "versions": versions, "targets": rows}
 
 
 def show(result: dict[str, Any]) -> None:
     """Print the summary as a table, and what its scores mean."""
     env_id, rows = result["env_id"], result["targets"]
-    versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items() if version)
-    console = Console(width=120, highlight=False)
-    table = Table(title=f"{env_id}, {versions}, mode {result['mode']}", title_justify="left")
-    for head in ("target", "return", "least", "most", "D4RL score", "length", "episodes", "env steps/s"):
-        table.add_column(head, justify="right")
-    for row in rows:
-        table.add_row(
-            "" if row["target"] is None else f"{row['target']:,g}",
-            f"{row['return']:,.1f} ± {row['return_std']:,.1f}",
-            f"{min(row['returns']):,.1f}",
-            f"{max(row['returns']):,.1f}",
-            "" if row["score"] is None else f"{row['score']:.1f} ± {row['score_std']:.1f}",
-            f"{row['length']:,.0f}",
-            str(len(row["returns"])),
-            f"{row['steps_per_second']:,.0f}",
-        )
-    console.print(table)
+    versions = ", ".join(f"{name} {found}" for name, found in result["versions"].items() if found)
+    cells = [
+        {
+            "target": "" if row["target"] is None else f"{row['target']:,g}",
+            "return": f"{row['return']:,.1f} ± {row['return_std']:,.1f}",
+            "least": f"{min(row['returns']):,.1f}",
+            "most": f"{max(row['returns']):,.1f}",
+            "D4RL score": "" if row["score"] is None else f"{row['score']:.1f} ± {row['score_std']:.1f}",
+            "length": f"{row['length']:,.0f}",
+            "episodes": str(len(row["returns"])),
+            "env steps/s": f"{row['steps_per_second']:,.0f}",
+        }
+        for row in rows
+    ]
+    print_table(f"{env_id}, {versions}, mode {result['mode']}", cells, width=120)
     print("Mean ± standard deviation over the episodes; undiscounted returns of complete episodes.")
     if rows[0]["score"] is not None:
         print(
@@ -205,10 +200,3 @@ def write_video(result: RolloutResult, file: Path) -> None:
 
 def _deviation(values: Sequence[float]) -> float:
     return statistics.stdev(values) if len(values) > 1 else 0.0
-
-
-def _version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
