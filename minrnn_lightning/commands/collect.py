@@ -50,7 +50,7 @@ def collect(
         seed: Seed of the search and the episodes.
 
     Raises:
-        InputError: If an argument is out of range, the environment is unknown or unsuitable, or a data set exists.
+        InputError: An argument is out of range, the environment is unknown or unsuitable, or a data set exists.
     """
     for name, value in (("episodes", episodes), ("iterations", 1 if iterations is None else iterations)):
         if value < 1:
@@ -84,7 +84,7 @@ def make_environment(env: str) -> Any:
     """A Gymnasium environment that a linear policy can act in.
 
     Raises:
-        InputError: If it is unknown or its spaces are not vectors, or the extra ``rl`` is not installed.
+        InputError: It is unknown or its spaces are not vectors, or the extra ``rl`` is not installed.
     """
     environment = make(env, disable_env_checker=True)
     from gymnasium.spaces import Box

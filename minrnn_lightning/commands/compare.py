@@ -45,7 +45,7 @@ def compare(args: list[str]) -> None:
         args: The options of ``minrnn fit``, with a recipe, and those of ``_parse``.
 
     Raises:
-        InputError: If a mixer, a seed or a device is unknown, or an earlier run had other options; and when all runs
+        InputError: A mixer, a seed or a device is unknown, or an earlier run had other options; and when all runs
             have ended, if some of them failed.
     """
     options, args = _parse(args)
@@ -138,7 +138,7 @@ def _read_results(folder: Path, options: Namespace, args: list[str]) -> list[Res
     """The finished runs in a folder, with the best value of each.
 
     Raises:
-        InputError: If a file is not a result, or one with another metric or other options.
+        InputError: A file is not a result, or one with another metric or other options.
     """
     results: list[Result] = []
     for file in sorted(folder.glob("*-[0-9]*.json")):

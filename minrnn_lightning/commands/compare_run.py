@@ -38,7 +38,7 @@ class Run:
         concurrent: Number of runs at a time, which divide the cores of the CPU among them.
 
     Raises:
-        InputError: If the folder holds a run with other options.
+        InputError: The folder holds a run with other options.
     """
 
     def __init__(self, mixer: str, seed: int, args: list[str], runs: Path, device: str | None, concurrent: int) -> None:
@@ -85,7 +85,7 @@ class Run:
         """Results of the finished run: the learning curve of a metric, size, speed and memory.
 
         Raises:
-            InputError: If it failed, or did not log the metric.
+            InputError: It failed, or did not log the metric.
         """
         minutes = (time.perf_counter() - self.started) / 60
         if self.process.returncode:

@@ -32,7 +32,7 @@ def generate_command(
         stats: Print speed and memory to standard error every so many tokens; 0 for never.
 
     Raises:
-        InputError: If an option is out of range or the checkpoint cannot be used.
+        InputError: An option is out of range or the checkpoint cannot be used.
     """
     for name, size, least in (("batch", batch, 1), ("stats", stats, 0)):
         if size < least:

@@ -19,7 +19,7 @@ def call_function(function: Callable[..., None], name: str, args: list[str]) -> 
     """Call a function, the command ``name``, with the options in ``args`` as its parameters.
 
     Raises:
-        ArgumentError: If an option is unknown or its value has another type.
+        ArgumentError: An option is unknown or its value has another type.
     """
     from jsonargparse import ArgumentParser
 
@@ -136,7 +136,7 @@ def refuse_null(part: str, class_path: str, options: Mapping[str, Any]) -> None:
         options: Values for its parameters.
 
     Raises:
-        InputError: If a value is None where none is accepted.
+        InputError: A value is None where none is accepted.
     """
     owner = locate(class_path)
     if not isclass(owner):

@@ -27,7 +27,7 @@ def find_recipes(args: list[str]) -> list[str]:
         args: Arguments of the command line.
 
     Raises:
-        InputError: If there is neither such a file nor such a recipe.
+        InputError: There is neither such a file nor such a recipe.
     """
     found: list[str] = []
     for arg in args:

@@ -49,7 +49,7 @@ def rollout_command(
         video: A .gif or .mp4 file for the first episode of the first target.
 
     Raises:
-        InputError: If an option is out of range, the checkpoint or environment cannot be used, or a package is missing.
+        InputError: An option is out of range, the checkpoint or environment cannot be used, or a package is missing.
     """
     json_file = check_file("output", output, [".json"])
     histogram_file = check_file("histogram", histogram, [".png"])
@@ -88,7 +88,7 @@ def parse_targets(text: str) -> list[float | None]:
     """The numbers in ``3600`` or ``3600,1800``.
 
     Raises:
-        InputError: If one of them is not a number.
+        InputError: One of them is not a number.
     """
     try:
         return [float(number) for number in text.split(",")]
@@ -102,7 +102,7 @@ def check_file(option: str, name: str | None, endings: Sequence[str]) -> Path | 
     """The path of an output file.
 
     Raises:
-        InputError: If it has another ending, its folder does not exist, or a package that writes it is missing.
+        InputError: It has another ending, its folder does not exist, or a package that writes it is missing.
     """
     if name is None:
         return None
@@ -187,7 +187,7 @@ def write_video(result: RolloutResult, file: Path) -> None:
     """Write the images of an episode as .gif or .mp4.
 
     Raises:
-        InputError: If the encoder fails.
+        InputError: The encoder fails.
     """
     rate = result.frames_per_second
     options = {"duration": 1000 / rate, "loop": 0} if file.suffix == ".gif" else {"fps": rate}

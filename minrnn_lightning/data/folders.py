@@ -24,7 +24,7 @@ def digest(files: Iterable[Path]) -> str:
     """A checksum over the paths, sizes and modification times of files, where reading thousands of them would be slow.
 
     Raises:
-        FileNotFoundError: If one is missing.
+        FileNotFoundError: One is missing.
     """
     total = hashlib.sha256()
     for file in files:

@@ -51,7 +51,7 @@ class BaseDataModule(LightningDataModule, ABC):
             the user's cache folder ``~/.cache/minrnn_lightning``.
 
     Raises:
-        InputError: If a size is not positive or ``num_workers`` is negative.
+        InputError: A size is not positive or ``num_workers`` is negative.
     """
 
     def __init__(self, batch_size: int, length: int, num_workers: int = 0, data_dir: str | None = None) -> None:

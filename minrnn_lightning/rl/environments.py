@@ -26,7 +26,7 @@ def make(env_id: str, **options: Any) -> Environment:
     """A Gymnasium environment.
 
     Raises:
-        InputError: If Gymnasium or a package of the environment is missing, or the environment is unknown.
+        InputError: Gymnasium or a package of the environment is missing, or the environment is unknown.
     """
     from minrnn_lightning.data.extra import rl_module
 
@@ -52,7 +52,7 @@ def environment_of(task: PolicyTask, given: str | None = None) -> str | None:
         The name; None if it is unknown.
 
     Raises:
-        InputError: If no name is given, and that of the checkpoint or data set would import a module: the author of
+        InputError: No name is given, and that of the checkpoint or data set would import a module: the author of
             the file would decide which code runs here.
     """
     known = task.environment.get("env_id")
@@ -84,7 +84,7 @@ def check_spaces(task: PolicyTask, env: Environment, env_id: str) -> None:
     """Check the sizes of an environment against the policy's, and warn where its action bounds differ.
 
     Raises:
-        InputError: If the sizes differ, or the spaces are neither vectors nor discrete.
+        InputError: The sizes differ, or the spaces are neither vectors nor discrete.
     """
     from gymnasium import spaces
 

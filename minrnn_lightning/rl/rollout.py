@@ -48,7 +48,7 @@ def load_policy(path: str | Path) -> PolicyTask:
     """The trained policy of a checkpoint.
 
     Raises:
-        CheckpointError: If the file cannot be read, or holds another task.
+        CheckpointError: The file cannot be read, or holds another task.
     """
     return load_task(path, PolicyTask, "act in an environment")[0]
 
@@ -87,7 +87,7 @@ def rollout(
         A result for each target.
 
     Raises:
-        InputError: If an argument is out of range, or the environment is unknown or does not fit the policy.
+        InputError: An argument is out of range, or the environment is unknown or does not fit the policy.
     """
     for name, value in (("episodes", episodes), ("window", window), ("num_envs", num_envs)):
         if value < 1:

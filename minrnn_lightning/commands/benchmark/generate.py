@@ -60,7 +60,7 @@ def generate(
         compare: The generate.json of an earlier run; adds the ratio to it.
 
     Raises:
-        InputError: If a size is below 1, or a mixer or the device is unknown.
+        InputError: A size is below 1, or a mixer or the device is unknown.
     """
     mixers, contexts = parse_choice("mixer", mixer, MIXERS), parse_lengths(lengths)
     torch_device = parse_device(device)

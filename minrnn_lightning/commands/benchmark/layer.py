@@ -86,7 +86,7 @@ def layer(
         compare: The layer.json of an earlier run; adds the ratio to it.
 
     Raises:
-        InputError: If a size is below 1, or a layer or the device is unknown.
+        InputError: A size is below 1, or a layer or the device is unknown.
     """
     chosen, torch_device = parse_choice("layers", layers, LAYERS), parse_device(device)
     torch_dtype, sequence_lengths = getattr(torch, dtype), parse_lengths(lengths)

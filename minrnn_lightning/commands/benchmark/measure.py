@@ -158,7 +158,7 @@ def check_sizes(**sizes: int) -> None:
     """Refuse a size below 1.
 
     Raises:
-        InputError: If a size is below 1.
+        InputError: A size is below 1.
     """
     for name, size in sizes.items():
         if size < 1:
@@ -169,7 +169,7 @@ def parse_lengths(text: str) -> list[int]:
     """Read ``512``, ``512,2048`` or ``[512,2048]``.
 
     Raises:
-        InputError: If there is none, or one is not a whole number of at least 1.
+        InputError: There is none, or one is not a whole number of at least 1.
     """
     lengths = split_commas(text)
     if not lengths or not all(length.isdecimal() and int(length) for length in lengths):
@@ -181,7 +181,7 @@ def parse_choice(option: str, text: str, accepted: Mapping[str, object]) -> list
     """Read names separated by commas, each of them an accepted one; all of these for an empty text.
 
     Raises:
-        InputError: If one is not accepted.
+        InputError: A name is not accepted.
     """
     names = split_commas(text) or list(accepted)
     for name in names:
@@ -194,7 +194,7 @@ def parse_device(name: str) -> torch.device:
     """The device of that name.
 
     Raises:
-        InputError: If this machine does not have it.
+        InputError: This machine does not have it.
     """
     count = torch.cuda.device_count()
     try:

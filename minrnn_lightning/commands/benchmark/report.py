@@ -44,8 +44,8 @@ class Report:
         compare: JSON file of an earlier run; a column of the table has the ratio to it. None for no such column.
 
     Raises:
-        InputError: If the earlier file is not one of this benchmark.
-        OSError: If it cannot be read, or the folder cannot be made.
+        InputError: The earlier file is not one of this benchmark.
+        OSError: It cannot be read, or the folder cannot be made.
     """
 
     def __init__(

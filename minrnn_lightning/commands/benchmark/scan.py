@@ -58,7 +58,7 @@ def scan(
         compare: The scan.json of an earlier run; adds the ratio to it.
 
     Raises:
-        InputError: If a size is below 1 or the device is unknown.
+        InputError: A size is below 1 or the device is unknown.
     """
     torch_device, sequence_lengths = parse_device(device), parse_lengths(lengths)
     check_sizes(batch_size=batch_size, dim=dim, repeats=repeats)

@@ -42,8 +42,8 @@ class SequentialImageDataModule(LabelledDataModule):
             when missing; by default ``$MINRNN_DATA_DIR``, else ``~/.cache/minrnn_lightning``.
 
     Raises:
-        InputError: If a size is out of range, the archive is not the official one or scikit-learn is missing.
-        ConnectionError: If the archive is missing and cannot be fetched.
+        InputError: A size is out of range, the archive is not the official one or scikit-learn is missing.
+        ConnectionError: The archive is missing and cannot be fetched.
 
     Source: https://www.cs.toronto.edu/~kriz/cifar.html; https://archive.ics.uci.edu/dataset/80; the task is that of Tay
     et al. 2021, https://arxiv.org/abs/2011.04006.
@@ -94,7 +94,7 @@ class SequentialImageDataModule(LabelledDataModule):
         """CIFAR-10 out of its archive.
 
         Raises:
-            InputError: If the archive is damaged or not the official one.
+            InputError: The archive is damaged or not the official one.
         """
         records: dict[str, npt.NDArray[np.uint8]] = {}
         try:
@@ -119,7 +119,7 @@ class SequentialImageDataModule(LabelledDataModule):
         """The digits of scikit-learn, in an order that never changes.
 
         Raises:
-            InputError: If scikit-learn is missing.
+            InputError: The package scikit-learn is missing.
         """
         try:
             from sklearn.datasets import load_digits

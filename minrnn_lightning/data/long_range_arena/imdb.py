@@ -28,8 +28,8 @@ class IMDBDataModule(LabelledDataModule):
         data_dir: Folder of the data sets; by default ``$MINRNN_DATA_DIR``, else ``~/.cache/minrnn_lightning``.
 
     Raises:
-        InputError: If a size is out of range or a review is empty or not UTF-8.
-        FileNotFoundError: If the reviews are missing.
+        InputError: A size is out of range or a review is empty or not UTF-8.
+        FileNotFoundError: The reviews are missing.
 
     Source: Maas et al. 2011, https://ai.stanford.edu/~amaas/data/sentiment/; the task is that of Tay et al. 2021,
     https://arxiv.org/abs/2011.04006.
@@ -52,7 +52,7 @@ class IMDBDataModule(LabelledDataModule):
         """Labels and reviews of ``train`` or ``test``.
 
         Raises:
-            FileNotFoundError: If there is none of a label.
+            FileNotFoundError: There is none of a label.
         """
         found = []
         for label, name in enumerate(LABELS):
@@ -78,7 +78,7 @@ class IMDBDataModule(LabelledDataModule):
         """The reviews of ``train`` or ``test``.
 
         Raises:
-            InputError: If one is empty or not UTF-8.
+            InputError: One is empty or not UTF-8.
         """
         for label, file in self.files(split):
             review = file.read_bytes()

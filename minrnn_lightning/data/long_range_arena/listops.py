@@ -68,7 +68,7 @@ def expressions(
     """A chunk of random expressions of more than ``shortest`` and less than ``length`` tokens, with their values.
 
     Raises:
-        InputError: If such expressions are too rare.
+        InputError: Such expressions are too rare.
     """
     draw = random.Random(f"ListOps {seed} {chunk}")
     found: list[Example] = []
@@ -112,8 +112,8 @@ class ListOpsDataModule(LabelledDataModule):
         data_dir: Folder of the data sets; by default ``$MINRNN_DATA_DIR``, else ``~/.cache/minrnn_lightning``.
 
     Raises:
-        InputError: If a size is out of range, no expression has such a length, or a line of a file is damaged.
-        FileNotFoundError: If an official file is missing.
+        InputError: A size is out of range, no expression has such a length, or a line of a file is damaged.
+        FileNotFoundError: An official file is missing.
 
     Source: Nangia & Bowman 2018, https://arxiv.org/abs/1804.06028, in the version of Tay et al. 2021,
     https://arxiv.org/abs/2011.04006; https://github.com/google-research/long-range-arena.
@@ -192,7 +192,7 @@ class ListOpsDataModule(LabelledDataModule):
         """The expressions of an official file.
 
         Raises:
-            InputError: If a line is damaged or has too many tokens; the message names the line.
+            InputError: A line is damaged or has too many tokens; the message names the line.
         """
         number = {symbol: token for token, symbol in enumerate(SYMBOLS)}
         for location, (source, target) in read_tsv(file, columns=2, header=True):

@@ -100,7 +100,7 @@ class TrainingSequences(Dataset[LabelledBatch]):
         world_size: Number of processes.
 
     Raises:
-        InputError: If there are fewer examples than a batch takes.
+        InputError: There are fewer examples than a batch takes.
     """
 
     def __init__(self, split: Split, batch_size: int, seed: int = 0, rank: int = 0, world_size: int = 1) -> None:
@@ -148,7 +148,7 @@ class HeldOutSequences(Dataset[LabelledBatch]):
         world_size: Number of processes.
 
     Raises:
-        InputError: If there are fewer examples than processes.
+        InputError: There are fewer examples than processes.
     """
 
     def __init__(self, split: Split, batch_size: int, rank: int = 0, world_size: int = 1) -> None:
@@ -185,7 +185,7 @@ class LabelledDataModule(BaseDataModule):
         """What the examples depend on, as plain values: files read before are found by it.
 
         Raises:
-            FileNotFoundError: If the files to read from are missing.
+            FileNotFoundError: The files to read from are missing.
         """
 
     @abstractmethod

@@ -40,8 +40,8 @@ class PathfinderDataModule(LabelledDataModule):
         data_dir: Folder of the data sets; by default ``$MINRNN_DATA_DIR``, else ``~/.cache/minrnn_lightning``.
 
     Raises:
-        InputError: If a size is out of range or a file is damaged.
-        FileNotFoundError: If the files are missing.
+        InputError: A size is out of range or a file is damaged.
+        FileNotFoundError: The files are missing.
 
     Source: Linsley et al. 2018, https://arxiv.org/abs/1805.08315, in the version of Tay et al. 2021,
     https://arxiv.org/abs/2011.04006; https://github.com/google-research/long-range-arena.
@@ -97,7 +97,7 @@ class PathfinderDataModule(LabelledDataModule):
         """Image and label of every line of the metadata, which are text despite their name.
 
         Raises:
-            InputError: If a line is damaged; the message names it.
+            InputError: A line is damaged; the message names it.
         """
         for file in self.lists():
             for number, line in enumerate(file.read_bytes().decode("ascii", "replace").splitlines(), 1):
@@ -112,7 +112,7 @@ class PathfinderDataModule(LabelledDataModule):
         """The images of a split.
 
         Raises:
-            InputError: If one is damaged or of another size.
+            InputError: One is damaged or of another size.
         """
         for file, label in listed:
             if not file.stat().st_size:
@@ -125,7 +125,7 @@ def read_png(file: Path, side: int) -> npt.NDArray[np.uint8]:
     """Pixels (side, side) of a square PNG image with 8 bits of grey, which all images of Pathfinder are.
 
     Raises:
-        InputError: If the file is damaged or holds another image.
+        InputError: The file is damaged or holds another image.
     """
     content = file.read_bytes()
     # Pillow's mode L also stands for fewer bits of grey. The size is checked before anything is decoded.

@@ -30,8 +30,8 @@ class RetrievalDataModule(LabelledDataModule):
         data_dir: Folder of the data sets; by default ``$MINRNN_DATA_DIR``, else ``~/.cache/minrnn_lightning``.
 
     Raises:
-        InputError: If a size is out of range or a line of a file is damaged.
-        FileNotFoundError: If a file is missing.
+        InputError: A size is out of range or a line of a file is damaged.
+        FileNotFoundError: A file is missing.
 
     Source: Tay et al. 2021, https://arxiv.org/abs/2011.04006; https://github.com/google-research/long-range-arena.
     """
@@ -62,7 +62,7 @@ class RetrievalDataModule(LabelledDataModule):
         """The pairs of a file; an empty text counts as one zero byte.
 
         Raises:
-            InputError: If a line is damaged; the message names it.
+            InputError: A line is damaged; the message names it.
         """
         for location, (label, _, _, *texts) in read_tsv(file, columns=5):
             if label not in ("0", "1", "0.0", "1.0"):

@@ -18,7 +18,7 @@ def read_tsv(file: Path, columns: int, header: bool = False) -> Iterator[tuple[s
         header: Whether the first line holds names instead of data.
 
     Raises:
-        InputError: If a line is cut short or not UTF-8, or there is none; the message names the line.
+        InputError: A line is cut short or not UTF-8, or there is none; the message names the line.
     """
     number = 0
     with file.open("rb") as lines:
@@ -47,7 +47,7 @@ def file_keys(files: Iterable[Path], advice: str) -> list[Any]:
     """Path, size and modification time of each file, by which a changed file is detected.
 
     Raises:
-        FileNotFoundError: If one is missing; the message ends with the advice.
+        FileNotFoundError: One is missing; the message ends with the advice.
     """
     keys = []
     for file in files:

@@ -23,7 +23,7 @@ def read_hdf5(file: Path, required: Sequence[str], optional: Sequence[str] = ())
     """Arrays of an HDF5 file by name; of the optional ones those that are there.
 
     Raises:
-        InputError: If h5py is missing, the file is damaged, a required array is missing, or a part of it is stored in
+        InputError: The package h5py is missing, the file is damaged, a required array is missing, or a part of it is stored in
             another file.
     """
     h5py = rl_module("h5py")
@@ -50,7 +50,7 @@ def refuse_other_files(file: Path, group: Any) -> None:
         group: The file as h5py has opened it.
 
     Raises:
-        InputError: If a part is stored elsewhere; the message names it.
+        InputError: A part is stored elsewhere; the message names it.
     """
     h5d, h5l, h5o = (rl_module(f"h5py.{name}") for name in ("h5d", "h5l", "h5o"))  # several times as fast as h5py.Group
 
@@ -81,7 +81,7 @@ def read_npz(file: Path) -> dict[str, Array]:
     """The arrays of an episode in a NumPy file by name; pickled objects are refused, so that no code is run.
 
     Raises:
-        InputError: If the file is damaged or holds Python objects.
+        InputError: The file is damaged or holds Python objects.
     """
     try:
         with np.load(file, allow_pickle=False) as arrays:

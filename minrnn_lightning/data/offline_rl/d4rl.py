@@ -82,7 +82,7 @@ class D4RLFile(Source):
         """The episodes, each ended by a terminal state or a timeout; the steps after the last end are dropped.
 
         Raises:
-            InputError: If the file is damaged, or has other arrays.
+            InputError: The file is damaged, or has other arrays.
         """
         arrays = read_hdf5(self.file, (*ARRAYS, "terminals", "timeouts"))
         over = arrays["terminals"].astype(bool)
@@ -139,8 +139,8 @@ class D4RLSet(Source):
         """Download the file where it is missing.
 
         Raises:
-            FileNotFoundError: If it is missing and has no known checksum.
-            ConnectionError: If it is missing and cannot be fetched.
+            FileNotFoundError: It is missing and has no known checksum.
+            ConnectionError: It is missing and cannot be fetched.
         """
         if self.files():
             return
@@ -162,7 +162,7 @@ class D4RLSet(Source):
         """The episodes of the file or files.
 
         Raises:
-            FileNotFoundError: If there are none.
+            FileNotFoundError: There are none.
         """
         files = self.files()
         if not files:

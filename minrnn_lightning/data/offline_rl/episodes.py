@@ -113,7 +113,7 @@ class EpisodeFolder(Source):
         folder: The folder.
 
     Raises:
-        FileNotFoundError: If it holds no such file.
+        FileNotFoundError: It holds no such file.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -128,7 +128,7 @@ class EpisodeFolder(Source):
         """The episodes of all files.
 
         Raises:
-            InputError: If a file is damaged, lacks an array or does not hold exactly one episode.
+            InputError: A file is damaged, lacks an array or does not hold exactly one episode.
         """
         return concatenate(map(self._episode, self.files), str(self.folder))
 
@@ -158,7 +158,7 @@ def make_episodes(
         others: Further arrays that must have the same number of steps.
 
     Raises:
-        InputError: If the arrays do not belong together, a number is not finite, or there is no complete episode.
+        InputError: The arrays do not belong together, a number is not finite, or there is no complete episode.
     """
     arrays = {"observations": observations, "actions": actions, "rewards": rewards, **others}
     if len({len(array) if array.ndim else -1 for array in arrays.values()}) > 1:
@@ -200,7 +200,7 @@ def concatenate(parts: Iterable[EpisodeArrays], where: str) -> EpisodeArrays:
     """Concatenate sets of episodes.
 
     Raises:
-        InputError: If there are none, or their observations or actions differ in size or dtype.
+        InputError: There are none, or their observations or actions differ in size or dtype.
     """
     parts = list(parts)
     if not parts:

@@ -67,7 +67,7 @@ class MinariSet(Source):
         """Download the data set where it is missing.
 
         Raises:
-            FileNotFoundError: If it is missing and cannot be fetched.
+            FileNotFoundError: It is missing and cannot be fetched.
         """
         if self.folder:
             return
@@ -87,8 +87,8 @@ class MinariSet(Source):
         """Minari's own view of the data set.
 
         Raises:
-            FileNotFoundError: If it is missing.
-            InputError: If it is damaged, would run code or read other files, or has observations or actions that this
+            FileNotFoundError: It is missing.
+            InputError: It is damaged, would run code or read other files, or has observations or actions that this
                 package does not support.
         """
         if self.folder is None:
@@ -149,7 +149,7 @@ class MinariSet(Source):
         """The episodes, without the observation that follows the last step of each.
 
         Raises:
-            InputError: If the data set is damaged.
+            InputError: The data set is damaged.
         """
         return concatenate(self._episodes(), str(self.folder))
 
@@ -173,7 +173,7 @@ def check(folder: Path) -> None:
     """Refuse a data set with which Minari would run code or read other files of this machine.
 
     Raises:
-        InputError: If it is such a data set, or its metadata are damaged.
+        InputError: It is such a data set, or its metadata are damaged.
     """
     try:
         about = json.loads((folder / METADATA).read_bytes())

@@ -64,9 +64,9 @@ class TrajectoryDataModule(BaseDataModule):
         data_dir: Folder of the data sets; by default ``$MINRNN_DATA_DIR``, else ``~/.cache/minrnn_lightning``.
 
     Raises:
-        InputError: If a size is out of range, the data set unknown or damaged, or the extra ``rl`` not installed.
-        FileNotFoundError: If the data set is missing.
-        ConnectionError: If it is missing and cannot be fetched.
+        InputError: A size is out of range, the data set unknown or damaged, or the extra ``rl`` not installed.
+        FileNotFoundError: The data set is missing.
+        ConnectionError: It is missing and cannot be fetched.
 
     Source: Fu et al. 2020, https://arxiv.org/abs/2004.07219; Minari, https://minari.farama.org; the sampling of windows
     is that of Chen et al. 2021, https://arxiv.org/abs/2106.01345, except that the padding is at the end here.
@@ -125,7 +125,7 @@ class TrajectoryDataModule(BaseDataModule):
         """Read the episodes.
 
         Raises:
-            InputError: If they have other sizes than the environment, or discrete actions that it does not have.
+            InputError: They have other sizes than the environment, or discrete actions that it does not have.
         """
         episodes = self.source.episodes
         size = self.output_size if episodes.discrete else episodes.actions.shape[1]
@@ -204,8 +204,8 @@ def find_source(dataset: str, data_dir: Path) -> Source:
         data_dir: Folder of the data sets.
 
     Raises:
-        InputError: If it is neither.
-        FileNotFoundError: If it looks like a path that does not exist.
+        InputError: It is neither.
+        FileNotFoundError: It looks like a path that does not exist.
     """
     path = Path(dataset).expanduser()
     if path.is_file():

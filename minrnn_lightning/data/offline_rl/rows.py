@@ -127,7 +127,7 @@ class PackedEpisodes(Dataset[TrajectoryBatch]):
         world_size: Number of processes.
 
     Raises:
-        InputError: If there are fewer rows than processes.
+        InputError: There are fewer rows than processes.
     """
 
     def __init__(
@@ -179,7 +179,7 @@ class HeldOutRows(Dataset[TrajectoryBatch]):
         world_size: Number of processes.
 
     Raises:
-        InputError: If there are fewer rows than processes.
+        InputError: There are fewer rows than processes.
     """
 
     def __init__(self, steps: Steps, index: Integers, batch_size: int, rank: int = 0, world_size: int = 1) -> None:
@@ -198,7 +198,7 @@ def _check_number(rows: int, world_size: int) -> None:
     """Refuse fewer rows than processes.
 
     Raises:
-        InputError: If there are fewer rows than processes.
+        InputError: There are fewer rows than processes.
     """
     if rows < world_size:
         raise InputError(f"There are {rows} rows of steps, too few for {world_size} processes; lower length")

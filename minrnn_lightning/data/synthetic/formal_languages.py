@@ -42,7 +42,7 @@ class FormalLanguageDataModule(GeneratedDataModule):
         num_workers: Worker processes that prepare batches; 0 prepares them in the training process.
 
     Raises:
-        InputError: If there is no such task in the encoding, or a size is out of range.
+        InputError: There is no such task in the encoding, or a size is out of range.
 
     Source: Delétang et al. 2023, https://arxiv.org/abs/2207.02098; Beck et al. 2024, https://arxiv.org/abs/2405.04517;
     https://github.com/BorealisAI/minRNNs.

@@ -81,7 +81,7 @@ class HeldOutExamples(Dataset[AnswerBatch]):
         world_size: Number of processes.
 
     Raises:
-        InputError: If a batch has fewer examples than there are processes.
+        InputError: A batch has fewer examples than there are processes.
     """
 
     def __init__(
@@ -119,7 +119,7 @@ class GeneratedDataModule(BaseDataModule):
         mixed: Draw the length of every training example by itself.
 
     Raises:
-        InputError: If a size or a length is out of range.
+        InputError: A size or a length is out of range.
     """
 
     def __init__(
@@ -167,7 +167,7 @@ class GeneratedDataModule(BaseDataModule):
         """Refuse a length that the rule cannot generate.
 
         Raises:
-            InputError: If it is too short.
+            InputError: It is too short.
         """
         if length < 1:
             raise InputError(f"A length must be at least 1, got {length}")

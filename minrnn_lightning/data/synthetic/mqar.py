@@ -64,7 +64,7 @@ class MQARDataModule(RecallDataModule):
         num_workers: Worker processes that prepare batches; 0 prepares them in the training process.
 
     Raises:
-        InputError: If a size is out of range, a length too short or the vocabulary too small for the pairs.
+        InputError: A size is out of range, a length too short or the vocabulary too small for the pairs.
 
     Source: Arora et al. 2023, https://arxiv.org/abs/2312.04927; https://github.com/HazyResearch/zoology.
     """

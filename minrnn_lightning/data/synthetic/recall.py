@@ -112,7 +112,7 @@ class InductionHeadsDataModule(RecallDataModule):
         num_workers: Worker processes that prepare batches; 0 prepares them in the training process.
 
     Raises:
-        InputError: If a size is out of range.
+        InputError: A size is out of range.
 
     Source: section E.1 of Gu & Dao 2023, https://arxiv.org/abs/2312.00752; https://github.com/HazyResearch/safari.
     """
@@ -164,7 +164,7 @@ class AssociativeRecallDataModule(RecallDataModule):
         num_workers: Worker processes that prepare batches; 0 prepares them in the training process.
 
     Raises:
-        InputError: If a size is out of range, or a length odd.
+        InputError: A size is out of range, or a length odd.
 
     Source: Fu et al. 2023, https://arxiv.org/abs/2212.14052; https://github.com/HazyResearch/safari.
     """

@@ -49,7 +49,7 @@ class SelectiveCopyingDataModule(RecallDataModule):
         num_workers: Worker processes that prepare batches; 0 prepares them in the training process.
 
     Raises:
-        InputError: If a size is out of range, or a length has no room for the data tokens.
+        InputError: A size is out of range, or a length has no room for the data tokens.
 
     Source: section E.1 of Gu & Dao 2023, https://arxiv.org/abs/2312.00752; after Arjovsky et al. 2016,
     https://arxiv.org/abs/1511.06464.

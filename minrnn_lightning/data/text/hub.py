@@ -27,8 +27,8 @@ def load_splits(name: str, subset: str | None, column: str) -> dict[str, Any]:
         column: Column of the text.
 
     Raises:
-        FileNotFoundError: If the Hub does not give the data set.
-        InputError: If there is no training split, or a split has no such column.
+        FileNotFoundError: The Hub does not give the data set.
+        InputError: There is no training split, or a split has no such column.
     """
     import datasets  # takes 0.7 s, so only once it is needed
 
@@ -58,7 +58,7 @@ def read_texts(name: str, splits: dict[str, Any], column: str) -> dict[str, str]
         column: Column of the text.
 
     Raises:
-        InputError: If the column holds something else than text.
+        InputError: The column holds something else than text.
     """
     texts, known = {}, set[str]()
     for split, table in splits.items():

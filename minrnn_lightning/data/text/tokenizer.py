@@ -39,7 +39,7 @@ def encode(tokenizer: Tokenizer, text: str) -> list[int]:
     """The numbers of the text's tokens; ``tokenizer.decode`` gives the text back.
 
     Raises:
-        InputError: If characters are outside the vocabulary; the message names them.
+        InputError: Characters are outside the vocabulary; the message names them.
     """
     return list(tokens(tokenizer, text))
 

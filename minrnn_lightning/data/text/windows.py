@@ -58,7 +58,7 @@ class TrainingWindows(TokenWindows):
         world_size: Number of processes.
 
     Raises:
-        InputError: If the split is too short for one batch.
+        InputError: The split is too short for one batch.
     """
 
     def __init__(
@@ -108,7 +108,7 @@ class HeldOutWindows(TokenWindows):
         world_size: Number of processes.
 
     Raises:
-        InputError: If the split has fewer windows than there are processes.
+        InputError: The split has fewer windows than there are processes.
     """
 
     def __init__(self, tokens: Tokens, length: int, batch_size: int, rank: int = 0, world_size: int = 1) -> None:
