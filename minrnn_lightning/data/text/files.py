@@ -6,8 +6,11 @@ import codecs
 import fnmatch
 import glob
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from itertools import accumulate
 from pathlib import Path
+
+from lightning.pytorch.utilities import rank_zero_warn
 
 from minrnn_lightning.errors import InputError
 
@@ -110,6 +113,36 @@ def decode_utf8(raw: bytes, source: str | list[str] | Path) -> str:
             return text
         wrong = f"a zero byte at position {raw.index(0)}"
     raise InputError(f"{source} is not text in UTF-8 ({wrong}); convert it, or use tokenizer=byte")
+
+
+def warn_of_copies(contents: dict[Path, bytes], lengths: Sequence[int], cut: int, end: int) -> None:
+    """Warn about files in the held-out split that the training split has a copy of.
+
+    Args:
+        contents: The files in order, which are joined by newlines.
+        lengths: The length of each.
+        cut: Where the held-out split begins in the joined text, in the unit of the lengths.
+        end: Where it ends.
+    """
+    copies: dict[bytes, list[Path]] = {}
+    for file, content in contents.items():
+        copies.setdefault(content, []).append(file)
+    if len(copies) == len(contents):
+        return
+    starts = dict(zip(contents, accumulate((length + 1 for length in lengths), initial=0), strict=False))
+    ends = {file: starts[file] + length for file, length in zip(contents, lengths, strict=True)}
+    pairs = []
+    for content, files in copies.items():
+        trained = [file for file in files if starts[file] < cut]
+        held_out = [file for file in files if starts[file] < end and ends[file] > cut]
+        pairs += [(trained[0], file) for file in held_out if trained and file != trained[0] and content.strip()]
+    if pairs:
+        named = "; ".join(f"{held_out} equals {trained}" for trained, held_out in pairs[:10])
+        more = f" and {len(pairs) - 10} more" if pairs[10:] else ""
+        rank_zero_warn(
+            f"The held-out split has copies of files of the training split ({named}{more}), so its loss is too "
+            "low; leave the copies out."
+        )
 
 
 # Of UTF-32 first, whose mark begins with that of UTF-16.

@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader
 
 from minrnn_lightning.data.download import atomic_folder
 from minrnn_lightning.data.module import BaseDataModule, writable
-from minrnn_lightning.data.text.files import decode_utf8, local_files, path_entries
+from minrnn_lightning.data.text.files import decode_utf8, local_files, path_entries, warn_of_copies
 from minrnn_lightning.data.text.hub import hub_name, load_splits, read_texts
 from minrnn_lightning.data.text.tokenizer import (
     bpe_tokenizer,
@@ -31,6 +31,7 @@ from minrnn_lightning.data.text.tokenizer import (
 from minrnn_lightning.data.text.windows import HeldOutWindows, TrainingWindows
 from minrnn_lightning.errors import InputError
 
+_TUNING_SHARE = 0.1  # of the training text, for validation while settings are chosen
 _FORMAT = 2  # increased whenever the format of the cached files changes, so that older ones are not read
 
 
@@ -63,6 +64,9 @@ class TextDataModule(BaseDataModule):
         held_out: Share of the text, its end, for validation and test, where a Hub data set has no such splits itself.
         subset: Configuration of the Hub data set.
         column: Column of the Hub data set that holds the text.
+        tuning: Train on the first nine tenths of the training text and validate on its last tenth, to choose settings
+            without the held-out split, which takes no part then: not in vocabulary, validation or test, which is
+            refused.
 
     Raises:
         InputError: If a size is out of range, ``path`` is empty, or a text is empty, not UTF-8 or too short.
@@ -81,6 +85,7 @@ class TextDataModule(BaseDataModule):
         held_out: float = 0.1,
         subset: str | None = None,
         column: str = "text",
+        tuning: bool = False,
     ) -> None:
         super().__init__(batch_size, length, num_workers, data_dir)
         if tokenizer not in ("char", "byte", "bpe"):
@@ -96,6 +101,7 @@ class TextDataModule(BaseDataModule):
         self.held_out = float(held_out)  # plain, as part of the key of the tokenised text
         self.subset = subset
         self.column = column
+        self.tuning = bool(tuning)
         self._warned_of_copies = False
 
     @property
@@ -138,7 +144,9 @@ class TextDataModule(BaseDataModule):
     def folder(self) -> Path:
         """Where the tokenised text is kept: below ``data_dir``, or in the user's cache where that is read-only."""
         vocab_size = self.vocab_size if self.vocabulary == "bpe" else None
-        key = json.dumps([_FORMAT, self.checksum, self.vocabulary, vocab_size, self.held_out])
+        key = json.dumps(
+            [_FORMAT, self.checksum, self.vocabulary, vocab_size, self.held_out, *["tuning"] * self.tuning]
+        )
         return writable(self.data_dir) / "tokens" / hashlib.sha256(key.encode()).hexdigest()[:16]
 
     def prepare_data(self) -> None:
@@ -192,7 +200,16 @@ class TextDataModule(BaseDataModule):
         return self._held_out("validation")
 
     def test_dataloader(self) -> DataLoader[Any]:
-        """The windows of the test split in order; it is the validation split if there is no other."""
+        """The windows of the test split in order; it is the validation split if there is no other.
+
+        Raises:
+            InputError: With ``tuning``, which keeps the held-out split for the time after all choices.
+        """
+        if self.tuning:
+            raise InputError(
+                "tuning must be false for test and predict: with it, the held-out text is not read; leave it out, or "
+                "use validate"
+            )
         return self._held_out("test" if "test" in self.splits else "validation")
 
     def _held_out(self, name: str) -> DataLoader[Any]:
@@ -218,7 +235,7 @@ class TextDataModule(BaseDataModule):
             rank_zero_warn(f"The checkpoint was trained on another text ({state_dict['corpus']}) than {self.corpus}.")
 
     def texts(self) -> dict[str, str]:
-        """The splits of the text: ``train``, ``validation`` and perhaps ``test``.
+        """The splits of the text: ``train``, ``validation`` and perhaps ``test``; with ``tuning`` the first two.
 
         For the byte vocabulary one character stands for one byte.
 
@@ -235,14 +252,8 @@ class TextDataModule(BaseDataModule):
         if not texts["train"]:
             raise InputError(f"{self.path} is empty; give a file with text")
         if "validation" not in texts:
-            text = texts["train"]
-            cut = self._cut(len(text))
-            texts |= {"train": text[:cut], "validation": text[cut:]}
-        return texts
-
-    def _cut(self, length: int) -> int:
-        """Where the held-out split begins in a text of that length, in characters, or in bytes with ``byte``."""
-        return int((1 - self.held_out) * length)
+            texts |= _cut(texts["train"], self.held_out)
+        return _cut(texts["train"], _TUNING_SHARE) if self.tuning else texts
 
     def _decode(self, raw: bytes) -> str:
         """The files as text; if one is not in UTF-8, it is named, with the position in it."""
@@ -264,29 +275,24 @@ class TextDataModule(BaseDataModule):
             contents = {file: content.removeprefix(codecs.BOM_UTF8) for file, content in contents.items()}
         if not self._warned_of_copies:
             self._warned_of_copies = True
-            self._warn_of_copies(contents)
+            lengths = [
+                len(content) if self.vocabulary == "byte" else count_characters(content)
+                for content in contents.values()
+            ]
+            end = sum(lengths) + len(lengths) - 1  # with a newline between them
+            cut = _position(end, self.held_out)
+            if self.tuning:
+                cut, end = _position(cut, _TUNING_SHARE), cut
+            warn_of_copies(contents, lengths, cut, end)
         return b"\n".join(contents.values())
 
-    def _warn_of_copies(self, contents: dict[Path, bytes]) -> None:
-        """Warn about files in the held-out split that the training split has a copy of."""
-        copies: dict[bytes, list[Path]] = {}
-        for file, content in contents.items():
-            copies.setdefault(content, []).append(file)
-        if len(copies) == len(contents):
-            return
-        count = len if self.vocabulary == "byte" else count_characters
-        lengths = {file: count(content) for file, content in contents.items()}
-        cut = self._cut(sum(lengths.values()) + len(lengths) - 1)
-        starts = dict(zip(lengths, np.cumsum([0, *(length + 1 for length in lengths.values())]), strict=False))
-        pairs = []
-        for content, files in copies.items():
-            trained = [file for file in files if starts[file] < cut]
-            held_out = [file for file in files if starts[file] + lengths[file] > cut]
-            pairs += [(trained[0], file) for file in held_out if trained and file != trained[0] and content.strip()]
-        if pairs:
-            named = "; ".join(f"{held_out} equals {trained}" for trained, held_out in pairs[:10])
-            more = f" and {len(pairs) - 10} more" if pairs[10:] else ""
-            rank_zero_warn(
-                f"The held-out split has copies of files of the training split ({named}{more}), so its loss is too "
-                "low; leave the copies out."
-            )
+
+def _position(length: int, share: float) -> int:
+    """Where the last share of a text of that length begins, in characters, or in bytes with ``byte``."""
+    return int((1 - share) * length)
+
+
+def _cut(text: str, share: float) -> dict[str, str]:
+    """A text without its last share, and that share."""
+    cut = _position(len(text), share)
+    return {"train": text[:cut], "validation": text[cut:]}

@@ -38,6 +38,8 @@ class ShakespeareDataModule(TextDataModule):
         length: Characters in a window.
         num_workers: Worker processes that prepare batches; 0 prepares them in the training process.
         data_dir: Folder of the data sets; by default ``$MINRNN_DATA_DIR``, else ``~/.cache/minrnn_lightning``.
+        tuning: Train on the first nine tenths of the training text and validate on its last tenth, to choose settings
+            without the held-out split, which takes no part then; the test is refused.
 
     Raises:
         InputError: If a size is out of range, a checksum is wrong or the text is too short for a batch.
@@ -47,9 +49,16 @@ class ShakespeareDataModule(TextDataModule):
     """
 
     def __init__(
-        self, batch_size: int = 64, length: int = 256, num_workers: int = 0, data_dir: str | None = None
+        self,
+        batch_size: int = 64,
+        length: int = 256,
+        num_workers: int = 0,
+        data_dir: str | None = None,
+        tuning: bool = False,
     ) -> None:
-        super().__init__(FILE, batch_size=batch_size, length=length, num_workers=num_workers, data_dir=data_dir)
+        super().__init__(
+            FILE, batch_size=batch_size, length=length, num_workers=num_workers, data_dir=data_dir, tuning=tuning
+        )
         folder = writable(self.data_dir)
         self.canonical = next((file for file in (self.data_dir / FILE, folder / FILE) if file.is_file()), folder / FILE)
         self.plays = folder / "shakespeare-plays" / "input.txt"

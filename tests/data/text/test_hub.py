@@ -33,6 +33,16 @@ def test_hub(hub, tokenizer):
     assert len(data.test_dataloader().dataset.batches[0]) == 2
 
 
+@pytest.mark.parametrize("tokenizer", ["char", "byte", "bpe"])
+def test_tuning_on_a_hub_data_set_without_validation_split(hub, tokenizer):
+    data = prepared("owner/name-1.0", tokenizer=tokenizer, subset="small", vocab_size=257, tuning=True)
+    text = "\n".join(["first document", "second"] * 20)
+    end = int(0.9 * len(text))
+    cut = int(0.9 * end)
+    assert sorted(data.splits) == ["train", "validation"]
+    assert (text_of(data, "train"), text_of(data, "validation")) == (text[:cut], text[cut:end])
+
+
 def test_bad_hub(hub, text_file, monkeypatch):
     with pytest.raises(FileNotFoundError, match=r"^other/name is neither a file here nor .* \(no such data set\)$"):
         TextDataModule("other/name").input_size  # noqa: B018
@@ -68,6 +78,13 @@ def test_hub_column_that_is_no_text(monkeypatch, rows, kind):
         match=rf"^The column text of someone/chat holds {kind} instead of text; name another of text, other with col",
     ):
         prepared("someone/chat")
+
+
+def test_tuning_on_the_training_rows(monkeypatch):
+    hub_of(monkeypatch, train={"text": ["0123456789"] * 10}, validation={"text": ["v"]}, test={"text": ["t"]})
+    text = "\n".join(["0123456789"] * 10)
+    cut = int(0.9 * len(text))
+    assert TextDataModule("someone/chat", tuning=True).texts() == {"train": text[:cut], "validation": text[cut:]}
 
 
 def test_hub_part_without_the_column(monkeypatch):

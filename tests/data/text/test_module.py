@@ -10,6 +10,7 @@ from prepared_text import prepared, text_of
 from tokenizers import Tokenizer
 
 from minrnn_lightning.data import TextDataModule
+from minrnn_lightning.errors import InputError
 
 
 @pytest.mark.parametrize("tokenizer", ["char", "byte", "bpe"])
@@ -111,6 +112,15 @@ def test_copies_in_both_parts_are_named(tmp_path, tokenizer):
     assert copies(str(tmp_path), **options) == "", "no text is no copy"
 
 
+@pytest.mark.parametrize(("source", "target", "told"), [(1, 8, True), (1, 9, False), (3, 7, False), (8, 9, False)])
+def test_copies_that_matter_while_tuning(tmp_path, source, target, told):
+    """The validation is nearly all of 8.txt; 9.txt is held out."""
+    for number in range(10):
+        text = f"{source if number == target else number} is a number\n" * 40
+        (tmp_path / f"{number}.txt").write_text(text)
+    assert bool(copies(str(tmp_path), tuning=True)) == told
+
+
 def test_where_the_held_out_part_begins_is_counted_in_characters(tmp_path):
     """In bytes, of which b.txt and its copy have three times as many, b.txt begins in the training split both times."""
     for name, contents in {"a": "a" * 100, "b": "日" * 100, "c": "日" * 100, "d": "d" * 97}.items():
@@ -147,6 +157,30 @@ def test_checksum_is_that_of_the_bytes(tmp_path):
     (tmp_path / "b.txt").write_bytes(b"\xef\xbb\xbfTo be, or not to be\n")
     assert TextDataModule(str(tmp_path / "b.txt")).folder == data.folder
     assert TextDataModule(str(tmp_path / "b.txt"), "byte").checksum != data.checksum
+
+
+@pytest.mark.parametrize("tokenizer", ["char", "byte", "bpe"])
+def test_tuning_leaves_the_held_out_split_alone(text_file, tokenizer):
+    options = {"tokenizer": tokenizer, "vocab_size": 260}
+    text = text_file.read_text()
+    text_file.write_text(text[:1800] + "Z" * 200)
+    data = prepared(str(text_file), tuning=True, **options)
+    assert sorted(data.splits) == ["train", "validation"]
+    assert (text_of(data, "train"), text_of(data, "validation")) == (text[:1620], text[1620:1800])
+    assert prepared(str(text_file), **options).folder != data.folder
+    vocabulary = data.tokenizer.get_vocab()
+    text_file.write_text(text[:1800] + "Y" * 200)
+    assert prepared(str(text_file), tuning=True, **options).tokenizer.get_vocab() == vocabulary
+
+
+def test_tuning_has_no_test(text_file, recorder, trainer):
+    data = TextDataModule(str(text_file), batch_size=3, length=20, tuning=True)
+    trainer(max_epochs=1).fit(recorder, data)
+    assert torch.cat(recorder.inputs["validation"]).shape == (8, 20)
+    message = "^tuning must be false for test and predict: with it, the held-out text is not read; leave it out, or use"
+    for run in (lambda: trainer().test(recorder, data, verbose=False), lambda: trainer().predict(recorder, data)):
+        with pytest.raises(InputError, match=message):
+            run()
 
 
 @pytest.mark.parametrize(

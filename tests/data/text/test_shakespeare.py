@@ -72,6 +72,16 @@ def test_canonical(corpus, monkeypatch, cache):
     assert [inputs.shape for inputs, _ in whole.val_dataloader()] == [(1, 111_539)]
 
 
+def test_tuning(corpus):
+    data = ready(tuning=True)
+    cut = int(0.9 * 1_003_854)
+    texts = {name: data.tokenizer.decode(tokens.tolist()) for name, tokens in data.splits.items()}
+    assert texts == {"train": corpus[:cut], "validation": corpus[cut:1_003_854]}
+    assert data.hparams.tuning is True
+    with pytest.raises(ValueError, match=r"^tuning must be false for test"):
+        data.test_dataloader()
+
+
 def test_wrong_download(corpus, monkeypatch, cache):
     monkeypatch.setattr(shakespeare, "SHA256", "1234")
     with pytest.raises(ValueError, match="instead of 1234; the file was removed"):
