@@ -23,8 +23,8 @@ def read_hdf5(file: Path, required: Sequence[str], optional: Sequence[str] = ())
     """Arrays of an HDF5 file by name; of the optional ones those that are there.
 
     Raises:
-        InputError: The package h5py is missing, the file is damaged, a required array is missing, or a part of it is stored in
-            another file.
+        InputError: The package h5py is missing, the file is damaged, a required array is missing, or a part of it is
+            stored in another file.
     """
     h5py = rl_module("h5py")
     try:

@@ -1,4 +1,4 @@
-"""Batches with answers at some positions: building and concatenating them, and the accuracy of a blind guess."""
+"""Building and concatenating batches with answers at some positions; the accuracy of a guess without the input."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ def answer_batch(inputs: Tokens, targets: Tokens, length: int) -> AnswerBatch:
     return AnswerBatch(torch.from_numpy(inputs), torch.from_numpy(targets), torch.full((len(inputs),), length))
 
 
-def append_queries(tokens: Tokens, wanted: Tokens, query: int, length: int) -> AnswerBatch:
+def append_queries(tokens: Tokens, answers: Tokens, query: int, length: int) -> AnswerBatch:
     """Append one query token for each answer, at which it is predicted; the answers themselves are never inputs.
 
     Args:
         tokens: The tokens before the queries, (batch, positions).
-        wanted: The answers in order, (batch, answers).
+        answers: The answers in order, (batch, answers).
         query: The query token.
         length: The length that the examples are reported under.
     """
-    inputs = np.concatenate([tokens, np.full_like(wanted, query)], axis=1)
-    targets = np.concatenate([np.full_like(tokens, IGNORED), wanted], axis=1)
+    inputs = np.concatenate([tokens, np.full_like(answers, query)], axis=1)
+    targets = np.concatenate([np.full_like(tokens, IGNORED), answers], axis=1)
     return answer_batch(inputs, targets, length)
 
 
@@ -63,21 +63,20 @@ def concatenate(batches: Sequence[AnswerBatch], padding: int = 0) -> AnswerBatch
 
 
 def blind_accuracy(known: AnswerBatch, unknown: AnswerBatch) -> float:
-    """Mean accuracy on ``unknown`` of the most frequent answers of ``known``.
+    """Mean accuracy on ``unknown`` of guessing the most frequent answers of ``known``.
 
     The most frequent answer is found separately for the first, the second and every further answer of an example.
     """
-    _, indices, wanted = _in_order(known)
-    examples, unknown_indices, unknown_wanted = _in_order(unknown)
-    classes = int(wanted.max()) + 1
-    pairs, counts = np.unique(indices * classes + wanted, return_counts=True)
+    _, indices, answers = _in_order(known)
+    examples, unknown_indices, unknown_answers = _in_order(unknown)
+    classes = int(answers.max()) + 1
+    pairs, counts = np.unique(indices * classes + answers, return_counts=True)
     guesses = np.full(max(indices.max(), unknown_indices.max()) + 1, IGNORED)
     ascending = pairs[np.argsort(counts, kind="stable")]
-    guesses[ascending // classes] = (
-        ascending % classes
-    )  # of several for one index the last one stays: the most frequent
-    right = guesses[unknown_indices] == unknown_wanted
-    return float(np.mean(np.bincount(examples, right) / np.bincount(examples)))
+    # Of several answers to one index the last assignment remains: the most frequent one.
+    guesses[ascending // classes] = ascending % classes
+    correct = guesses[unknown_indices] == unknown_answers
+    return float(np.mean(np.bincount(examples, correct) / np.bincount(examples)))
 
 
 def _in_order(batch: AnswerBatch) -> tuple[Tokens, Tokens, Tokens]:

@@ -13,22 +13,22 @@ from minrnn_lightning.errors import InputError
 
 
 class FormalLanguageDataModule(GeneratedDataModule):
-    """A task on formal languages; lengths in the test are above those of the training.
+    """A task on formal languages, tested on longer strings than it is trained on.
 
-    Results in different encodings do not compare:
+    Results in different encodings are not comparable:
 
     - ``minrnn``, of the minRNN paper's published code: ``bucket_sort, missing_duplicate, cycle_nav, even_pairs,
-      parity_check, majority, majority_count``. Tokens, then a query for each answer; one length for each batch.
-    - ``xlstm``, of the xLSTM paper: the same seven. No query, the answer is read at the last token and is a token of
-      the same alphabet; a length for each example, which counts the answers.
+      parity_check, majority, majority_count``. Tokens, then a query for each answer; one length per batch.
+    - ``xlstm``, of the xLSTM paper: the same seven. No query, the answer is predicted at the last token and is a token
+      of the same alphabet; a length for each example, which counts the answers.
     - ``deepmind``, of the original benchmark: the first five, partly with other alphabets, and ``reverse_string,
       duplicate_string, odds_first, stack_manipulation, modular_arithmetic, modular_arithmetic_brackets,
-      solve_equation``. Empty tokens instead of the query; one length for each batch.
+      solve_equation``. Empty tokens instead of the query; one length per batch.
 
-    In ``majority`` the highest token wins a tie in ``minrnn``, the first in ``xlstm``. A batch is ``AnswerBatch``. The
+    At a tie, ``majority`` is the highest token in ``minrnn``, the first in ``xlstm``. A batch is ``AnswerBatch``. The
     held-out batches have lengths evenly spaced over the range of ``eval_lengths``; the accuracy is the mean over
-    examples of the share of right answers. The minRNN code keeps the checkpoint that is best on the validation set,
-    which has lengths of the test already.
+    examples of the fraction of correct answers. The minRNN code selects the checkpoint that is best on the validation
+    set, whose lengths are those of the test.
 
     Args:
         task: Name of the task.
@@ -87,7 +87,7 @@ class FormalLanguageDataModule(GeneratedDataModule):
 
     @property
     def output_size(self) -> int:
-        """Classes of the answers."""
+        """Number of classes of the answers."""
         return self.language.output_size
 
     @property
@@ -97,7 +97,7 @@ class FormalLanguageDataModule(GeneratedDataModule):
 
     @property
     def rule(self) -> Rule:
-        """The task."""
+        """The function that generates the task's batches."""
         return self.language.rule
 
     def check_length(self, length: int) -> None:

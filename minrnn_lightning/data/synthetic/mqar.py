@@ -21,10 +21,10 @@ def mqar(
     power: float = 0.01,
     random_filler: bool = False,
 ) -> AnswerBatch:
-    """Pairs of key and value, then every key once more among fillers; its value is the answer where it comes again.
+    """Key-value pairs, then every key once more as a query among fillers; the answer at a query is the key's value.
 
-    Keys are 1 to vocab_size / 2 - 1, values the rest, neither comes twice in an example, 0 is the filler. The keys
-    come again in slots of two positions, drawn without replacement, slot s with probability proportional to
+    Keys are 1 to vocab_size / 2 - 1, values the rest, neither is repeated in an example, 0 is the filler. The
+    queries are in slots of two positions, drawn without replacement, slot s with probability proportional to
     s^(power - 1): mostly soon after the pairs. ``[1 9 3 8 0 0 3 0 0 0 0 0 0 0 1 0]`` is answered 8 at position 6 and
     9 at position 14 with a vocabulary of 12.
     """
@@ -46,7 +46,7 @@ def mqar(
 
 
 class MQARDataModule(RecallDataModule):
-    """Multi-query associative recall: every key comes once more, and its value is predicted there.
+    """Multi-query associative recall: every key is queried once, and its value is predicted there.
 
     A state of fixed size holds a limited number of pairs: the task measures the accuracy against ``pairs``.
 
@@ -55,7 +55,7 @@ class MQARDataModule(RecallDataModule):
         length: Positions; at least four times the pairs.
         pairs: Key-value pairs in an example.
         vocab_size: Number of symbols: a filler, keys, and as many values.
-        power: How late the keys come again: 1 spreads them evenly, 0.01 puts most of them early.
+        power: How late the queries are: 1 distributes them uniformly, with 0.01 most are early.
         random_filler: Random symbols instead of the filler between the queries.
         curriculum: Rows of steps, length and batch size, which apply to the first steps of training, row after row.
         eval_lengths: Lengths to validate and test on; ``length`` if None.
@@ -109,7 +109,7 @@ class MQARDataModule(RecallDataModule):
         )
 
     def check_length(self, length: int) -> None:
-        """Refuse a length without room for the pairs and a slot for each query."""
+        """Refuse a length too short for the pairs and a slot for each query."""
         if length < 4 * self.pairs:
             raise InputError(
                 f"The length for {self.pairs} pairs must be at least {4 * self.pairs}, got {length}; raise the length "

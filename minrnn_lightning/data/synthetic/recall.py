@@ -14,7 +14,7 @@ from minrnn_lightning.errors import InputError
 
 
 def induction_heads(random: np.random.Generator, batch_size: int, length: int, vocab_size: int = 16) -> AnswerBatch:
-    """Random tokens with a trigger among them, which comes again at the end; the answer is the token after the first.
+    """Random tokens with one trigger, repeated at the end; the answer is the token after its first occurrence.
 
     The highest token is the trigger: ``[3 4 0 3 7 5 6 2 3 3 6 7]`` is answered 5 with a vocabulary of 8.
     """
@@ -29,10 +29,10 @@ def induction_heads(random: np.random.Generator, batch_size: int, length: int, v
 
 
 def associative_recall(random: np.random.Generator, batch_size: int, length: int, vocab_size: int = 20) -> AnswerBatch:
-    """Pairs of key and value, of which the same key has always the same value; then a key that was among them.
+    """Key-value pairs, each key always with the same value, then one of these keys as the query for its value.
 
-    The lower half of the vocabulary are keys, then come as many values, then the arrow before the queried key and an
-    unused symbol. Each example draws a value for every key, and its query among the keys that it shows.
+    The vocabulary is the keys, as many values, the arrow before the query, and an unused symbol. Each example draws a
+    value for every key, and its query from the keys that occur in it.
     """
     keys = (vocab_size - 2) // 2
     arrow = vocab_size - 2
@@ -82,7 +82,7 @@ class RecallDataModule(GeneratedDataModule):
     @property
     @abstractmethod
     def smallest_vocabulary(self) -> int:
-        """Fewest symbols that the task can be made of."""
+        """The smallest vocabulary for which the task is defined."""
 
     @property
     def input_size(self) -> int:
@@ -145,7 +145,7 @@ class InductionHeadsDataModule(RecallDataModule):
         return partial(induction_heads, vocab_size=self.vocab_size)
 
     def check_length(self, length: int) -> None:
-        """Refuse a length without room for the trigger, its value and the trigger again."""
+        """Refuse a length too short for the trigger, its value and the trigger again."""
         if length < 4:
             raise InputError(f"The length of induction heads must be at least 4, got {length}")
 

@@ -33,23 +33,23 @@ class SelectiveCopyingDataModule(RecallDataModule):
 
     A batch is ``AnswerBatch``: inputs and targets int64 (batch_size, length + data_tokens), the last ``data_tokens``
     positions being queries. The accuracy is that of single tokens, not of sequences; a guess among the data symbols
-    scores 1/14 at a vocabulary of 16, and so does the best blind guess.
+    scores 1/14 at a vocabulary of 16, and so does the best guess without the input.
 
     Args:
         batch_size: Examples in a batch, per process in training, of all processes together in evaluation.
-        length: Positions of noise and data; the queries come on top.
+        length: Positions of noise and data; the queries are appended.
         data_tokens: Tokens to remember.
         vocab_size: Number of symbols, including the noise and the query.
         curriculum: Rows of steps, length, batch size: with ``[[500, 64, 128], [500, 256, 64]]`` the first 500 batches
             have length 64 and 128 examples, the next 500 length 256 and 64 examples; then ``length`` and
-            ``batch_size`` hold.
+            ``batch_size`` apply.
         eval_lengths: Lengths to validate and test on; ``length`` if None.
         eval_batches: Batches of each of these lengths in the validation set and in the test set.
         steps_per_epoch: Batches in an epoch of the endless training stream.
         num_workers: Worker processes that prepare batches; 0 prepares them in the training process.
 
     Raises:
-        InputError: A size is out of range, or a length has no room for the data tokens.
+        InputError: A size is out of range, or a length is shorter than the data tokens.
 
     Source: section E.1 of Gu & Dao 2023, https://arxiv.org/abs/2312.00752; after Arjovsky et al. 2016,
     https://arxiv.org/abs/1511.06464.

@@ -1,4 +1,4 @@
-"""DeepMind's encoding: the input, then as many empty tokens as there are answers, which are read there.
+"""DeepMind's encoding: the input, then as many empty tokens as there are answers, which are predicted there.
 
 Source: Delétang et al. 2023, https://arxiv.org/abs/2207.02098; https://github.com/google-deepmind/neural_networks_chomsky_hierarchy.
 The empty token is the highest one.
@@ -20,47 +20,48 @@ MODULUS = 5
 
 
 def bits(random: np.random.Generator, batch_size: int, length: int) -> Tokens:
-    """Random bits."""
+    """Draw random bits, (batch_size, length)."""
     return random.integers(2, size=(batch_size, length))
 
 
 def reverse_string(random: np.random.Generator, batch_size: int, length: int) -> AnswerBatch:
-    """The bits backwards."""
+    """Reverse a string of bits."""
     string = bits(random, batch_size, length)
     return append_queries(string, string[:, ::-1].copy(), 2, length)
 
 
 def duplicate_string(random: np.random.Generator, batch_size: int, length: int) -> AnswerBatch:
-    """The bits twice."""
+    """Repeat a string of bits twice."""
     string = bits(random, batch_size, length)
     return append_queries(string, np.tile(string, 2), 2, length)
 
 
 def odds_first(random: np.random.Generator, batch_size: int, length: int) -> AnswerBatch:
-    """Every second bit, from the second, then the others."""
+    """Output the bits at odd positions, counted from 0, then those at even positions."""
     string = bits(random, batch_size, length)
     return append_queries(string, np.concatenate([string[:, 1::2], string[:, ::2]], axis=1), 2, length)
 
 
 def bucket_sort(random: np.random.Generator, batch_size: int, length: int) -> AnswerBatch:
-    """Five symbols in ascending order."""
+    """Sort tokens of five symbols in ascending order."""
     tokens = random.integers(5, size=(batch_size, length))
     return append_queries(tokens, np.sort(tokens, axis=1), 5, length)
 
 
 def missing_duplicate(random: np.random.Generator, batch_size: int, length: int) -> AnswerBatch:
-    """Bits twice, one of all masked by 2: the masked one. An odd length is filled by a 3 at the end."""
+    """Predict the one bit that is masked (2) in a string and its copy; an odd length is padded with a 3 at the end."""
     string = np.tile(bits(random, batch_size, length // 2), 2)
     position = random.integers(string.shape[1], size=(batch_size, 1))
-    wanted = np.take_along_axis(string, position, axis=1)
+    answers = np.take_along_axis(string, position, axis=1)
     np.put_along_axis(string, position, 2, axis=1)
-    return append_queries(np.pad(string, ((0, 0), (0, length % 2)), constant_values=3), wanted, 4, length)
+    return append_queries(np.pad(string, ((0, 0), (0, length % 2)), constant_values=3), answers, 4, length)
 
 
 def stack_manipulation(random: np.random.Generator, batch_size: int, length: int) -> AnswerBatch:
-    """A stack of bits, bottom to top, then pop (2), push 0 (3) and push 1 (4): the stack from its top, then a 2.
+    """Apply pop (2), push 0 (3) and push 1 (4) to a stack of bits, and output it from top to bottom, then a 2.
 
-    Every example draws the height of its stack; a pop from the empty stack does nothing; after the 2 nothing is asked.
+    The input is the stack from bottom to top, of random height in each example, then the operations. A pop from the
+    empty stack has no effect; after the 2 there is no target.
     """
     heights = random.integers(1, length, size=(batch_size, 1))
     actions = np.arange(length) >= heights
@@ -73,12 +74,12 @@ def stack_manipulation(random: np.random.Generator, batch_size: int, length: int
         height = np.where(pop, np.maximum(height - 1, 0), height + 1)
     depth = height - 1 - np.arange(length + 1)
     shown = np.take_along_axis(stack, depth.clip(min=0), axis=1)
-    wanted = np.where(depth >= 0, shown, np.where(depth == -1, 2, IGNORED))
-    return append_queries(tokens, wanted, 5, length)
+    answers = np.where(depth >= 0, shown, np.where(depth == -1, 2, IGNORED))
+    return append_queries(tokens, answers, 5, length)
 
 
 def modular_arithmetic(random: np.random.Generator, batch_size: int, length: int) -> AnswerBatch:
-    """Value modulo 5 of digits between +, - and *, of which * comes first; an even length is lowered by one."""
+    """Evaluate digits joined by +, - and * modulo 5, where * takes precedence; an even length is reduced by one."""
     digits = random.integers(MODULUS, size=(batch_size, (length + 1) // 2))
     operators = random.integers(PLUS, TIMES + 1, size=(batch_size, digits.shape[1] - 1))
     total = np.zeros(batch_size, dtype=np.int64)
@@ -93,7 +94,7 @@ def modular_arithmetic(random: np.random.Generator, batch_size: int, length: int
 
 
 def expression(random: np.random.Generator, length: int, operators: int) -> tuple[list[int], int]:
-    """Tokens of a random expression in brackets, exactly so many, and its value; the first ``operators`` of + - *."""
+    """Generate an expression in brackets of ``length`` tokens with the first ``operators`` of + - *; also its value."""
     if length <= 4:
         digit = int(random.integers(MODULUS))
         tokens, value = ([digit], digit) if length % 2 else ([MINUS, digit], -digit)
@@ -107,20 +108,20 @@ def expression(random: np.random.Generator, length: int, operators: int) -> tupl
 
 
 def modular_arithmetic_brackets(random: np.random.Generator, batch_size: int, length: int) -> AnswerBatch:
-    """Value modulo 5 of an expression in brackets with +, - and *."""
+    """Evaluate an expression in brackets with +, - and * modulo 5."""
     tokens, values = zip(*(expression(random, length, 3) for _ in range(batch_size)), strict=True)
     return append_queries(np.array(tokens), np.array(values)[:, None], EMPTY, length)
 
 
 def solve_equation(random: np.random.Generator, batch_size: int, length: int) -> AnswerBatch:
-    """An expression in brackets with + and -, in which x stands for a digit, and its value modulo 5: the digit."""
+    """Solve for the digit x in an equation of an expression in brackets, with + and -, and its value modulo 5."""
     tokens, values = zip(*(expression(random, length - 2, 2) for _ in range(batch_size)), strict=True)
     sides = np.array([[*left, EQUALS, value] for left, value in zip(tokens, values, strict=True)])
     is_digit = (sides < MODULUS) & (np.arange(length) < length - 2)
     position = np.where(is_digit, random.random(sides.shape), -1).argmax(axis=1, keepdims=True)
-    wanted = np.take_along_axis(sides, position, axis=1)
+    answers = np.take_along_axis(sides, position, axis=1)
     np.put_along_axis(sides, position, UNKNOWN, axis=1)
-    return append_queries(sides, wanted, EMPTY, length)
+    return append_queries(sides, answers, EMPTY, length)
 
 
 _Arithmetic = partial(Language, input_size=EMPTY + 1, output_size=MODULUS, possible=MODULUS)

@@ -1,4 +1,4 @@
-"""``Language``: a task on formal languages in one encoding, and counting, which several of them do."""
+"""``Language``: a task on formal languages in one encoding, and a function that counts symbols."""
 
 from typing import NamedTuple
 
@@ -11,10 +11,10 @@ class Language(NamedTuple):
     """A task on formal languages: how its examples are generated, and its sizes.
 
     Attributes:
-        rule: Makes a batch of one length.
+        rule: Generates a batch of one length.
         input_size: Number of input symbols.
-        output_size: Number of classes of the answers, including classes that are never right.
-        possible: Answers that are possible; the accuracy of a random guess is one over their number.
+        output_size: Number of classes of the answers, including classes that are never correct.
+        possible: Number of possible answers; the accuracy of a random guess is one over it.
         shortest: The shortest length for which the task is defined.
     """
 
@@ -26,6 +26,6 @@ class Language(NamedTuple):
 
 
 def count(tokens: Tokens, symbols: int) -> Tokens:
-    """How often each symbol occurs in each row: (batch, symbols)."""
+    """Count the occurrences of each symbol in each row: (batch, symbols)."""
     rows = np.arange(len(tokens))[:, None]
     return np.bincount((tokens + symbols * rows).ravel(), minlength=symbols * len(tokens)).reshape(-1, symbols)
