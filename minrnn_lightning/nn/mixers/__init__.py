@@ -2,6 +2,8 @@
 
 from minrnn_lightning.nn.mixers.attention import AttentionMixer
 from minrnn_lightning.nn.mixers.base import Mixer
+from minrnn_lightning.nn.mixers.gated_mingru import GatedMinGRUMixer
+from minrnn_lightning.nn.mixers.gated_minlstm import GatedMinLSTMMixer
 from minrnn_lightning.nn.mixers.gru import GRUMixer
 from minrnn_lightning.nn.mixers.lstm import LSTMMixer
 from minrnn_lightning.nn.mixers.mamba import MambaMixer
@@ -14,6 +16,8 @@ __all__ = [
     "MIXERS",
     "AttentionMixer",
     "GRUMixer",
+    "GatedMinGRUMixer",
+    "GatedMinLSTMMixer",
     "LSTMMixer",
     "MambaMixer",
     "MinGRUMixer",

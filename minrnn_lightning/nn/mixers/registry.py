@@ -9,6 +9,8 @@ from typing import Any
 from minrnn_lightning.errors import InputError
 from minrnn_lightning.nn.mixers.attention import AttentionMixer
 from minrnn_lightning.nn.mixers.base import Mixer
+from minrnn_lightning.nn.mixers.gated_mingru import GatedMinGRUMixer
+from minrnn_lightning.nn.mixers.gated_minlstm import GatedMinLSTMMixer
 from minrnn_lightning.nn.mixers.gru import GRUMixer
 from minrnn_lightning.nn.mixers.lstm import LSTMMixer
 from minrnn_lightning.nn.mixers.mamba import MambaMixer
@@ -18,6 +20,8 @@ from minrnn_lightning.nn.mixers.s4d import S4DMixer
 
 MIXERS: dict[str, type[Mixer]] = {
     "attention": AttentionMixer,
+    "gated_mingru": GatedMinGRUMixer,
+    "gated_minlstm": GatedMinLSTMMixer,
     "gru": GRUMixer,
     "lstm": LSTMMixer,
     "mamba": MambaMixer,

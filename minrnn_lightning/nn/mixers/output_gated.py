@@ -1,0 +1,121 @@
+"""What ``gated_mingru`` and ``gated_minlstm`` share: a minimal RNN behind a short convolution, with an output gate."""
+
+from collections.abc import Callable
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from minrnn_lightning.errors import InputError
+from minrnn_lightning.nn.conv import CausalConv
+from minrnn_lightning.nn.mixers.base import Mixer, hidden_size, log_timescales
+from minrnn_lightning.nn.mixers.ssm import undecayed
+from minrnn_lightning.ops.eager import state_dtype
+
+EPS = 1e-5  # added to the mean square that the state is divided by
+
+State = tuple[Tensor, Tensor]
+
+
+class OutputGatedMixer(Mixer):
+    """y = W_o [RMSNorm(h + D·u) ⊙ SiLU(W_g x)], with h the states of a minimal RNN that reads u = SiLU(conv(W_u x)).
+
+    The gates of the RNN are W_2 W_1 u + b, W_1 of rank ``rank``; the candidate is u itself. From "Mamba: Linear-Time
+    Sequence Modeling with Selective State Spaces" (Gu & Dao 2023, https://arxiv.org/abs/2312.00752, section 3.4) are
+    convolution, skip D, output gate and gates of low rank. With a state of one number for each channel and a decay tied
+    to the input weight it is the gated linear recurrence of HGRN (Qin et al. 2023, https://arxiv.org/abs/2311.04823)
+    and a relative of Griffin's recurrent block (De et al. 2024, https://arxiv.org/abs/2402.19427, section 2.4). The
+    gain of the RMSNorm is that of the columns of W_o.
+
+    The state is the last inputs of the convolution, (batch, d_conv − 1, inner), and h, (batch, inner), in float32
+    (float64 for float64 inputs). ``delta_t`` is that of ``min_gru``; the convolution counts steps.
+
+    Args:
+        dim: Width of input and output.
+        expansion: Inner channels per channel of the input.
+        rank: Rank of the linear map from u to the logits of the gates.
+        d_conv: Steps that an output of the convolution depends on.
+        timescale: The longest time constant, in steps, of the gates' initialisation.
+        norm: Whether there is the RMSNorm.
+        skip: Whether there is the skip D.
+
+    Raises:
+        InputError: A size or ``timescale`` is below 1.
+    """
+
+    function: ClassVar[Callable[..., Tensor]]  # min_gru or min_lstm
+    step_function: ClassVar[Callable[..., Tensor]]
+    time_signs: ClassVar[tuple[int, ...]]  # of each gate: with which sign a time constant's logarithm is in its bias
+    timed = True
+    has_convolution = True
+
+    def __init__(
+        self,
+        dim: int,
+        expansion: float = 1.0,
+        *,
+        rank: int = 8,
+        d_conv: int = 4,
+        timescale: float = 64.0,
+        norm: bool = True,
+        skip: bool = True,
+    ) -> None:
+        super().__init__()
+        for name, size in (("rank", rank), ("d_conv", d_conv)):
+            if size < 1:
+                raise InputError(f"{name} must be at least 1, got {size}")
+        inner = hidden_size(dim, expansion)
+        log_tau = log_timescales(inner, timescale)
+        bias = torch.cat([sign * log_tau for sign in self.time_signs])
+        self.norm = norm
+        self.u_proj = nn.Linear(dim, inner, bias=False)  # W_u
+        self.conv = CausalConv(inner, d_conv)
+        self.low_proj = nn.Linear(inner, rank, bias=False)  # W_1
+        self.gate_proj = nn.Linear(rank, len(bias))  # W_2
+        self.gate_proj.bias = undecayed(bias)  # b
+        self.D = undecayed(torch.ones(inner)) if skip else None
+        self.output_gate = nn.Linear(dim, inner, bias=False)  # W_g
+        self.out_proj = nn.Linear(inner, dim, bias=False)  # W_o
+
+    def mix(
+        self, x: Tensor, state: State | None, reset: Tensor | None, *, delta_t: Tensor | None = None
+    ) -> tuple[Tensor, State]:
+        """Mix (batch, length, dim) along the length; see ``Mixer``."""
+        window, before = (None, None) if state is None else state
+        u, window = self.conv(self.u_proj(x), window, reset)
+        u = F.silu(u)
+        h = self.function(*self._logits(u), u, before, activation="identity", reset=reset, delta_t=delta_t)
+        return self._gated(h, u, x), (window, h[:, -1].to(state_dtype(h.dtype), copy=True))  # a view would keep all
+
+    def step(self, x_t: Tensor, state: State, *, delta_t: Tensor | None = None) -> tuple[Tensor, State]:
+        """One step of ``forward``: (batch, dim) and the state to the same."""
+        window, before = state
+        u, window = self.conv.step(self.u_proj(x_t), window)
+        u = F.silu(u)
+        h = self.step_function(*self._logits(u), u, before, activation="identity", delta_t=delta_t)
+        return self._gated(h.to(u.dtype), u, x_t), (window, h)
+
+    def initial_state(self, batch_size: int) -> State:
+        """Zeros: (batch, d_conv − 1, inner) and (batch, inner)."""
+        window = self.conv.initial_state(batch_size)
+        return window, window.new_zeros(batch_size, window.shape[2], dtype=state_dtype(window.dtype))
+
+    def _logits(self, u: Tensor) -> list[Tensor]:
+        """The logits of each gate, (..., inner)."""
+        low = self.low_proj(u)
+        # One product per gate, so that backward need not join gradients as long as the sequence.
+        gates, projection = len(self.time_signs), self.gate_proj
+        parameters = (parameter.chunk(gates) for parameter in (projection.weight, projection.bias))
+        return [F.linear(low, weight, bias) for weight, bias in zip(*parameters, strict=True)]
+
+    def _gated(self, h: Tensor, u: Tensor, x: Tensor) -> Tensor:
+        """Skip, norm, output gate and the linear map back."""
+        if self.D is not None:
+            h = torch.addcmul(h, self.D.to(u.dtype), u)
+        y: Tensor = self.out_proj(h * F.silu(self.output_gate(x)))
+        if not self.norm:
+            return y
+        # The RMS is one number for each step, so that dividing by it can wait until there are fewer channels.
+        size = torch.linalg.vector_norm(h, dim=-1, keepdim=True, dtype=state_dtype(h.dtype))
+        return y * torch.rsqrt(size.square() / h.shape[-1] + EPS).to(y.dtype)
