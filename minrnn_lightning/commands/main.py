@@ -41,6 +41,7 @@ measure
              layer     time and memory of a layer against the sequence length
              scan      time of the scans alone and of copying the bytes that they move
              generate  time per token and size of the state against the length of the context
+             step      time of single steps after a context against the batch size, beside nn.GRU and nn.LSTM
              policy    environment steps per second of policies
              accuracy  rounding errors of the scans against the sequence length
              train     a recipe's training step: minrnn benchmark train --config shakespeare
@@ -61,6 +62,7 @@ FUNCTIONS = {  # commands whose options are the parameters of a function, in ``m
     "benchmark layer": "benchmark.layer.layer",
     "benchmark scan": "benchmark.scan.scan",
     "benchmark generate": "benchmark.generate.generate",
+    "benchmark step": "benchmark.step.step",
     "benchmark policy": "benchmark.policy.policy",
     "benchmark accuracy": "benchmark.accuracy.accuracy",
 }
@@ -127,7 +129,7 @@ def _run(args: list[str]) -> None:
         module, _, function = FUNCTIONS[name].rpartition(".")
         call_function(getattr(import_module(f"minrnn_lightning.commands.{module}"), function), name, rest)
     elif args[0] == "benchmark":
-        _fail("minrnn benchmark is followed by layer, scan, generate, policy, accuracy or train", 2)
+        _fail("minrnn benchmark is followed by layer, scan, generate, step, policy, accuracy or train", 2)
     else:
         accepted = ", ".join([*TRAINER, "compare", *dict.fromkeys(name.split()[0] for name in FUNCTIONS)])
         _fail(f"{name!r} is not a command; the first argument is one of {accepted}", 2)

@@ -1,1 +1,1 @@
-"""Speed, memory and accuracy beside named baselines, all measured in one run: ``minrnn benchmark``."""
+"""Speed, memory and accuracy compared with named baselines, all measured in one run: ``minrnn benchmark``."""

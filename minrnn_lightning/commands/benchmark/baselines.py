@@ -4,6 +4,8 @@ The Transformer is not the package's attention mixer, which adds rotary position
 keep gradients: a baseline of speed writes into a cache that it allocated before, as inference engines do.
 """
 
+from typing import Any, Literal
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -83,6 +85,74 @@ class CausalAttention(nn.Module):
         y = F.scaled_dot_product_attention(q, k, v, mask, is_causal=position == 0)
         out: Tensor = self.out(y.transpose(1, 2).flatten(2))
         return out
+
+
+class CachedAttention(nn.Module):
+    """Layers of causal attention one after the other, with a cache of keys and values that is written in place.
+
+    Args:
+        dim: Width.
+        depth: Number of layers.
+    """
+
+    def __init__(self, dim: int, depth: int) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(CausalAttention(dim) for _ in range(depth))
+
+    def read(self, x: Tensor, extra_steps: int) -> tuple[Tensor, int]:
+        """The cache after a context, (batch, length, dim), with space for further steps, and its length."""
+        batch, length, dim = x.shape
+        size = head_size(dim)
+        shape = len(self.layers), 2, batch, dim // size, length + extra_steps, size
+        caches = x.new_zeros(shape)
+        self(x, (caches, 0))
+        return caches, length
+
+    def forward(self, x: Tensor, state: tuple[Tensor, int]) -> tuple[Tensor, tuple[Tensor, int]]:
+        """(batch, length, dim) to the same, and the state after it, in the same memory."""
+        caches, position = state
+        for attention, cache in zip(self.layers, caches, strict=True):
+            x = attention(x, cache, position)
+        return x, (caches, position + x.shape[1])
+
+    def step(self, x_t: Tensor, state: tuple[Tensor, int]) -> tuple[Tensor, tuple[Tensor, int]]:
+        """The same for one step, (batch, dim)."""
+        y, state = self(x_t.unsqueeze(1), state)
+        return y.squeeze(1), state
+
+
+class StackedCells(nn.Module):
+    """``nn.GRUCell`` or ``nn.LSTMCell`` in every layer, PyTorch's modules for a single step.
+
+    A context is read by the ``nn.GRU`` or ``nn.LSTM`` that has the same weights.
+
+    Args:
+        kind: Which of the two.
+        dim: Features of input and state.
+        depth: Number of layers.
+    """
+
+    def __init__(self, kind: Literal["GRU", "LSTM"], dim: int, depth: int) -> None:
+        super().__init__()
+        self.rnn = getattr(nn, kind)(dim, dim, depth, batch_first=True)
+        self.cells = nn.ModuleList(getattr(nn, f"{kind}Cell")(dim, dim) for _ in range(depth))
+        for layer, cell in enumerate(self.cells):
+            for name, _ in list(cell.named_parameters()):
+                setattr(cell, name, getattr(self.rnn, f"{name}_l{layer}"))
+
+    def read(self, x: Tensor) -> list[Any]:
+        """The state of every layer after a context, (batch, length, dim): h, or h and c."""
+        _, state = self.rnn(x)
+        return list(state) if isinstance(state, Tensor) else list(zip(*state, strict=True))
+
+    def step(self, x_t: Tensor, state: list[Any]) -> tuple[Tensor, list[Any]]:
+        """One step, (batch, dim) and a state to the same."""
+        after = []
+        for cell, before in zip(self.cells, state, strict=True):
+            now = cell(x_t, before)
+            x_t = now if isinstance(now, Tensor) else now[0]
+            after.append(now)
+        return x_t, after
 
 
 class GRULanguageModel(nn.Module):

@@ -1,4 +1,4 @@
-"""How a step is measured: its time, in turns with others, and the peak of its memory; and options of benchmarks."""
+"""How a step is measured: time, in turns with others, peak memory, matrix products; and options of benchmarks."""
 
 import os
 import statistics
@@ -11,6 +11,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 from torch.autograd.profiler import profile
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
 
 from minrnn_lightning.commands.options import split_commas
 from minrnn_lightning.errors import InputError
@@ -143,6 +145,13 @@ def timing(seconds: list[float], tokens: int) -> dict[str, float]:
     }
 
 
+def ratio(seconds: Seconds, name: str, base: str) -> tuple[float, float, float]:
+    """Time of one step as a multiple of another's that took turns with it: median and quartiles over the repeats."""
+    ratios = [one / other for one, other in zip(seconds[name], seconds[base], strict=True)]
+    low, median, high = statistics.quantiles(ratios, method="inclusive") if len(ratios) > 1 else 3 * ratios
+    return median, low, high
+
+
 def gradient(outputs: Callable[[], Tensor | list[Tensor]], sources: list[Tensor], ones: Tensor) -> Step:
     """Forward and backward to the sources, from gradients of ones, which all outputs share."""
 
@@ -152,6 +161,41 @@ def gradient(outputs: Callable[[], Tensor | list[Tensor]], sources: list[Tensor]
         return torch.autograd.grad(made, sources, [ones] * len(made))
 
     return step
+
+
+class Linears(TorchFunctionMode):
+    """Notes the operands of every ``F.linear`` inside a ``with`` block."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.operands: list[tuple[Tensor, Tensor]] = []
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if func is F.linear:
+            x, weight = (operand.detach().to(result.dtype).clone().requires_grad_() for operand in args[:2])
+            self.operands.append((x, weight))
+        return result
+
+    def forward_products(self, steps: int) -> Step:
+        """The matrix products of what was noted, so many times."""
+
+        def run() -> None:
+            for _ in range(steps):
+                for x, weight in self.operands:
+                    F.linear(x, weight)
+
+        return run
+
+    def products(self) -> Step:
+        """The matrix products of what was noted: one forward and two backward for each, from a gradient of ones."""
+        gradients = [torch.ones_like(F.linear(x, weight)) for x, weight in self.operands]
+
+        def step() -> None:
+            for (x, weight), gradient in zip(self.operands, gradients, strict=True):
+                torch.autograd.grad(F.linear(x, weight), (x, weight), gradient)
+
+        return step
 
 
 def check_sizes(**sizes: int) -> None:
@@ -165,16 +209,26 @@ def check_sizes(**sizes: int) -> None:
             raise InputError(f"{name} must be at least 1, got {size}")
 
 
-def parse_lengths(text: str) -> list[int]:
+def parse_sizes(option: str, text: str, example: str) -> list[int]:
     """Read ``512``, ``512,2048`` or ``[512,2048]``.
+
+    Args:
+        option: Name of the option.
+        text: Its value.
+        example: A value that is accepted, for the message.
 
     Raises:
         InputError: There is none, or one is not a whole number of at least 1.
     """
-    lengths = split_commas(text)
-    if not lengths or not all(length.isdecimal() and int(length) for length in lengths):
-        raise InputError(f"lengths must be whole numbers from 1, separated by commas, such as 512,2048, got {text!r}")
-    return list(map(int, lengths))
+    sizes = split_commas(text)
+    if not sizes or not all(size.isdecimal() and int(size) for size in sizes):
+        raise InputError(f"{option} must be whole numbers from 1, separated by commas, such as {example}, got {text!r}")
+    return list(map(int, sizes))
+
+
+def parse_lengths(text: str) -> list[int]:
+    """The option ``lengths``; see ``parse_sizes``."""
+    return parse_sizes("lengths", text, "512,2048")
 
 
 def parse_choice(option: str, text: str, accepted: Mapping[str, object]) -> list[str]:

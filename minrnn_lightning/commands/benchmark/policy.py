@@ -65,7 +65,7 @@ def policy(
         compare: The policy.json of an earlier run; adds the ratio to it.
 
     Raises:
-        InputError: A size is below 1, a mixer or the environment is unknown, or it has other spaces.
+        InputError: A size is below 1, a mixer or the environment is unknown, or its spaces are not vectors.
     """
     mixers, windows = parse_choice("mixer", mixer, MIXERS), parse_lengths(lengths)
     torch_device = parse_device(device)

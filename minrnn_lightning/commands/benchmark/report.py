@@ -14,13 +14,22 @@ from minrnn_lightning.errors import InputError
 from minrnn_lightning.results import print_table, provenance, write_csv, write_json, write_plot
 
 Row = dict[str, Any]
-Values = dict[tuple[str, int], float | None]  # by name and length
+Values = dict[tuple[object, ...], float | None]  # by name and the values of AXES
 
-COLUMNS = {  # measurements, where a row has them, with their heads in tables and plots
+AXES = {  # what a measurement is made at, with their heads in tables and plots; every row has a length
+    "length": "length",
+    "batch_size": "batch",
+    "dim": "dim",
+}
+
+COLUMNS = {  # measurements, where a row has them, with their heads; a spread is in <name>_low and <name>_high
     "ms": "ms",
     "ms_min": "min",
     "ms_max": "max",
     "us_per_token": "µs per token",
+    "times_gru": "times nn.GRU",
+    "times_lstm": "times nn.LSTM",
+    "times_products": "times its products",
     "peak_mb": "peak memory, MB",
     "tokens_per_s": "tokens/s",
     "env_steps_per_s": "environment steps/s",
@@ -33,15 +42,16 @@ COLUMNS = {  # measurements, where a row has them, with their heads in tables an
 
 
 class Report:
-    """The rows of one benchmark run, each with the measurements of one name at one length.
+    """The rows of one benchmark run, each with the measurements of one name at one length (and batch size, and width).
 
     Args:
         benchmark: Name of the benchmark, and of its files.
-        plotted: Columns to plot against the length; ratios are those of the first.
+        plotted: Columns to plot; ratios are those of the first.
         about: Settings, which are saved together with the provenance.
         device: Device of the benchmark.
         output: Folder for ``<benchmark>.json``, ``.csv`` and ``.png``; none if None.
         compare: JSON file of an earlier run; a column of the table has the ratio to it. None for no such column.
+        axis: What the columns are plotted against, a name in ``AXES``.
 
     Raises:
         InputError: The earlier file is not one of this benchmark.
@@ -56,8 +66,10 @@ class Report:
         device: torch.device,
         output: str | None,
         compare: str | None,
+        axis: str = "length",
     ) -> None:
         self.benchmark = benchmark
+        self.axis = axis
         self.plotted = plotted
         self.about = {**provenance(device), **about}
         self.rows: list[Row] = []
@@ -77,7 +89,7 @@ class Report:
 
         Args:
             title: Title of the table.
-            rows: With ``name``, ``length`` and the measurements.
+            rows: With ``name``, ``length``, other ``AXES`` and the measurements.
             bases: Names among them; a column for each has the ratio of every row to its row.
         """
         if not rows:
@@ -87,16 +99,16 @@ class Report:
         self.rows += rows
         main = [row[self.plotted[0]] for row in rows]
         columns = {"": [row["name"] for row in rows]}
-        if len({row["length"] for row in rows}) > 1:
-            columns["length"] = [f"{row['length']:,}" for row in rows]
+        for axis in _varied(rows):
+            columns[AXES[axis]] = [f"{row[axis]:,}" for row in rows]
         for column, head in COLUMNS.items():
-            if column in rows[0]:
-                columns[head] = [_number(row[column]) for row in rows]
+            if any(column in row for row in rows):
+                columns[head] = [_measured(row, column) for row in rows]
         for base in bases:
             if base in columns[""]:
                 columns[f"times {base}"] = [_ratio(value, main[columns[""].index(base)]) for value in main]
         if self.earlier is not None:
-            before = [self.earlier.get((row["name"], row["length"])) for row in rows]
+            before = [self.earlier.get(_key(row)) for row in rows]
             columns["times the earlier run"] = list(map(_ratio, main, before))
         cells = zip(*columns.values(), strict=True)
         print_table(title, [dict(zip(columns, row, strict=True)) for row in cells])
@@ -111,13 +123,19 @@ class Report:
         write_plot(file.with_suffix(".png"), (5 * len(self.plotted) + 3.5, 4.5), self.draw)
 
     def draw(self, figure: Any) -> None:
-        """Draw a panel for each plotted column, against the length, as in figure 1 of the paper."""
+        """Draw a panel for each plotted column, against the axis, as in figure 1 of the paper."""
+        others = [axis for axis in _varied(self.rows) if axis != self.axis]
+        lines: dict[str, list[Row]] = {}
+        for row in self.rows:
+            label = ", ".join([row["name"], *(f"{AXES[axis]} {row[axis]:,}" for axis in others)])
+            lines.setdefault(label, []).append(row)
         for axes, column in zip(figure.subplots(1, len(self.plotted), squeeze=False)[0], self.plotted, strict=True):
-            for number, name in enumerate(dict.fromkeys(row["name"] for row in self.rows)):
-                points = [(row["length"], row[column]) for row in self.rows if row["name"] == name and row[column]]
+            for number, (label, rows) in enumerate(lines.items()):
+                points = [(row[self.axis], row[column]) for row in rows if row[column]]
                 marker = "osv^D<>pP*"[number // 10 % 10]  # matplotlib has ten colours
-                axes.plot(*zip(*points, strict=True) if points else ([], []), marker=marker, label=name)
-            axes.set(xscale="log", yscale="log", xlabel="sequence length", ylabel=COLUMNS[column])
+                axes.plot(*zip(*points, strict=True) if points else ([], []), marker=marker, label=label)
+            name = "sequence length" if self.axis == "length" else AXES[self.axis]
+            axes.set(xscale="log", yscale="log", xlabel=name, ylabel=COLUMNS[column])
             axes.set_xscale("log", base=2)
             axes.grid(alpha=0.3)
         figure.legend(*axes.get_legend_handles_labels(), loc="outside right center", fontsize="small")
@@ -134,7 +152,7 @@ def _read(path: str, benchmark: str, column: str) -> tuple[dict[str, object], Va
         record = json.loads(Path(path).read_bytes())
         found = record["benchmark"]
         if found == benchmark:
-            return dict(record["about"]), {(row["name"], row["length"]): row[column] for row in record["rows"]}
+            return dict(record["about"]), {_key(row): row[column] for row in record["rows"]}
     except (ValueError, TypeError, KeyError):  # not JSON, or of another shape
         pass
     what = "not a file to compare with" if found in (None, benchmark) else f"of `minrnn benchmark {found}`"
@@ -144,9 +162,29 @@ def _read(path: str, benchmark: str, column: str) -> tuple[dict[str, object], Va
     )
 
 
+def _key(row: Row) -> tuple[object, ...]:
+    """What a measurement is of: its name, and where it was made; an earlier run may have fewer axes."""
+    return row["name"], row["length"], row.get("batch_size"), row.get("dim")
+
+
+def _varied(rows: Sequence[Row]) -> list[str]:
+    """The axes in which the rows differ."""
+    return [axis for axis in AXES if len({row.get(axis) for row in rows}) > 1]
+
+
 def finite(value: float) -> float | None:
     """The value, or None for NaN and infinity, which JSON does not have."""
     return value if math.isfinite(value) else None
+
+
+def _measured(row: Row, column: str) -> str:
+    """A measurement and, where the row has it, its spread; empty where it has none."""
+    if column not in row:
+        return ""
+    low, high = row.get(f"{column}_low"), row.get(f"{column}_high")
+    if low is None or high is None:
+        return _number(row[column])
+    return f"{row[column]:.2f}" + (f" ({low:.2f} to {high:.2f})" if low < high else "")
 
 
 def _number(value: float | None) -> str:

@@ -8,10 +8,9 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 from torch.nn import functional as F
-from torch.overrides import TorchFunctionMode
 from torch.utils.data import DataLoader
 
-from minrnn_lightning.commands.benchmark.measure import PeakMemory, Step, measurement
+from minrnn_lightning.commands.benchmark.measure import Linears, PeakMemory, Step, measurement
 from minrnn_lightning.commands.benchmark.report import Report
 from minrnn_lightning.commands.fit import MinRNNCLI
 from minrnn_lightning.commands.recipes import find_recipes
@@ -141,31 +140,6 @@ class TimedSteps(Callback):
             self.peaks[name] = self.memory.bytes
         elif self.round > 1:
             self.seconds[name].append(seconds)
-
-
-class Linears(TorchFunctionMode):
-    """Notes the operands of every ``F.linear`` inside a ``with`` block."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.operands: list[tuple[Tensor, Tensor]] = []
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        if func is F.linear:
-            x, weight = (operand.detach().to(result.dtype).clone().requires_grad_() for operand in args[:2])
-            self.operands.append((x, weight))
-        return result
-
-    def products(self) -> Step:
-        """The matrix products of what was noted: one forward and two backward for each, from a gradient of ones."""
-        gradients = [torch.ones_like(F.linear(x, weight)) for x, weight in self.operands]
-
-        def step() -> None:
-            for (x, weight), gradient in zip(self.operands, gradients, strict=True):
-                torch.autograd.grad(F.linear(x, weight), (x, weight), gradient)
-
-        return step
 
 
 def log_space_rnn(*logits_and_state: Tensor | None, **options: object) -> Tensor:

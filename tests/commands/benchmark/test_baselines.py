@@ -9,7 +9,10 @@ from minrnn_lightning.commands.benchmark.accuracy import relative_error
 from minrnn_lightning.commands.benchmark.baselines import CausalAttention, Decoder, GRUCellLoop, GRULanguageModel
 from minrnn_lightning.commands.benchmark.generate import read, size, walk
 from minrnn_lightning.commands.benchmark.layer import BASE, LAYERS, build, forward_backward
-from minrnn_lightning.commands.benchmark.train import LOG_SPACE, PRODUCTS, STEP, Linears, TimedSteps, log_space_rnn
+from minrnn_lightning.commands.benchmark.measure import Linears
+from minrnn_lightning.commands.benchmark.step import LAYERS as STEPPERS
+from minrnn_lightning.commands.benchmark.step import Walk, blocks, products_alone
+from minrnn_lightning.commands.benchmark.train import LOG_SPACE, PRODUCTS, STEP, TimedSteps, log_space_rnn
 from minrnn_lightning.nn.mixers.mingru import MinGRUMixer
 from minrnn_lightning.nn.mixers.minlstm import MinLSTMMixer
 from minrnn_lightning.tasks import LanguageTask
@@ -79,6 +82,55 @@ def test_walk_starts_from_the_same_state_each_time():
     step()
     step()
     torch.testing.assert_close(logits[:2], logits[2:])
+
+
+def steppers(dim, depth):
+    made = {name: make(dim, depth) for name, (_, make) in STEPPERS.items()}
+    made |= {f"blocks of {mixer}": blocks(mixer, dim, depth, 3, 2) for mixer in ("mingru", "attention")}
+    return made
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("name", steppers(2, 1))
+def test_steppers_go_on_where_the_context_ends(name):
+    """The outputs of the steps are those of reading everything in one call."""
+    torch.manual_seed(0)
+    stack, x = steppers(8, 2)[name], torch.randn(3, 9, 8)
+    module = getattr(stack.module, "rnn", stack.module)  # of cells, the layer with the same weights
+    start = stack.module.read(x[:, :0], 9) if name == "attention" else None
+    whole, _ = module(x, start) if name == "attention" else module(x)
+    walk, outputs = Walk(stack, x, 6), []
+
+    def step(x_t, state):
+        y, state = stack.step(x_t, state)
+        outputs.append(y)
+        return y, state
+
+    walk.stack = stack._replace(step=step)
+    for _ in range(2):  # always from the same state
+        walk()
+        torch.testing.assert_close(torch.stack(outputs, 1), whole[:, 6:], rtol=1e-4, atol=1e-5)
+        outputs.clear()
+
+
+@torch.inference_mode()
+def test_cells_have_the_parameters_of_the_layer_that_reads():
+    for name, count in (("grucell", 6), ("lstmcell", 8)):
+        module = STEPPERS[name][1](5, 2).module.to(dtype=torch.float64)
+        assert sum(p.numel() for p in module.parameters()) == 2 * (count * 25 + count * 5)
+        assert {p.dtype for p in module.parameters()} == {torch.float64}
+
+
+@torch.inference_mode()
+def test_products_of_a_step():
+    stacks = {name: STEPPERS[name][1](8, 2) for name in ("mingru", "minlstm", "gru")}
+    alone = products_alone(stacks, torch.randn(3, 8), steps=5)
+    assert set(alone) == {"products of mingru", "products of minlstm"}  # nn.GRU calls its own kernel
+    for name, blocks_of_weights in (("mingru", 2), ("minlstm", 3)):
+        with Linears() as linears:
+            alone[f"products of {name}"]()
+        weights = [weight for _, weight in linears.operands]
+        assert sum(weight.numel() for weight in weights) == 5 * 2 * blocks_of_weights * 8 * 8
 
 
 @torch.inference_mode()

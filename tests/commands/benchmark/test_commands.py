@@ -5,14 +5,16 @@ import json
 import sys
 
 import pytest
+import torch
 
-from minrnn_lightning.commands.benchmark import policy, train
+from minrnn_lightning.commands.benchmark import policy, step, train
 from minrnn_lightning.commands.benchmark.layer import LAYERS
 
 SMALL = {
     "layer": ["--lengths=[5,8]", "--batch_size=2", "--dim=4", "--repeats=1"],
     "scan": ["--lengths=5,8", "--batch_size=2", "--dim=4", "--repeats=1"],
     "generate": ["--lengths=5,8", "--dim=8", "--depth=1", "--steps=2", "--repeats=1"],
+    "step": ["--lengths=5,8", "--batch_size=2", "--dim=8", "--mixer=mingru", "--products", "--steps=2", "--repeats=3"],
     "policy": ["--lengths=5,8", "--dim=8", "--depth=1", "--steps=2", "--repeats=1", "--mixer=mingru"],
     "accuracy": ["--lengths=5,8", "--dim=4"],
     "train": ["--config=shakespeare", "--model.dim=8", "--model.depth=1", "--data.batch_size=2", "--data.length=16"],
@@ -27,6 +29,10 @@ NAMES = {
         "forward + backward: the paper's log-space scan",
     },
     "generate": {"mingru", "minlstm", "nn.GRU", "transformer with a cache of keys and values"},
+    "step": {
+        *("MinGRU", "MinLSTM", "nn.GRU", "nn.LSTM", "blocks of mingru"),
+        *("products of MinGRU", "products of MinLSTM", "products of blocks of mingru"),
+    },
     "policy": {"mingru, compact", "mingru, decision_transformer", policy.TRANSFORMER, policy.ALONE},
     "accuracy": {"gated_scan", "the paper's log-space scan"},
     "train": {train.PRODUCTS, train.STEP, train.LOG_SPACE},
@@ -36,6 +42,9 @@ FIGURES = {
     "layer": TIMES | {"peak_mb"},
     "scan": TIMES | {"peak_mb"},
     "generate": {"ms", "ms_min", "ms_max", "tokens_per_s", "state_kb", "parameters_m"},
+    "step": TIMES
+    | {"batch_size", "dim"}
+    | {f"times_{base}{end}" for base in ("gru", "lstm") for end in ("", "_low", "_high")},
     "policy": {"ms", "ms_min", "ms_max", "env_steps_per_s"},
     "accuracy": {"float32", "bfloat16", "float16"},
     "train": TIMES | {"peak_mb"},
@@ -69,7 +78,11 @@ def test_writes_table_json_csv_and_plot(minrnn, tmp_path, kind):
     found = {(row["name"], row["length"]) for row in record["rows"]}
     assert found >= {(name, length) for name in NAMES[kind] for length in lengths}
     assert {name for name, _ in found} <= NAMES[kind] | {"mingru-scans"}
-    assert all(set(row) == {"name", "length"} | FIGURES[kind] for row in record["rows"])
+    own = {"times_products", "times_products_low", "times_products_high"}  # of rows whose products are a row
+    assert all(set(row) - own == {"name", "length"} | FIGURES[kind] for row in record["rows"])
+    assert {row["name"] for row in record["rows"] if own <= set(row)} == {
+        name.removeprefix(step.PRODUCTS) for name in NAMES[kind] if name.startswith(step.PRODUCTS)
+    }
     assert all(name in out for name in NAMES[kind])
     assert "1.00" in out or kind == "accuracy"  # the ratio to a baseline
     with (folder / f"{kind}.csv").open() as lines:
@@ -114,14 +127,16 @@ def test_forms_of_lengths(minrnn, tmp_path, words):
 @pytest.mark.parametrize("dtype", ["float64", "bfloat16", "float16"])
 def test_other_types(minrnn, tmp_path, dtype):
     """What cannot run in a type is left out with a line; the rest is measured."""
-    for kind in ("layer", "scan", "generate"):
+    for kind in ("layer", "scan", "generate", "step"):
         code, _, errors = minrnn("benchmark", kind, *SMALL[kind], f"--dtype={dtype}", f"--output={tmp_path}")
         assert code == 0, errors
         assert "Traceback" not in errors
         names = {row["name"] for row in json.loads((tmp_path / f"{kind}.json").read_text())["rows"]}
         left = {line.partition(" is left out: ")[0] for line in errors.splitlines() if " is left out: " in line}
         assert names | left >= NAMES[kind]
-        ours = {"MinGRU", "MinLSTM", "mingru", "minlstm"} | {name for name in NAMES["scan"] if "_scan" in name}
+        ours = {"MinGRU", "MinLSTM", "mingru", "minlstm", "blocks of mingru"} | {
+            name for name in NAMES["scan"] if "_scan" in name
+        }
         assert not left & ours
 
 
@@ -131,6 +146,31 @@ def test_some_layers(minrnn):
     assert "MinGRU" in out
     assert "nn.GRU" in out
     assert "attention" not in out
+
+
+def test_step_over_batch_sizes_and_widths(minrnn, tmp_path):
+    """A row for each, with ratios to the row of the same setting; the number of threads is left as it was."""
+    threads = torch.get_num_threads()
+    words = ["--batch_size=1,3", "--dim=4,8", "--lengths=5", "--layers=gru,grucell", "--steps=2", "--repeats=4"]
+    code, out, errors = minrnn("benchmark", "step", *words, "--threads=2", f"--output={tmp_path}")
+    assert code == 0, errors
+    record = json.loads((tmp_path / "step.json").read_text())
+    assert (record["about"]["threads"], torch.get_num_threads()) == (2, threads)
+    rows = {(row["name"], row["batch_size"], row["dim"]): row for row in record["rows"]}
+    assert set(rows) == {(name, batch, dim) for name in ("nn.GRU", "nn.GRUCell") for batch in (1, 3) for dim in (4, 8)}
+    for row in rows.values():
+        low, middle, high = (row[f"times_gru{end}"] for end in ("_low", "", "_high"))
+        assert low <= middle <= high
+        assert (low == high == 1) == (row["name"] == "nn.GRU")
+    assert "times nn.GRU" in out
+    assert "times nn.LSTM" not in out
+
+    rows["nn.GRU", 3, 8]["ms"] *= 1e6
+    (tmp_path / "step.json").write_text(json.dumps(record))
+    code, out, _ = minrnn("benchmark", "step", *words, "--threads=2", f"--compare={tmp_path}/step.json")
+    lines = [line for line in out.splitlines() if line.startswith("│ nn.GRU ")]
+    earlier = [line.split("│")[-2].strip() for line in lines]
+    assert [ratio == "0.00" for ratio in earlier] == [False, False, False, True]
 
 
 @pytest.mark.slow
@@ -158,7 +198,7 @@ def test_without_peers_and_matplotlib(minrnn, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("words", [[], ["everything"], ["--help"]])
 def test_says_what_there_is(minrnn, words):
-    check_refused(minrnn("benchmark", *words), "layer, scan, generate, policy, accuracy or train", code=2)
+    check_refused(minrnn("benchmark", *words), "layer, scan, generate, step, policy, accuracy or train", code=2)
 
 
 @pytest.mark.parametrize("kind", SMALL)
@@ -181,6 +221,12 @@ def test_help(minrnn, kind):
         (["scan", "--lengths="], ["lengths", "''"]),
         (["layer", "--layers=mingru,s5"], ["'s5'", ",".join(LAYERS)]),
         (["generate", "--mixer=s5"], ["mixer", "'s5'", "mingru"]),
+        (["step", "--batch_size=8,none"], ["batch_size must be whole numbers from 1", "8,64", "'8,none'"]),
+        (["step", "--dim=0"], ["dim must be whole numbers from 1", "'0'"]),
+        (["step", "--layers=mingru,s5"], ["layers", "'s5'", ",".join(step.LAYERS)]),
+        (["step", "--mixer=s5"], ["mixer", "'s5'", "mingru"]),
+        (["step", "--threads=0"], ["threads must be at least 1, got 0"]),
+        (["step", "--layers=none"], ["layers and mixer are both none"]),
         (["policy", "--env=Hoper-v5"], ["Gymnasium cannot make the environment 'Hoper-v5'"]),
         (["policy", "--env=CartPole-v1"], ["env must have vectors of real numbers", "Hopper-v5", "got CartPole-v1"]),
         (["layer", "--device=tpu"], ["device must be cpu, or cuda", "got 'tpu'"]),

@@ -2,7 +2,7 @@
 
 import torch
 
-from minrnn_lightning.commands.benchmark.measure import in_turns, peak_memory, warm_up
+from minrnn_lightning.commands.benchmark.measure import in_turns, peak_memory, ratio, warm_up
 from minrnn_lightning.commands.benchmark.scan import BACKWARD, FORWARD, copying
 
 CPU = torch.device("cpu")
@@ -13,6 +13,13 @@ def test_steps_take_turns():
     seconds = in_turns({name: lambda name=name: calls.append(name) for name in "ab"}, 3, CPU)
     assert calls == ["a", "b"] * 3
     assert {name: len(times) for name, times in seconds.items()} == {"a": 3, "b": 3}
+
+
+def test_ratio_is_taken_within_each_repeat():
+    seconds = {"a": [2.0, 40.0, 6.0, 8.0, 10.0], "b": [1.0, 10.0, 2.0, 2.0, 2.0]}  # a slow moment disturbs both
+    assert ratio(seconds, "a", "b") == (4, 3, 4)
+    assert ratio(seconds, "b", "b") == (1, 1, 1)
+    assert ratio({"a": [3.0], "b": [2.0]}, "a", "b") == (1.5, 1.5, 1.5)
 
 
 def test_warm_up_runs_once_and_leaves_out_what_cannot_run(capsys):
