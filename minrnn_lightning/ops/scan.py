@@ -1,40 +1,16 @@
-"""``linear_scan`` and ``gated_scan``: the recurrences as PyTorch operators.
-
-Both are one operator, ``torch.ops.minrnn.scan``, over two sequences k and v whose meaning is its ``kind``:
-
-    linear      h_t = k_t · h_{t-1} + v_t
-    positive    h_t = h_{t-1} + z_t · (g(v_t) − h_{t-1})       g(v) = v + ½ for v ≥ 0, σ(v) below
-    identity    h_t = h_{t-1} + z_t · (v_t − h_{t-1})
-
-The last two are minGRU of "Were RNNs All We Needed?" (https://arxiv.org/abs/2410.01201, sections 3.1 and B.2) with
-z = σ(k), and with a third sequence f its minLSTM, z = σ(k) / (σ(k) + σ(f)) (sections 3.2 and B.2).
-Backward, with G_t = ∂L/∂h_t + a_{t+1} · G_{t+1} for h_t = a_t · h_{t-1} + b_t, is the same scan run the other way.
-"""
+"""``linear_scan`` and ``gated_scan``: the recurrences with their arguments checked."""
 
 import functools
-import os
-import sys
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
-from importlib import import_module
-from types import ModuleType
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from minrnn_lightning.errors import InputError
 from minrnn_lightning.ops import eager
-from minrnn_lightning.ops.cuda.compilers import TRITON_RANGE, CompilerError
+from minrnn_lightning.ops.operators import scan
 
 Activation = Literal["positive", "identity"]
-Kernel = Literal["auto", "torch", "triton"]
-
-KERNELS = ("auto", "torch", "triton")
-_chosen: str = os.environ.get("MINRNN_KERNEL", "auto")
-if _chosen not in KERNELS:
-    raise InputError(f"MINRNN_KERNEL is {_chosen!r}; it can be {', '.join(KERNELS[:-1])} or {KERNELS[-1]}")
 
 
 def linear_scan(
@@ -131,27 +107,6 @@ def check_dense(name: str, x: object, types: str = "float16, bfloat16, float32 o
     raise TypeError(f"{name} must be a dense tensor of {types}, got {given}")
 
 
-@contextmanager
-def use_kernel(name: Kernel) -> Iterator[None]:
-    """Choose the kernel inside a ``with`` block.
-
-    ``auto`` is the fastest for the device, ``torch`` the eager one, ``triton`` that for GPUs, which runs on CPU
-    tensors only where Triton was imported with ``TRITON_INTERPRET=1`` in the environment (slowly, for tests).
-    The environment variable ``MINRNN_KERNEL`` chooses for the whole process.
-
-    Raises:
-        ValueError: The name is not one of the three.
-    """
-    global _chosen
-    if name not in KERNELS:
-        raise InputError(f"the kernel is {name!r}; it can be 'auto', 'torch' or 'triton'")
-    before, _chosen = _chosen, name
-    try:
-        yield
-    finally:
-        _chosen = before
-
-
 def _checked(
     sequences: dict[str, Tensor], initial: Tensor | None, reset: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
@@ -187,164 +142,3 @@ def _checked(
     if initial is not None:
         initial = initial.to(eager.state_dtype(dtype))
     return k, v, f[0] if f else None, initial
-
-
-_loaded: dict[str, ModuleType] = {}  # by type of device, the kernels that 'auto' chooses
-
-
-def _compiled(name: str, compiler: str) -> ModuleType:
-    """The kernels of that name, or the eager ones where what compiles them does not load."""
-    if name not in _loaded:
-        try:
-            _loaded[name] = import_module(f"minrnn_lightning.ops.{name}.launch")
-        except Exception as error:  # a version that the kernels were not written for fails in any way
-            supported = f"; {TRITON_RANGE} are supported" if compiler == "Triton" else ""
-            _fall_back(name, f"{_version(compiler)} does not load ({error}{supported})")
-    return _loaded[name]
-
-
-def _fall_back(name: str, reason: str) -> None:
-    """Use the eager kernels instead of those of that name from now on, with a warning."""
-    warnings.warn(f"{reason}: the slower torch kernel runs instead", stacklevel=3)
-    _loaded[name] = eager
-
-
-def _version(compiler: str) -> str:
-    """The compiler with its version, where it could be imported at all."""
-    return f"{compiler} {getattr(sys.modules.get(compiler.lower()), '__version__', '')}".rstrip()
-
-
-def _triton(device: torch.device) -> ModuleType:
-    """The Triton kernels, which were asked for by name.
-
-    Raises:
-        RuntimeError: Triton does not load, or cannot run on this device.
-    """
-    try:
-        from minrnn_lightning.ops.cuda import launch as cuda
-    except Exception as error:
-        raise RuntimeError(
-            f"the triton kernel needs Triton {TRITON_RANGE}, and {_version('Triton')} does not load ({error}): "
-            "install one of these, or choose the kernel 'auto' or 'torch'"
-        ) from error
-    if device.type != "cuda" and not cuda.INTERPRETED:
-        raise RuntimeError(
-            f"the triton kernel runs on CUDA tensors, got {device}: "
-            "choose the kernel 'auto', or set TRITON_INTERPRET=1 in the environment to interpret it (slowly, for tests)"
-        )
-    return cuda
-
-
-def _kernels(device: torch.device) -> ModuleType:
-    """The module whose ``forward`` and ``backward`` run on this device."""
-    if _chosen == "triton":
-        return _triton(device)
-    compiler = {"cpu": "Numba", "cuda": "Triton"}.get(device.type)
-    return eager if _chosen == "torch" or compiler is None else _compiled(device.type, compiler)
-
-
-def _run(function: str, sequence: Tensor, *rest: Any) -> Any:
-    """That function of the device's kernels, or of the eager ones where the device's cannot be compiled.
-
-    Raises:
-        RuntimeError: The kernels that were asked for by name cannot be compiled.
-    """
-    kernels = _kernels(sequence.device)
-    try:
-        return getattr(kernels, function)(sequence, *rest)
-    except CompilerError as error:
-        if _chosen == "triton":
-            raise RuntimeError(
-                f"{error}: install Triton {TRITON_RANGE}, or choose the kernel 'auto' or 'torch'"
-            ) from error
-        _fall_back(sequence.device.type, str(error))
-        return getattr(eager, function)(sequence, *rest)
-
-
-# Not torch.library.custom_op: its first call imports torch._dynamo, which takes longer than all the rest.
-torch.library.define(
-    "minrnn::scan",
-    "(Tensor k, Tensor v, Tensor? f, Tensor? initial, Tensor? reset, str kind, bool reverse) -> Tensor",
-)
-torch.library.define(
-    "minrnn::scan_backward",
-    "(Tensor grad, Tensor k, Tensor v, Tensor? f, Tensor h, Tensor? initial, Tensor? reset, str kind, bool reverse)"
-    " -> (Tensor, Tensor, Tensor, Tensor)",
-)
-scan = torch.ops.minrnn.scan.default
-scan_backward = torch.ops.minrnn.scan_backward.default
-
-
-def _scan(k: Tensor, *rest: Any) -> Tensor:
-    """The operator behind both scans: every state, in the type of ``k``."""
-    states: Tensor = _run("forward", k, *rest)
-    return states
-
-
-def _scan_backward(grad: Tensor, k: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The gradients of k, v, f (an empty one if there is none) and the initial state."""
-    gradients: tuple[Tensor, Tensor, Tensor, Tensor] = _run("backward", grad, k, *rest)
-    return gradients
-
-
-def _fake_scan(k: Tensor, *_: Any) -> Tensor:
-    return k.new_empty(k.shape)
-
-
-def _fake_scan_backward(
-    grad: Tensor, k: Tensor, v: Tensor, f: Tensor | None, *_: Any
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    batch, length, dim = k.shape
-    d_f = k.new_empty(batch, 0 if f is None else length, dim)
-    return (
-        k.new_empty(k.shape),
-        k.new_empty(k.shape),
-        d_f,
-        k.new_empty((batch, dim), dtype=eager.state_dtype(k.dtype)),
-    )
-
-
-def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    k, v, f, initial, reset, ctx.kind, ctx.reverse = inputs
-    ctx.save_for_backward(k, v, f, output, initial, reset)
-
-
-def _gradient(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    k, v, f, h, initial, reset = ctx.saved_tensors
-    d_k, d_v, d_f, d_initial = scan_backward(grad, k, v, f, h, initial, reset, ctx.kind, ctx.reverse)
-    return d_k, d_v, None if f is None else d_f, None if initial is None else d_initial, None, None, None
-
-
-def _no_second_gradient(*_: Any) -> Any:
-    raise RuntimeError("the gradient of a scan has no gradient of its own: call backward without create_graph")
-
-
-def _batched(op: Any) -> Any:
-    """The vmap rule of a scan: the mapped dimension joins the batch."""
-
-    def rule(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[Any, Any]:
-        size = info.batch_size
-
-        def join(x: Any, dim: int | None) -> Any:
-            if not isinstance(x, Tensor):
-                return x
-            x = x.movedim(dim, 0) if dim is not None else x.expand(size, *x.shape)
-            return x.flatten(0, 1)
-
-        def split(x: Tensor) -> Tensor:
-            return x.view(size, x.shape[0] // size, *x.shape[1:])
-
-        out = op(*map(join, args, in_dims))
-        if isinstance(out, Tensor):
-            return split(out), 0
-        return tuple(map(split, out)), (0,) * len(out)
-
-    return rule
-
-
-for _op, _kernel, _fake in ((scan, _scan, _fake_scan), (scan_backward, _scan_backward, _fake_scan_backward)):
-    torch.library.impl(_op.name(), "CompositeExplicitAutograd", _kernel)  # type: ignore[no-untyped-call]
-    torch.library.register_fake(_op, _fake)
-    torch.library.register_vmap(_op, _batched(_op))
-torch.library.register_autograd(scan, _gradient, setup_context=_keep)
-torch.library.register_autograd(scan_backward, _no_second_gradient)
