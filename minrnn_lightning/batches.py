@@ -1,4 +1,4 @@
-"""What data modules give to tasks: batches with named fields, the ignored target, and facts about the data.
+"""The interface between data modules and tasks: batches with named fields, the ignored target, facts about the data.
 
 The batches are named tuples, so that a task also takes the plain tuples of somebody else's DataLoader.
 """
@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, Protocol, cast
 
 from torch import Tensor
 
-IGNORED = -100  # a target that does not count; PyTorch's losses leave it out
+IGNORED = -100  # the target that losses and metrics ignore, as PyTorch's losses do
 
 
 class AnswerBatch(NamedTuple):
@@ -17,7 +17,7 @@ class AnswerBatch(NamedTuple):
 
     Attributes:
         inputs: Tokens, int64 (batch, length).
-        targets: The answer at positions that ask for one, else -100; int64 (batch, length).
+        targets: The answer at positions that have one, else -100; int64 (batch, length).
         lengths: Lengths by which results are reported, in the unit of the data; int64 (batch,).
     """
 
@@ -48,9 +48,9 @@ class TrajectoryBatch(NamedTuple):
         actions: float32 (batch, length, action_size), or int64 (batch, length) where actions are discrete.
         returns_to_go: Sum of the rewards from this step to the end of the episode, undiscounted, unscaled; float32
             (batch, length).
-        timesteps: Number of the step within its episode, from 0; int64 (batch, length).
+        timesteps: Index of the step within its episode, from 0; int64 (batch, length).
         mask: Whether this is a step of the data rather than padding; bool (batch, length).
-        reset: Whether the state starts anew: at the first step of a row and of an episode; bool (batch, length).
+        reset: Whether the state is reset: at the first step of a row and of an episode; bool (batch, length).
     """
 
     observations: Tensor
@@ -62,7 +62,7 @@ class TrajectoryBatch(NamedTuple):
 
 
 class DataFacts(Protocol):
-    """What tasks and callbacks ask of a data module; None where it does not know.
+    """Facts about the data that tasks and callbacks read from a data module; None where unknown.
 
     Attributes:
         length: Steps in a training window or row.
@@ -102,5 +102,5 @@ class _Facts:
 
 
 def data_facts(trainer: Any) -> DataFacts:
-    """What the data module of a Trainer knows; nothing where there is no Trainer or it has plain loaders."""
+    """Facts of the data module of a Trainer; all None without a Trainer or with plain data loaders."""
     return cast("DataFacts", _Facts(getattr(trainer, "datamodule", None)))

@@ -1,4 +1,4 @@
-"""Lightning checkpoints: written atomically, read without unpickling code, loaded in full or where tensors fit."""
+"""Lightning checkpoints: written atomically, read without unpickling code, loaded in full or where tensors match."""
 
 from __future__ import annotations
 
@@ -37,13 +37,13 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         """Read plain tensors and values only, whatever ``weights_only`` says.
 
         Raises:
-            CheckpointError: The checkpoint is not a local file, or holds Python objects.
+            CheckpointError: The checkpoint is not a local file, or contains Python objects.
         """
         return read_checkpoint(path)
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None) -> None:
         """Write the checkpoint; after an error the previous one is still there."""
-        if "://" in str(path):  # not a file
+        if "://" in str(path):  # a URL
             return super().save_checkpoint(checkpoint, path, storage_options)
         partial = Path(f"{path}.partial")
         try:
@@ -63,7 +63,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         Lightning's dictionary: ``state_dict``, ``hyper_parameters``, what the data module saved, and more.
 
     Raises:
-        CheckpointError: The file is missing, damaged, holds Python objects or comes from another program.
+        CheckpointError: The file is missing, damaged, contains Python objects or was written by another program.
     """
     if not Path(path).is_file():
         if "://" in str(path):
@@ -88,32 +88,32 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
 
 
 def load_matching(module: nn.Module, path: str | Path) -> tuple[list[str], list[str]]:
-    """Copy the tensors of a checkpoint whose name and shape fit, to fine-tune a model of another size.
+    """Copy the tensors of a checkpoint whose name and shape match, to fine-tune a model of another size.
 
     Args:
-        module: The model to fill; its other tensors stay as they are.
-        path: The checkpoint to take from.
+        module: The model to load into; its other tensors are unchanged.
+        path: The checkpoint to load from.
 
     Returns:
-        The names of the tensors of ``module`` that were taken, and of those that were left.
+        The names of the tensors of ``module`` that were loaded, and of those that were not.
 
     Raises:
-        CheckpointError: The checkpoint cannot be read, or no tensor in it fits.
+        CheckpointError: The checkpoint cannot be read, or no tensor in it matches.
     """
     saved = read_checkpoint(path)["state_dict"]
     own = module.state_dict()
-    taken = [name for name, tensor in own.items() if name in saved and saved[name].shape == tensor.shape]
-    if not taken:
+    loaded = [name for name, tensor in own.items() if name in saved and saved[name].shape == tensor.shape]
+    if not loaded:
         raise CheckpointError(f"{path} holds no tensor whose name and shape fit {type(module).__name__}")
-    module.load_state_dict({name: saved[name] for name in taken}, strict=False)
-    return taken, [name for name in own if name not in taken]
+    module.load_state_dict({name: saved[name] for name in loaded}, strict=False)
+    return loaded, [name for name in own if name not in loaded]
 
 
 def check_fits(module: nn.Module, checkpoint: dict[str, Any], path: str | Path) -> None:
     """Refuse a checkpoint of another class or of a model of another size.
 
     Args:
-        module: The model that is to continue from the checkpoint.
+        module: The model that is to resume from the checkpoint.
         checkpoint: What `read_checkpoint` returned.
         path: Its path, for the error message.
 

@@ -1,4 +1,4 @@
-"""The former place of ``minrnn_lightning.commands.main``, for programs that import it from here."""
+"""The former location of ``minrnn_lightning.commands.main``, for programs that import it from here."""
 
 from minrnn_lightning.commands.main import find_recipes, main, recipes_folder
 

@@ -20,7 +20,7 @@ from minrnn_lightning.tasks.load import load_task
 
 Item = TypeVar("Item")
 
-CHUNK = 4096  # tokens of the prompt read in one call, which bounds the memory
+CHUNK = 4096  # tokens of the prompt per forward pass, which bounds the memory
 
 
 def generate(
@@ -120,7 +120,7 @@ def sample(
     probabilities = logits.softmax(-1)
     if top_p is not None:
         ordered, order = probabilities.sort(descending=True)
-        before = ordered.cumsum(-1) - ordered  # the most probable token has nothing before it and always stays
+        before = ordered.cumsum(-1) - ordered  # 0 for the most probable token, which is always kept
         probabilities = probabilities.scatter(-1, order, ordered.masked_fill(before >= top_p, 0.0))
     return torch.multinomial(probabilities, 1, generator=generator).squeeze(-1)
 
@@ -149,14 +149,14 @@ def stream_text(tokenizer: Tokenizer, tokens: Iterable[int]) -> Iterator[str]:
         Pieces of text that together are the text of all tokens.
     """
     pending: list[int] = []
-    shown = 0  # characters of the pending text
+    shown = 0  # characters of the pending text that were yielded
     for token in tokens:
         pending.append(token)
         text = tokenizer.decode(pending, skip_special_tokens=False)
-        clear = text.rstrip("\N{REPLACEMENT CHARACTER}")  # what follows may be the beginning of a character
-        yield clear[shown:]
-        shown = len(clear)
-        if clear == text or len(pending) == 64:
+        complete = text.rstrip("\N{REPLACEMENT CHARACTER}")  # what follows may be the beginning of a character
+        yield complete[shown:]
+        shown = len(complete)
+        if complete == text or len(pending) == 64:
             yield text[shown:]
             pending, shown = [], 0
     yield tokenizer.decode(pending, skip_special_tokens=False)[shown:]
@@ -177,6 +177,6 @@ def report_speed(tokens: Iterable[Item], every: int, start: int = 0) -> Iterator
             now = time.perf_counter()
             speed = every / (now - began)
             peak = peak_memory()
-            memory = "" if peak is None else f", {peak:,.1f} MB at most"
+            memory = "" if peak is None else f", peak memory {peak:,.1f} MB"
             print(f"position {position:,}: {speed:,.0f} tokens/s{memory}", file=sys.stderr)
             began = now

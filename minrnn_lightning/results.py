@@ -49,7 +49,7 @@ def write_plot(file: Path, size: tuple[float, float], draw: Callable[[Any], None
     Args:
         file: Path of the PNG.
         size: Width and height in inches, at 100 pixels per inch.
-        draw: Draws on the figure of matplotlib that it gets.
+        draw: Draws on a matplotlib figure.
     """
     try:
         from matplotlib.figure import Figure
@@ -67,9 +67,9 @@ def print_table(title: str, rows: Sequence[Mapping[str, str]], left: Sequence[st
 
     Args:
         title: Printed above the table.
-        rows: Cells by the head of their column.
+        rows: Values by the head of their column.
         left: Heads of the columns that are aligned to the left; the others, with numbers, to the right.
-        width: Characters of the whole table at most.
+        width: Largest width of the table in characters.
     """
     from rich.console import Console
     from rich.table import Table

@@ -1,4 +1,4 @@
-"""Signals that ask the process to end: all are handled like Ctrl-C, each with its own exit code."""
+"""Signals that terminate the process: all are handled like Ctrl-C, each with its own exit code."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from types import FrameType
 from typing import NoReturn
 
 # SIGTERM: Slurm, systemd, docker stop, spot machines; SIGHUP: a terminal that is closed. Windows has no SIGHUP.
-ENDING = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+TERMINATION_SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 
 
 class Stopped(KeyboardInterrupt):
-    """A signal ended the work.
+    """A signal that terminates the process, as an exception.
 
     Args:
         number: Number of the signal.
@@ -25,18 +25,18 @@ class Stopped(KeyboardInterrupt):
 
 
 def exit_code(stop: BaseException) -> int:
-    """Exit code that a shell expects of a process that a signal ended: 128 plus the number of the signal."""
+    """Exit code that a shell expects of a process that a signal terminated: 128 plus the number of the signal."""
     return 128 + int(getattr(stop, "number", signal.SIGINT))
 
 
 def stop_on_signals() -> None:
-    """Let SIGTERM and SIGHUP end the process as Ctrl-C does, unless the caller has them ignored, as ``nohup`` does.
+    """Let SIGTERM and SIGHUP terminate the process like Ctrl-C, unless the caller has them ignored, as ``nohup`` does.
 
     In a Slurm job, SIGTERM is left to Lightning: it may be the signal that asks to requeue the job.
     """
     if threading.current_thread() is not threading.main_thread():
         return
-    for number in ENDING:
+    for number in TERMINATION_SIGNALS:
         if number != signal.SIGINT and signal.getsignal(number) is signal.SIG_DFL:
             if number == signal.SIGTERM and "SLURM_JOB_ID" in os.environ:
                 continue

@@ -1,4 +1,4 @@
-"""``check_mixer``: the contract that every sequence mixer keeps, clause by clause."""
+"""``check_mixer``: the contract that every sequence mixer satisfies, clause by clause."""
 
 import copy
 import io
@@ -20,7 +20,7 @@ Clause = Callable[[Callable[[], Any]], None]
 
 
 def check_mixer(mixer: type[Mixer] | Callable[..., nn.Module], **arguments: Any) -> None:
-    """Check that a mixer keeps the whole contract of ``Mixer``.
+    """Check that a mixer satisfies the contract of ``Mixer``.
 
     Args:
         mixer: The class, or a function that makes a model with the same interface, such as a ``Backbone``; called with
@@ -28,14 +28,14 @@ def check_mixer(mixer: type[Mixer] | Callable[..., nn.Module], **arguments: Any)
         **arguments: Arguments of its constructor, other than the width.
 
     Raises:
-        AssertionError: The mixer breaks a clause; the message begins with the name of the first one.
+        AssertionError: The mixer violates a clause; the message begins with the name of the first one.
     """
 
     def build() -> Any:
         return mixer(DIM, **arguments)
 
     with torch.random.fork_rng(devices=[]):
-        build()  # where the arguments are wrong, the error is the constructor's own
+        build()  # for wrong arguments, the error is that of the constructor
         for name, clause in CLAUSES.items():
             torch.manual_seed(0)
             try:
@@ -45,7 +45,7 @@ def check_mixer(mixer: type[Mixer] | Callable[..., nn.Module], **arguments: Any)
 
 
 def parallel_equals_steps(build: Callable[[], Any]) -> None:
-    """A parallel pass gives what the steps give, from no state and from the initial one."""
+    """A parallel pass equals a loop of steps, with no state and with the initial one."""
     model, x = build().double(), _input()
     result = model(x)
     _same(model, _steps(model, x, model.initial_state(BATCH)), result)
@@ -53,7 +53,7 @@ def parallel_equals_steps(build: Callable[[], Any]) -> None:
 
 
 def any_chunking(build: Callable[[], Any]) -> None:
-    """A sequence cut into pieces, the state handed on, gives what it gives in one piece; steps may follow a piece."""
+    """A sequence in chunks, with the state passed on, equals the sequence in one pass; steps may follow a chunk."""
     model, x = build().double(), _input()
     result = model(x)
     for cuts in ([1], [9], [LENGTH - 1], [2, 3, 5, 16]):
@@ -73,7 +73,7 @@ def causal(build: Callable[[], Any]) -> None:
     y, _ = model(x)
     for t in (1, 5, LENGTH - 1):
         changed = x.clone()
-        changed[:, t:] = changed[:, t:].flip(-1)  # a constant would be taken out by the norm
+        changed[:, t:] = changed[:, t:].flip(-1)  # a norm would remove a constant
         y_changed, _ = model(changed)
         torch.testing.assert_close(y_changed[:, :t], y[:, :t], rtol=0, atol=1e-12)
         assert (y_changed[:, t] - y[:, t]).abs().max() > 1e-6, f"output {t} does not depend on input {t}"
@@ -90,11 +90,11 @@ def reset(build: Callable[[], Any]) -> None:
         y, after = model(x, state, resets)
         for row, begin in enumerate(starts):
             own = None if state is None else _row(state, row)
-            pieces, last = [], None
+            chunks, last = [], None
             for start, stop in itertools.pairwise([*sorted({0, *begin}), LENGTH]):
-                piece, last = model(x[row : row + 1, start:stop], None if start in begin else own)
-                pieces.append(piece)
-            _same(model, (torch.cat(pieces, 1), last), (y[row : row + 1], _row(after, row)))
+                chunk, last = model(x[row : row + 1, start:stop], None if start in begin else own)
+                chunks.append(chunk)
+            _same(model, (torch.cat(chunks, 1), last), (y[row : row + 1], _row(after, row)))
     x.requires_grad_()
     resets = torch.zeros(BATCH, LENGTH, dtype=torch.bool)
     resets[:, 9] = True
@@ -105,7 +105,7 @@ def reset(build: Callable[[], Any]) -> None:
 
 
 def state_layout(build: Callable[[], Any]) -> None:
-    """Every tensor of the state has the batch first and keeps its type; it grows by the steps at most."""
+    """Every tensor of the state has the batch first and a constant dtype, and grows at most by the number of steps."""
     model, x = build(), _input().float()
     initial, after, stepped = (
         tree_leaves(state)
@@ -155,7 +155,7 @@ def bfloat16(build: Callable[[], Any]) -> None:
 
 
 def compiles(build: Callable[[], Any]) -> None:
-    """``torch.compile`` makes one graph of a parallel pass and one of a step, without a break."""
+    """``torch.compile`` compiles a parallel pass and a step into one graph each, without graph breaks."""
     model, x = build(), _input().float().requires_grad_()  # as in a stack; PyTorch fails on an LSTM's input without
     with _fresh_compiler():
         compiled: Any = torch.compile(model, fullgraph=True, backend="aot_eager")
@@ -168,7 +168,7 @@ def compiles(build: Callable[[], Any]) -> None:
 
 
 def exports(build: Callable[[], Any]) -> None:
-    """``torch.export`` makes a program for any length."""
+    """``torch.export`` exports a program for any length."""
     model, x = build().eval(), _input().float()
     length = torch.export.Dim("length", min=2, max=1000)
     program: Any = torch.export.export(model, (x,), dynamic_shapes=({1: length},))
@@ -177,7 +177,7 @@ def exports(build: Callable[[], Any]) -> None:
 
 
 def empty(build: Callable[[], Any]) -> None:
-    """Batches and lengths of 0, and a length of 1, give outputs of their shape and a state that goes on."""
+    """Batches and lengths of 0, and a length of 1, give outputs of their shape and a state to continue from."""
     model = build().double()
     for batch, length in ((BATCH, 0), (0, LENGTH), (BATCH, 1)):
         x = _input()
@@ -224,7 +224,7 @@ def _input() -> Tensor:
 
 
 def _steps(model: Any, x: Tensor, state: State) -> tuple[Tensor, State]:
-    """The outputs of one step after the other, (batch, length, dim), and the last state."""
+    """The outputs of a loop of steps, (batch, length, dim), and the last state."""
     outputs = []
     for t in range(x.shape[1]):
         y, state = model.step(x[:, t], state)
@@ -233,7 +233,7 @@ def _steps(model: Any, x: Tensor, state: State) -> tuple[Tensor, State]:
 
 
 def _same(model: Any, one: tuple[Tensor, State], two: tuple[Tensor, State]) -> None:
-    """Outputs alike, and states that go on alike: a cache may also hold what is never read again."""
+    """Outputs are equal, and states lead to equal outputs: a cache may contain entries that are never read again."""
     (y, state), (y2, state2) = one, two
     more = torch.randn(len(y), 5, DIM, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
     for a, b in ((y, y2), (model(more, state)[0], model(more, state2)[0])):

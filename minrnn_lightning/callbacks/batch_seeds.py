@@ -12,8 +12,8 @@ class SeedEveryBatch(Callback):
     """Seeds PyTorch's global generator at every training batch from seed, number of the batch and process alone.
 
     A run that is resumed from a checkpoint then draws the same random numbers, those of dropout for example, as one
-    that was never interrupted. It comes first among the callbacks, so that the others draw from the seeded generator.
-    The checkpoint keeps the seed as ``checkpoint["seed"]``.
+    that was never interrupted. It is the first of the callbacks, so that the others draw from the seeded generator. The
+    checkpoint contains the seed as ``checkpoint["seed"]``.
 
     Attributes:
         seed: That of PyTorch's generator when the first fit starts, or that of the run that is resumed.
@@ -23,7 +23,7 @@ class SeedEveryBatch(Callback):
         self.seed: int | None = None
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Take the seed of the run."""
+        """Store the seed of the run."""
         if self.seed is None:
             self.seed = torch.initial_seed()
 
@@ -34,9 +34,9 @@ class SeedEveryBatch(Callback):
         torch.manual_seed((self.seed + number) % 2**63)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Keep the seed where earlier versions kept it too."""
+        """Save the seed under the key of earlier versions."""
         checkpoint["seed"] = self.seed
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Go on with the seed of the run that is resumed."""
+        """Continue with the seed of the run that is resumed."""
         self.seed = checkpoint.get("seed")

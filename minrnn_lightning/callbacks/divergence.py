@@ -8,7 +8,7 @@ from minrnn_lightning.errors import InputError
 
 
 class StopOnDivergence(Callback):
-    """Stops a training whose validation loss is not finite, before a checkpoint is made of it."""
+    """Stops a training whose validation loss is not finite, before a checkpoint of it is saved."""
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Check ``val/loss``, which every task of this package logs.

@@ -29,7 +29,7 @@ class EnvironmentReturn(Callback):
         targets: Returns to condition on; the highest of the training data if None.
         mode: As for `minrnn_lightning.rl.rollout.rollout`.
         window: As for `minrnn_lightning.rl.rollout.rollout`; the length of the rows of the training data if None.
-        every_n_validations: Number of validations between two rollouts; the one after the last step always has one.
+        every_n_validations: Run a rollout after every n-th validation, and always after the last step.
         seed: Of the first episode.
     """
 
@@ -57,7 +57,7 @@ class EnvironmentReturn(Callback):
             raise MisconfigurationException("EnvironmentReturn needs a PolicyTask")
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Roll out, if it is time."""
+        """Run a rollout if one is due."""
         if trainer.sanity_checking:
             return
         self.validations += 1
@@ -66,7 +66,7 @@ class EnvironmentReturn(Callback):
             self._rollout(trainer, pl_module, "val")
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Roll out."""
+        """Run a rollout."""
         self._rollout(trainer, pl_module, "test")
 
     def _rollout(self, trainer: Trainer, task: LightningModule, part: str) -> None:

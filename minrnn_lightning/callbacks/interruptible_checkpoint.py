@@ -15,7 +15,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities import rank_zero_info
 
 from minrnn_lightning.lightning_internals import accumulates, validates_next
-from minrnn_lightning.signals import ENDING, Stopped
+from minrnn_lightning.signals import TERMINATION_SIGNALS, Stopped
 
 SLOW_DISK = 1e8  # bytes per second
 
@@ -41,7 +41,7 @@ class InterruptibleCheckpoint(ModelCheckpoint):
     Ctrl-C ends the training after the step in progress and the validation that follows it, in all processes alike: an
     interrupt inside the optimizer would leave some weights updated and others not, and one before the validation would
     leave that out of the curve. A second Ctrl-C ends it at once. SIGTERM and SIGHUP do the same. While gradients are
-    accumulated, which no checkpoint holds, it waits until they are used.
+    accumulated, which no checkpoint contains, it waits until the optimizer has used them.
 
     Args:
         minutes: Longest time between two checkpoints; 0 writes them at validations only. A model so large that writing
@@ -51,7 +51,7 @@ class InterruptibleCheckpoint(ModelCheckpoint):
     def __init__(self, minutes: float = 5.0) -> None:
         super().__init__(filename="last", enable_version_counter=False, save_top_k=0)
         self.minutes = minutes
-        self.signal: int | None = None  # the one that asked to end
+        self.signal: int | None = None  # the one that requested termination
         self.handlers: dict[int, Any] = {}
         self.due = False  # since a validation while gradients were accumulated
         self.finished = False
@@ -65,7 +65,7 @@ class InterruptibleCheckpoint(ModelCheckpoint):
         # Until it is measured: weights and AdamW's two moments at the speed of a slow disk.
         self.cost = 3 * sum(p.numel() * p.element_size() for p in pl_module.parameters()) / SLOW_DISK
         if threading.current_thread() is threading.main_thread():
-            for number in ENDING:
+            for number in TERMINATION_SIGNALS:
                 handler = signal.getsignal(number)
                 if handler is not signal.SIG_IGN and not _requeues(handler):
                     self.handlers[number] = signal.signal(number, self._interrupt)
@@ -82,18 +82,18 @@ class InterruptibleCheckpoint(ModelCheckpoint):
         self.handlers.clear()
 
     def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
-        """Save if it is time, and end if a signal asked for it; accumulated gradients and validations come first."""
+        """Save if it is due, and end if a signal requested it, after accumulated gradients and a validation."""
         if validates_next(trainer) or accumulates(trainer):
             return
         elapsed = time.monotonic() - self.saved_at
-        timely = self.minutes > 0 and elapsed >= max(60 * self.minutes, 100 * self.cost)
+        save = self.minutes > 0 and elapsed >= max(60 * self.minutes, 100 * self.cost)
         # A checkpoint of diverged weights would replace one from which training can go on.
         loss = trainer.callback_metrics.get("train/loss")
-        timely = timely and trainer.is_global_zero and (loss is None or bool(loss.isfinite()))
-        self._save_or_end(trainer, timely)
+        save = save and trainer.is_global_zero and (loss is None or bool(loss.isfinite()))
+        self._save_or_end(trainer, save)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Save, and end if a signal asked for it; after an interrupt the validation is finished first."""
+        """Save, and end if a signal requested it; after an interrupt the validation is finished first."""
         if trainer.state.fn == "fit" and not trainer.sanity_checking:
             if accumulates(trainer):
                 self.due = True
@@ -104,7 +104,7 @@ class InterruptibleCheckpoint(ModelCheckpoint):
         """Do nothing: an epoch of an endless stream has no meaning."""
 
     def _save_or_end(self, trainer: Trainer, save: bool) -> None:
-        """Save if any process should; end if any was asked to by a signal."""
+        """Save if any process should; end if any has received a signal."""
         end = self.signal is not None
         save = save or self.due or end
         if trainer.world_size > 1:

@@ -61,7 +61,7 @@ class TextSamples(Callback):
         tokenizer = data_facts(trainer).tokenizer
         try:
             prompt = encode(tokenizer, self.prompt) or [0]
-        except ValueError:  # another vocabulary than the recipe's
+        except ValueError:  # the vocabulary is not that of the recipe
             prompt = [0]
         device = pl_module.device
         generator = torch.Generator(device).manual_seed(self.seed)
@@ -74,7 +74,7 @@ class TextSamples(Callback):
             return
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
-                markdown = "\n".join("    " + line for line in self.text.splitlines())  # shown as it is
+                markdown = "\n".join("    " + line for line in self.text.splitlines())  # shown verbatim
                 logger.experiment.add_text("sample", markdown, trainer.global_step)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

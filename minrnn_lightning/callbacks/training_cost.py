@@ -28,7 +28,7 @@ class TrainingCost(Callback):
         self.started = time.perf_counter()
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
-        """Stop it; a GPU is waited for."""
+        """Stop the clock, after synchronising a GPU."""
         if pl_module.device.type == "cuda":
             torch.cuda.synchronize(pl_module.device)
         self.seconds.append(time.perf_counter() - self.started)

@@ -62,7 +62,7 @@ def collect(
 
     environment = make_environment(env)
     prefix = f"{namespace}/{environment.spec.name.lower()}"
-    names = {kind: f"{prefix}/{kind}-v0" for kind in ("medium", "replay", "medium-expert")}
+    names = {quality: f"{prefix}/{quality}-v0" for quality in ("medium", "replay", "medium-expert")}
     storage = Path(output).expanduser() if output else new_storage(data_folder())
     for name in names.values():
         if not ID.fullmatch(name):
@@ -75,8 +75,8 @@ def collect(
     if iterations is not None:
         settings = settings._replace(iterations=iterations)
     sets, teacher = _episodes(environment, settings, episodes, noise, seed)
-    _save({names[kind]: found for kind, found in sets.items()}, environment, storage, noise, seed)
-    _report({"teacher, no noise": teacher, **{names[kind]: found for kind, found in sets.items()}}, env)
+    _save({names[quality]: found for quality, found in sets.items()}, environment, storage, noise, seed)
+    _report({"teacher, no noise": teacher, **{names[quality]: found for quality, found in sets.items()}}, env)
     print(f"Saved in {storage}: minrnn fit --data TrajectoryDataModule --data.dataset {storage / names['medium']} ...")
 
 
@@ -176,8 +176,8 @@ def _report(sets: dict[str, list[Episode]], env: str) -> None:
                 "episodes": f"{len(found):,}",
                 "steps": f"{steps:,}",
                 "mean return": f"{np.mean(returns):,.1f}",
-                "least": f"{min(returns):,.1f}",
-                "most": f"{max(returns):,.1f}",
+                "lowest": f"{min(returns):,.1f}",
+                "highest": f"{max(returns):,.1f}",
                 "score": "" if score is None else f"{score:.1f}",
             }
         )

@@ -1,4 +1,4 @@
-"""One training run of ``minrnn compare``: a process of its own, and the measurements that it leaves."""
+"""Training runs of ``minrnn compare``: each a process of its own, with its measurements."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ import statistics
 import subprocess
 import sys
 import time
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +24,7 @@ from minrnn_lightning.errors import InputError
 from minrnn_lightning.generate import generate, load_language_task
 from minrnn_lightning.results import write_json
 
-PROMPT, STEPS = 256, 200  # tokens that are read first, and that are generated while the clock runs
+PROMPT, STEPS = 256, 200  # tokens of the prompt, and tokens whose generation is timed
 PR_SET_PDEATHSIG = 1  # <sys/prctl.h>, Linux
 
 
@@ -36,23 +38,35 @@ class Run:
         runs: Folder in which the run makes its own, for the log and the checkpoints.
         device: Index of a GPU, ``cpu``, or None for the device of the options.
         concurrent: Number of runs at a time, which divide the cores of the CPU among them.
+        settings: Options that overrule those of ``args``.
+        name: Name of the run and its folder (default: mixer and seed).
 
     Raises:
         InputError: The folder holds a run with other options.
     """
 
-    def __init__(self, mixer: str, seed: int, args: list[str], runs: Path, device: str | None, concurrent: int) -> None:
+    def __init__(
+        self,
+        mixer: str,
+        seed: int,
+        args: list[str],
+        runs: Path,
+        device: str | None,
+        concurrent: int,
+        settings: Sequence[str] = (),
+        name: str = "",
+    ) -> None:
         self.mixer, self.seed, self.args, self.device = mixer, seed, args, device
-        self.name = f"{mixer}-{seed}"
+        self.name = name or f"{mixer}-{seed}"
         self.folder = runs / self.name
         self.folder.mkdir(parents=True, exist_ok=True)
         self.interrupted = last_checkpoint(self.folder)
         record = self.folder / "options.json"
-        if self.interrupted and record.is_file() and json.loads(record.read_bytes()) != args:
+        if self.interrupted and record.is_file() and json.loads(record.read_bytes()) != [*args, *settings]:
             raise InputError(f"{self.folder} holds a run with other options: remove it or give other --runs")
-        write_json(record, args)
-        command = [sys.executable, "-m", "minrnn_lightning", "fit", *args]
-        command += [f"--model.mixer={json.dumps(mixer.split('+')) if '+' in mixer else mixer}"]
+        write_json(record, [*args, *settings])
+        command = [sys.executable, "-m", "minrnn_lightning", "fit", *args, *settings]
+        command += [mixer_option(mixer)]
         command += [f"--seed_everything={seed}", f"--trainer.default_root_dir={self.folder}"]
         command += ["--trainer.callbacks+=TrainingCost", "--trainer.enable_progress_bar=false"]
         environment = dict(os.environ)
@@ -63,7 +77,7 @@ class Run:
             command += ["--trainer.accelerator=cuda", f"--trainer.devices=[{device}]"]
         command += [f"--ckpt_path={self.interrupted}"] if self.interrupted else []
         self.log = self.folder / "log"
-        print(f"{mixer}, seed {seed}: {'resumes' if self.interrupted else 'starts'}; log in {self.log}", flush=True)
+        print(f"{name or f'{mixer}, seed {seed}'}: {'resumes' if self.interrupted else 'starts'}; log in {self.log}", flush=True)
         self.started = time.perf_counter()
         with self.log.open("ab") as log:  # in a session of its own, Ctrl-C reaches it through ``stop`` alone
             self.process = subprocess.Popen(
@@ -81,37 +95,111 @@ class Run:
         self.process.send_signal(signal.SIGINT)
         self.process.wait()
 
-    def measurements(self, metric: str) -> dict[str, Any]:
-        """Results of the finished run: the learning curve of a metric, size, speed and memory.
+    def remove_checkpoints(self) -> None:
+        """Remove the checkpoints of the finished run, of which no more than its measurements is needed."""
+        for checkpoint in self.folder.glob("version_*/checkpoints/*.ckpt"):
+            checkpoint.unlink()
+
+    def training(self, metric: str) -> dict[str, Any]:
+        """What the finished training cost and reached: the learning curve of a metric, steps and times.
 
         Raises:
             InputError: It failed, or did not log the metric.
         """
         minutes = (time.perf_counter() - self.started) / 60
         if self.process.returncode:
-            raise InputError(f"the run of {self.mixer} with seed {self.seed} failed: {_last_line(self.log)}")
-        logged, checkpoint = _logged(self.folder), last_checkpoint(self.folder)
-        if metric not in logged or checkpoint is None:
+            reason = last_line(self.log.read_text(encoding="utf-8", errors="replace")) or f"{self.log} is empty"
+            raise InputError(f"the run of {self.mixer} with seed {self.seed} failed: {reason}")
+        logged = _logged(self.folder)
+        if metric not in logged or "seconds_per_step" not in logged:
             raise InputError(
                 f"the run of {self.mixer} with seed {self.seed} in {self.folder} left no checkpoint or no {metric!r}; "
                 f"it logged {', '.join(sorted(logged)) or 'nothing'}"
             )
+        seconds = logged["seconds_per_step"]
         curve = sorted(logged[metric].items())
-        trained = read_checkpoint(checkpoint)
         return {
             "mixer": self.mixer,
             "seed": self.seed,
             "metric": metric,
             "last": curve[-1][1],
-            "parameters": sum(tensor.numel() for tensor in trained["state_dict"].values()),
-            "dim": trained["hyper_parameters"]["dim"],
-            "seconds_per_step": statistics.median(logged["seconds_per_step"].values()),
-            "tokens_per_s": _tokens_per_second(checkpoint, self.generation_device),
-            "peak_mb": max(logged.get("peak_mb", {}).values(), default=None),
+            "steps": max(seconds),
+            "seconds_per_step": statistics.median(seconds.values()),
             "minutes": None if self.interrupted else minutes,
+            "peak_mb": max(logged.get("peak_mb", {}).values(), default=None),
             "curve": curve,
             "options": self.args,
         }
+
+    def measurements(self, metric: str) -> dict[str, Any]:
+        """Results of the finished run: those of ``training``, the size and the speed of generation.
+
+        Raises:
+            InputError: It failed, left no checkpoint or did not log the metric.
+        """
+        training, checkpoint = self.training(metric), last_checkpoint(self.folder)
+        if checkpoint is None:
+            raise InputError(f"the run of {self.mixer} with seed {self.seed} in {self.folder} left no checkpoint")
+        trained = read_checkpoint(checkpoint)
+        return training | {
+            "parameters": sum(tensor.numel() for tensor in trained["state_dict"].values()),
+            "dim": trained["hyper_parameters"]["dim"],
+            "tokens_per_s": _tokens_per_second(checkpoint, self.generation_device),
+        }
+
+
+Job = Generator[Callable[[str | None, int], Run], Run, None]
+
+
+def run_jobs(jobs: Iterable[Job], devices: Sequence[str | None]) -> None:
+    """Run jobs until all have ended, with one run at a time on each device.
+
+    Args:
+        jobs: Generators; each yields functions that start a run, given device and number of runs at a time, and is
+            sent the run when its process has ended.
+        devices: Index of a GPU, ``cpu``, or None for that of the recipe; one that is given twice has two runs at a
+            time.
+    """
+    waiting = deque(jobs)
+    running: dict[int, tuple[Job, Run]] = {}  # by the index of the device, of which two may be the same
+    try:
+        while waiting or running:
+            for index, device in enumerate(devices):
+                start = None
+                if index in running:
+                    job, run = running[index]
+                    if run.process.poll() is None:
+                        continue
+                    del running[index]
+                    start = _advance(job, run)
+                while start is None and waiting:
+                    job = waiting.popleft()
+                    start = _advance(job, None)
+                if start is not None:
+                    running[index] = job, start(device, len(devices))
+            time.sleep(0.1)
+    finally:
+        for _, run in running.values():
+            run.stop()
+
+
+def _advance(job: Job, run: Run | None) -> Callable[[str | None, int], Run] | None:
+    """The next run of a job after one has ended; None at its end."""
+    try:
+        return next(job) if run is None else job.send(run)
+    except StopIteration:
+        return None
+
+
+def mixer_option(mixer: str) -> str:
+    """The option of ``minrnn fit`` for a mixer, or for several with + between them."""
+    return f"--model.mixer={json.dumps(mixer.split('+')) if '+' in mixer else mixer}"
+
+
+def last_line(text: str) -> str:
+    """The last line that is not empty, without the name of the command."""
+    lines = text.strip().splitlines()
+    return lines[-1].removeprefix("minrnn: ") if lines else ""
 
 
 def _end_with_parent() -> None:
@@ -119,11 +207,6 @@ def _end_with_parent() -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # which a shell in the background leaves ignored
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGINT)
-
-
-def _last_line(log: Path) -> str:
-    lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
-    return lines[-1].removeprefix("minrnn: ") if lines else f"{log} is empty"
 
 
 def _logged(folder: Path) -> dict[str, dict[int, float]]:

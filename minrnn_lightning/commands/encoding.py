@@ -15,7 +15,7 @@ def use_utf8() -> None:
     """Read and write files in UTF-8 whatever the system's encoding, and replace what the terminal cannot show.
 
     Recipes, logs and configurations are opened by libraries that ask the system for its encoding; Python's UTF-8 mode,
-    which must be chosen before Python starts, answers for all of them. From Python 3.15 on it is the default.
+    which must be chosen before Python starts, applies to all of them. From Python 3.15 on it is the default.
     """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):

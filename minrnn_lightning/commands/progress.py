@@ -1,4 +1,4 @@
-"""How a training goes: a bar with the time left in a terminal, lines elsewhere, and a summary of the modules."""
+"""Progress of a training: a bar with the time left in a terminal, lines elsewhere, and a summary of the modules."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ class ProgressLines(Callback):
         self.pace, self.printed = Pace(trainer), time.monotonic()
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
-        """Print a line if the last one is long ago."""
+        """Print a line if the last one is ``minutes`` ago."""
         if time.monotonic() - self.printed >= 60 * self.minutes:
             self._print(trainer)
 

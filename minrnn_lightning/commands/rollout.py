@@ -151,8 +151,8 @@ def show(result: dict[str, Any]) -> None:
         {
             "target": "" if row["target"] is None else f"{row['target']:,g}",
             "return": f"{row['return']:,.1f} ± {row['return_std']:,.1f}",
-            "least": f"{min(row['returns']):,.1f}",
-            "most": f"{max(row['returns']):,.1f}",
+            "lowest": f"{min(row['returns']):,.1f}",
+            "highest": f"{max(row['returns']):,.1f}",
             "D4RL score": "" if row["score"] is None else f"{row['score']:.1f} ± {row['score_std']:.1f}",
             "length": f"{row['length']:,.0f}",
             "episodes": str(len(row["returns"])),

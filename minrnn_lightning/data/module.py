@@ -30,7 +30,7 @@ def data_folder(data_dir: str | None = None) -> Path:
 
 def writable(folder: Path) -> Path:
     """The folder itself, or the user's cache folder if that one is read-only."""
-    # The mode is asked too: a folder that nobody may write to is meant to stay as it is, even if root could.
+    # The mode counts too: a folder without write permission is meant to stay unchanged, even where root could write.
     read_only = folder.is_dir() and not (os.access(folder, os.W_OK) and folder.stat().st_mode & 0o222)
     return cache_dir() if read_only else folder
 
@@ -87,7 +87,7 @@ class BaseDataModule(LightningDataModule, ABC):
 
     @property
     def global_seed(self) -> int:
-        """The seed that ``seed_everything`` was called with, of the training stream; 0 if it was not."""
+        """The seed of the training stream, that of ``seed_everything``; 0 if it was not called."""
         return int(os.environ.get("PL_GLOBAL_SEED", 0))
 
     @property

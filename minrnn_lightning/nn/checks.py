@@ -1,4 +1,4 @@
-"""What the recurrent layers refuse, in the words of ``torch.nn.GRU`` where that has the same argument."""
+"""Argument checks of the recurrent layers, with the messages of ``torch.nn.GRU`` for the arguments that they share."""
 
 import torch
 from torch import Tensor
@@ -12,7 +12,7 @@ NUMBERS = "float16, bfloat16, float32, float64 or integers"
 
 
 def check_arguments(dropout: object, flags: dict[str, object], sizes: dict[str, object], activation: object) -> None:
-    """Refuse arguments of a layer's constructor.
+    """Check the arguments of a layer's constructor.
 
     Raises:
         ValueError: A size is not above zero, the dropout not in [0, 1], or the activation unknown.
@@ -37,7 +37,7 @@ def check_arguments(dropout: object, flags: dict[str, object], sizes: dict[str, 
 def check_sequence(
     name: str, x: Tensor, hx: Tensor | None, reset: Tensor | None, delta_t: Tensor | None, signed: bool
 ) -> None:
-    """Refuse what ``forward`` of the layer ``name`` cannot take: types and numbers of dimensions.
+    """Check the types and numbers of dimensions of the arguments of ``forward`` of the layer ``name``.
 
     Raises:
         ValueError: ``x`` has a wrong number of dimensions, or ``reset`` or ``delta_t`` does not fit it.
@@ -64,7 +64,7 @@ def check_sequence(
 
 
 def check_delta_t(name: str, delta_t: Tensor | None, x: Tensor, signed: bool) -> None:
-    """Refuse times that are no numbers, not of the shape of ``x`` without its features, or exponents of signed decays.
+    """Check that times are numbers of the shape of ``x`` without its features, and no exponents of signed decays.
 
     Raises:
         ValueError: The shape does not fit, or the decay is signed.
@@ -84,7 +84,7 @@ def check_delta_t(name: str, delta_t: Tensor | None, x: Tensor, signed: bool) ->
 def check_step(
     name: str, x: Tensor, h: Tensor | None, delta_t: Tensor | None, signed: bool, bidirectional: bool
 ) -> None:
-    """Refuse what ``step`` of the layer ``name`` cannot take: types and numbers of dimensions.
+    """Check the types and numbers of dimensions of the arguments of ``step`` of the layer ``name``.
 
     Raises:
         RuntimeError: The layer is bidirectional, or ``h`` has a wrong number of dimensions.

@@ -189,12 +189,12 @@ def _boundaries(
     initial_state: Tensor | None,
     reverse: bool,
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
-    """Reset and times as the direction of the scan meets them, h_0, and the state after a reset (None for zeros)."""
+    """Resets and times in the order of the scan, h_0, and the state after a reset (None for zeros)."""
     if reverse and reset is not None:
         # Running backward, the state is dropped after a sequence's first step: before the step to the left of it.
         reset = F.pad(reset, (0, 1))[:, 1:]
     if reverse and delta_t is not None:
-        # Likewise the time to the step on the right; nothing came before the last, one step away as far as we know.
+        # Likewise the time to the step on the right; that of the last step is unknown and taken as 1.
         delta_t = F.pad(delta_t, (0, 1), value=1)[:, 1:]
     if h_0 is None and initial_state is not None:
         h_0 = initial_state.expand(logit.shape[0], -1)
@@ -209,9 +209,9 @@ def _scan(
     reverse: bool,
     initial_state: Tensor | None,
 ) -> Tensor:
-    """The recurrence, whose resets lead to ``initial_state``, or to zero."""
+    """The recurrence, whose resets set the state to ``initial_state``, or to zero."""
     if initial_state is None or h_0 is None:
         return linear_scan(decay, update, h_0, reset=reset, reverse=reverse)
-    # Of the difference from the initial state, a reset leads to zero.
+    # The difference from the initial state is reset to zero.
     update, h_0 = update - (1 - decay) * initial_state, h_0 - initial_state
     return linear_scan(decay, update, h_0, reset=reset, reverse=reverse) + initial_state

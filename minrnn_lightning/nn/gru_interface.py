@@ -18,7 +18,7 @@ from minrnn_lightning.ops.scan import check_dense
 
 
 class MinRNN(nn.Module):
-    """The interface of ``torch.nn.GRU``; the subclasses say which function of how many blocks of logits runs in it."""
+    """The interface of ``torch.nn.GRU``; subclasses define the recurrence and the number of its blocks of logits."""
 
     _function: ClassVar[Callable[..., Tensor]]
     _step_function: ClassVar[Callable[..., Tensor]]
@@ -79,7 +79,7 @@ class MinRNN(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Draw every parameter from U(-1/√n, 1/√n), n the number of features its layer reads, as ``nn.Linear`` does.
+        """Draw every parameter from U(-1/√n, 1/√n), n the number of input features, as ``nn.Linear`` does.
 
         A learned initial state starts with N(0, 1), before the activation.
         """
@@ -113,7 +113,7 @@ class MinRNN(nn.Module):
         reset: Tensor | None = None,
         delta_t: Tensor | None = None,
     ) -> tuple[Tensor | PackedSequence, Tensor]:
-        """Run a whole sequence; cut anywhere, with h_n handed on as ``hx``, it gives the same.
+        """Run a sequence; in chunks, with h_n passed on as ``hx``, the result is the same.
 
         Args:
             input: (length, batch, input_size), or (batch, length, input_size) with ``batch_first``, or unbatched
@@ -160,7 +160,7 @@ class MinRNN(nn.Module):
         return output.transpose(0, 1).contiguous(), h_n  # models written for nn.GRU rely on it with .view
 
     def step(self, input_t: Tensor, h: Tensor | None = None, *, delta_t: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Run one time step, with gradients, at a cost that does not depend on how many went before.
+        """Run one time step, with gradients, at constant cost.
 
         Args:
             input_t: (batch, input_size) or unbatched (input_size,).
@@ -234,7 +234,7 @@ class MinRNN(nn.Module):
         return x, torch.stack(final)
 
     def _run_packed(self, packed: PackedSequence, hx: Tensor | None) -> tuple[PackedSequence, Tensor]:
-        """Pad, run with the state held still in the padding, so that each direction meets its own ends, and pack."""
+        """Pad, run with the state unchanged in the padding, so that each direction starts at its own end, and pack."""
         data, batch_sizes, order, unorder = packed
         if data.dim() != 2:
             raise RuntimeError(f"input must have 2 dimensions, got {data.dim()}")
@@ -246,7 +246,7 @@ class MinRNN(nn.Module):
         return packed._replace(data=output), h_n if unorder is None else h_n.index_select(1, unorder)
 
     def _project(self, x: Tensor, layer: int, direction: str = "") -> list[Tensor]:
-        """One product per block of rows, so that backward need not join gradients as long as the sequence."""
+        """One product per block of rows, so that backward need not concatenate gradients as long as the sequence."""
         parameters = (getattr(self, name).chunk(len(self._hold_logits)) for name in self._names(layer, direction))
         return [F.linear(x, *block) for block in zip(*parameters, strict=True)]
 
@@ -277,7 +277,7 @@ class MinRNN(nn.Module):
         return x, h_0
 
     def _names(self, layer: int, direction: str) -> list[str]:
-        return [f"{kind}_ih_l{layer}{direction}" for kind in ("weight", "bias")[: 1 + self.bias]]
+        return [f"{name}_ih_l{layer}{direction}" for name in ("weight", "bias")[: 1 + self.bias]]
 
     @property
     def all_weights(self) -> list[list[nn.Parameter]]:

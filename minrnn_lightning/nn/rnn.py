@@ -8,7 +8,7 @@ from minrnn_lightning.nn.functional import min_gru, min_gru_step, min_lstm, min_
 from minrnn_lightning.nn.gru_interface import MinRNN
 from minrnn_lightning.ops import Activation
 
-SHUT, OPEN = -1e4, 1e4  # logits whose sigmoid is 0 and 1 in every type, finite in float16
+CLOSED, OPEN = -1e4, 1e4  # logits whose sigmoid is 0 and 1 in every type, finite in float16
 
 
 class MinGRU(MinRNN):
@@ -27,7 +27,7 @@ class MinGRU(MinRNN):
         bias: Whether the linear maps have a bias.
         batch_first: Whether input and output are (batch, length, features) instead of (length, batch, features).
         dropout: Probability of dropping an output of any layer but the last.
-        bidirectional: Whether each layer runs in both directions, with separate weights, and joins the outputs.
+        bidirectional: Whether each layer runs in both directions, with separate weights, and concatenates the outputs.
         activation: c: ``positive`` is the paper's g (v + ½ for v ≥ 0, σ(v) below), which keeps a state above zero;
             ``identity`` is none, the paper's first form.
         signed: Whether the state's factor runs over (−1, 1) instead of (0, 1): 1 − 2 z_t, or 2 f′_t − 1. A unit can
@@ -35,7 +35,7 @@ class MinGRU(MinRNN):
             (Grazzi et al. 2024, https://arxiv.org/abs/2411.12537).
         learn_initial_state: Whether h_0, where none is given, and the state after a reset are learned for each unit,
             instead of zero, as in the code of the paper's authors.
-        device: Where the parameters live.
+        device: Device of the parameters.
         dtype: The type of the parameters.
 
     Raises:
@@ -45,7 +45,7 @@ class MinGRU(MinRNN):
 
     _function = staticmethod(min_gru)
     _step_function = staticmethod(min_gru_step)
-    _hold_logits = (SHUT, 0.0)
+    _hold_logits = (CLOSED, 0.0)
 
 
 class MinLSTM(MinRNN):
@@ -65,7 +65,7 @@ class MinLSTM(MinRNN):
         bias: Whether the linear maps have a bias.
         batch_first: Whether input and output are (batch, length, features) instead of (length, batch, features).
         dropout: Probability of dropping an output of any layer but the last.
-        bidirectional: Whether each layer runs in both directions, with separate weights, and joins the outputs.
+        bidirectional: Whether each layer runs in both directions, with separate weights, and concatenates the outputs.
         activation: c: ``positive`` is the paper's g (v + ½ for v ≥ 0, σ(v) below), which keeps a state above zero;
             ``identity`` is none, the paper's first form.
         signed: Whether the state's factor runs over (−1, 1) instead of (0, 1): 1 − 2 z_t, or 2 f′_t − 1. A unit can
@@ -74,10 +74,10 @@ class MinLSTM(MinRNN):
         learn_initial_state: Whether h_0, where none is given, and the state after a reset are learned for each unit,
             instead of zero, as in the code of the paper's authors.
         normalize: Whether the two gates are divided by their sum, so that the state stays bounded whatever the length.
-            The code of the paper's authors does not, which lets a state add up what it reads.
-        forget_bias: Added to the initial bias of the forget gate; above zero, the state starts out remembered longer
+            The code of the paper's authors does not, so that a state can accumulate its inputs.
+        forget_bias: Added to the initial bias of the forget gate; above zero, the state initially decays more slowly
             (Jozefowicz et al. 2015, https://proceedings.mlr.press/v37/jozefowicz15.html).
-        device: Where the parameters live.
+        device: Device of the parameters.
         dtype: The type of the parameters.
 
     Raises:
@@ -88,7 +88,7 @@ class MinLSTM(MinRNN):
 
     _function = staticmethod(min_lstm)
     _step_function = staticmethod(min_lstm_step)
-    _hold_logits = (OPEN, SHUT, 0.0)
+    _hold_logits = (OPEN, CLOSED, 0.0)
 
     def __init__(
         self,

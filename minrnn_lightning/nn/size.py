@@ -76,8 +76,8 @@ def matching_dim(parameters: Callable[[int], int], target: int) -> int:
     dim = min(wider, narrower, key=lambda dim: abs(parameters(dim) - target))
     if abs(parameters(dim) - target) > TOLERANCE * target:
         raise InputError(
-            f"match_parameters {target:,} cannot be met: width {dim} has {parameters(dim):,} parameters, which is as "
-            "near as it gets; give another number or another depth"
+            f"match_parameters {target:,} cannot be met: width {dim} has {parameters(dim):,} parameters, the "
+            "nearest possible; give another number or another depth"
         )
     return dim
 
@@ -88,7 +88,7 @@ def flops(backbone: Backbone, length: int) -> float:
     Matrix products, convolutions and attention are counted, at that length (attention over all pairs of steps); scans,
     Fourier transforms and activations are not.
     """
-    # Without values, and with kernels whose products the counter sees.
+    # On the meta device, and with kernels whose products the counter counts.
     weights = {name: tensor.to("meta") for name, tensor in [*backbone.named_parameters(), *backbone.named_buffers()]}
     x = next(backbone.parameters()).new_empty(1, length, backbone.norm.normalized_shape[0], device="meta")
     layers = {torch.ops.minrnn.rnn: _rnn_flops}

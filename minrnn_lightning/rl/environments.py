@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 Environment = Any  # gymnasium.Env, which need not be installed
 
-ROUNDING = 1e-3  # how far action bounds may differ, as a share of half their distance
+ROUNDING = 1e-3  # how far action bounds may differ, as a fraction of half their distance
 
 
 def make(env_id: str, **options: Any) -> Environment:

@@ -199,7 +199,7 @@ def _run_episodes(
     envs: Sequence[Environment],
     seeds: Sequence[int],
     target: float | None,
-    watch: Callable[[int], None] | None = None,
+    on_step: Callable[[int], None] | None = None,
 ) -> tuple[list[float], list[int]]:
     """Returns and lengths of one episode in each environment."""
     device = policy.task.device
@@ -208,17 +208,19 @@ def _run_episodes(
     running, step = np.arange(len(seeds)), 0
     observations = np.array(starts, dtype=np.float32)
     while len(running):
-        if watch is not None:
-            watch(step)
+        if on_step is not None:
+            on_step(step)
         return_to_go = torch.tensor((target or 0.0) - returns[running], dtype=torch.float32, device=device)
         timestep = torch.full((len(running),), step, device=device)
         actions = policy.act(torch.from_numpy(observations).to(device), return_to_go, timestep)
-        taken = [step_env(envs[int(row)], action) for row, action in zip(running, actions.cpu().numpy(), strict=True)]
+        transitions = [
+            step_env(envs[int(row)], action) for row, action in zip(running, actions.cpu().numpy(), strict=True)
+        ]
         step += 1
-        observations = np.array([observation for observation, _, _ in taken], dtype=np.float32)
-        returns[running] += [reward for _, reward, _ in taken]
+        observations = np.array([observation for observation, _, _ in transitions], dtype=np.float32)
+        returns[running] += [reward for _, reward, _ in transitions]
         lengths[running] = step
-        unfinished = np.array([not done for _, _, done in taken])
+        unfinished = np.array([not done for _, _, done in transitions])
         if not unfinished.all():
             policy.keep(torch.from_numpy(unfinished).to(device))
             running, observations = running[unfinished], observations[unfinished]
@@ -246,10 +248,10 @@ def _record(policy: RecurrentActor | WindowActor, env_id: str, seed: int, episod
     rate = float(env.metadata.get("render_fps", FRAMES_PER_SECOND))
     every = math.ceil(rate / FRAMES_PER_SECOND)
 
-    def watch(step: int) -> None:
+    def on_step(step: int) -> None:
         if step % every == 0:
             episodes.frames.append(np.asarray(env.render())[::2, ::2])
 
-    _run_episodes(policy, [env], [seed], episodes.target, watch)
+    _run_episodes(policy, [env], [seed], episodes.target, on_step)
     episodes.frames_per_second = rate / every
     env.close()

@@ -1,4 +1,4 @@
-"""Bounds between which the components of an action lie, and a warning about data beyond them."""
+"""Bounds of the components of an action, and a warning about data outside them."""
 
 from collections.abc import Sequence
 
@@ -63,27 +63,27 @@ class ActionBounds(nn.Module):
         self._warned = False
 
     def check(self, actions: Tensor, mask: Tensor) -> None:
-        """Record how far actions (batch, steps, size) reach where mask (batch, steps) is True, without waiting for it.
+        """Record how far actions (batch, steps, size) are from the middle where mask (batch, steps) is True.
 
-        Reading the result would wait for the device; ``warn`` does.
+        The result stays on the device: reading it would synchronise, which ``warn`` does.
         """
         reach = self.normalize(actions.detach()).abs().amax(-1).masked_fill(~mask, 0).max()
         self._reach = reach if self._reach is None else torch.maximum(self._reach, reach)
 
     def warn(self) -> None:
-        """Warn if actions checked since the last call lie beyond the bounds, once until ``restart_check``."""
+        """Warn if actions checked since the last call are outside the bounds, once until ``restart_check``."""
         reach, self._reach = self._reach, None
         if self._warned or reach is None or reach <= 1 + TOLERANCE:
             return
         self._warned = True
         low, high = self.middle - self.scale, self.middle + self.scale
         rank_zero_warn(
-            f"The data have actions {reach.item():.3g} times as far out as this policy can go, from {low.min():.4g} to "
-            f"{high.max():.4g}: tell it their bounds with a data module that knows action_low and action_high, like "
-            "TrajectoryDataModule, or with task.bound_actions(low, high) before training."
+            f"The data have actions outside the bounds of this policy, {low.min():.4g} to {high.max():.4g}, up to "
+            f"{reach.item():.3g} times as far from their middle: set the bounds with a data module that has action_low "
+            "and action_high, like TrajectoryDataModule, or with task.bound_actions(low, high) before training."
         )
 
 
 def exact(numbers: Sequence[float] | Tensor) -> Tensor:
-    """Numbers as the checkpoint keeps them: float64, on the CPU."""
+    """Numbers as the checkpoint contains them: float64, on the CPU."""
     return torch.as_tensor(numbers, dtype=torch.float64, device="cpu")

@@ -27,7 +27,7 @@ class ClassificationTask(ScoredTask):
         options: Of ``Task``.
 
     Raises:
-        InputError: A size is out of range, or mixer or pooling are unknown.
+        InputError: A size is out of range, or the mixer or pooling is unknown.
     """
 
     def __init__(
@@ -81,8 +81,8 @@ class ClassificationTask(ScoredTask):
         """Mean over, or last of, the first ``lengths`` steps of (batch, length, dim): (batch, dim)."""
         if self.pooling == "last":
             return hidden[torch.arange(len(hidden), device=hidden.device), lengths - 1]
-        inside = torch.arange(hidden.shape[1], device=hidden.device) < lengths.unsqueeze(1)
-        return hidden.float().mul(inside.unsqueeze(-1)).sum(1) / lengths.unsqueeze(1)
+        mask = torch.arange(hidden.shape[1], device=hidden.device) < lengths.unsqueeze(1)
+        return hidden.float().mul(mask.unsqueeze(-1)).sum(1) / lengths.unsqueeze(1)
 
     def logits_and_targets(self, batch: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         """Logits and labels, one for each example of the batch."""
@@ -102,7 +102,7 @@ class ClassificationTask(ScoredTask):
 
 
 def reverse_within(x: Tensor, lengths: Tensor) -> Tensor:
-    """Reverse each sequence of (batch, length, ...), and leave the padding after it in position."""
+    """Reverse each sequence of (batch, length, ...), and leave the padding after it unchanged."""
     positions = torch.arange(x.shape[1], device=x.device)
     last = lengths.unsqueeze(1) - 1
     order = torch.where(positions <= last, last - positions, positions)

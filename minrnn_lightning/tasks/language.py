@@ -15,8 +15,8 @@ from minrnn_lightning.tasks.sequence import SequenceTask
 class LanguageTask(SequenceTask):
     """Next-token prediction over batches (inputs, targets) of tokens, int64 (batch, length) each.
 
-    A target of -100 is padding and counts nowhere. ``train/loss`` is the mean over the real targets of a batch, in nats
-    per token. For ``val`` and ``test`` these are logged, over all real targets of all batches and processes:
+    A target of -100 is padding and is ignored. ``train/loss`` is the mean over the real targets of a batch, in nats per
+    token. For ``val`` and ``test`` these are logged, over all real targets of all batches and processes:
 
     - ``loss``: nats per token,
     - ``perplexity``: its exponential,
@@ -30,7 +30,7 @@ class LanguageTask(SequenceTask):
     def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
         """Mean cross-entropy in nats per real target, of (batch, length, output_size) and (batch, length).
 
-        It is 0 where there is none, so that a batch of padding alone changes nothing.
+        It is 0 where there is none, so that a batch of padding alone has no effect.
         """
         return mean_cross_entropy(logits, targets)
 

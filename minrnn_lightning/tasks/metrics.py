@@ -1,4 +1,4 @@
-"""Means over everything that was counted, however it is divided into batches and processes."""
+"""Means over all items, independent of how they are divided into batches and processes."""
 
 import torch
 from torch import Tensor
@@ -11,17 +11,17 @@ from minrnn_lightning.batches import IGNORED
 def mean_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
     """Mean cross-entropy in nats per target, of (..., classes) and (...); targets of -100 are left out.
 
-    It is 0 where there is none, so that such a batch changes nothing.
+    It is 0 where there is none, so that such a batch has no effect.
     """
     nats = F.cross_entropy(logits.flatten(0, -2).float(), targets.flatten(), ignore_index=IGNORED, reduction="sum")
     return nats / (targets != IGNORED).sum().clamp(min=1)
 
 
 class Mean(Metric):
-    """Mean of values that stand for several items each, over all batches and processes.
+    """Mean over all items of all batches and processes, of values that are means over several items each.
 
-    A value that is NaN makes the mean NaN (``torchmetrics.MeanMetric`` leaves it out, and a model that has diverged in
-    one batch would look as if it had not). A value that stands for no item, the mean of an empty batch, is left out.
+    A value that is NaN makes the mean NaN (``torchmetrics.MeanMetric`` ignores it, which would hide that a model
+    has diverged in one batch). The mean of an empty batch is ignored.
     """
 
     full_state_update = False
@@ -39,8 +39,8 @@ class Mean(Metric):
         Args:
             value: Mean over the items of the batch, a scalar.
             items: Number of items.
-            units: What the sum over the items is divided by in the end, if it is not their number: the characters
-                that the tokens stand for, where the mean per character is wanted.
+            units: Divisor of the sum over the items, if it is not their number: the characters of the tokens, for a
+                mean per character.
         """
         items = torch.as_tensor(items, device=value.device)
         # Lightning makes the empty sum bfloat16 with precision bf16-true, in which a sum has only two or three digits;
@@ -51,7 +51,7 @@ class Mean(Metric):
         self.count = self.count + (items if units is None else units)
 
     def compute(self) -> Tensor:
-        """The mean; NaN where nothing was counted."""
+        """The mean; NaN without any item."""
         return (self.total / self.count).float()
 
 

@@ -155,7 +155,7 @@ class PolicyTask(Task):
         count = tokens.shape[2]
         starts = None if reset is None else F.pad(reset.unsqueeze(2), (0, count - 1)).flatten(1)
         hidden, _ = self.backbone(tokens.flatten(1, 2), None, starts)
-        return self._in_bounds(self.head(hidden[:, self.encoder.read :: count]))
+        return self._in_bounds(self.head(hidden[:, self.encoder.output_position :: count]))
 
     def initial_state(self, batch_size: int) -> State:
         """The state before the first step of an episode."""

@@ -1,4 +1,4 @@
-"""``ScoredTask``: questions with one right answer, scored by accuracy: raw, scaled, by length, next to a baseline."""
+"""``ScoredTask``: answers evaluated by accuracy: raw, scaled by chance, by length, and against a baseline."""
 
 from abc import abstractmethod
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ GROUPS = 16  # lengths, or ranges of lengths, with a metric of their own
 class AccuracyByLength(Metric):
     """Mean accuracy of the examples of each length.
 
-    An example with several answers counts as one, with the share of them that are right.
+    An example with several answers counts as one, with the fraction of them that are correct.
     """
 
     full_state_update = False
@@ -46,7 +46,7 @@ class AccuracyByLength(Metric):
 
 
 class ScoredTask(Task):
-    """Questions with one right answer each; subclasses say at which positions the answers are predicted.
+    """Questions with one correct answer each; subclasses define the positions at which answers are predicted.
 
     A batch is (inputs, targets, lengths); results are reported by length. ``train/loss`` of each batch is in nats per
     answer. For ``val`` and ``test`` are logged: ``loss``; ``accuracy``, the mean over examples; the same for each
@@ -89,12 +89,12 @@ class ScoredTask(Task):
         logits, targets, examples = self.logits_and_targets(batch)
         self.metrics["loss"].update(self.loss(logits, targets), (targets != IGNORED).sum())
         counts = examples.bincount(minlength=len(batch[2]))
-        right = examples.bincount((logits.argmax(-1) == targets).float(), minlength=len(batch[2]))
+        correct = examples.bincount((logits.argmax(-1) == targets).float(), minlength=len(batch[2]))
         lengths = batch[2].reshape(len(batch[2]), -1).amax(-1)  # of pairs, that of the longer one
-        asked = counts > 0
-        accuracies = (right / counts)[asked]
+        answered = counts > 0
+        accuracies = (correct / counts)[answered]
         self.metrics["accuracy"].update(accuracies.mean(), len(accuracies))
-        self.by_length.update(accuracies, lengths[asked])
+        self.by_length.update(accuracies, lengths[answered])
 
     def predict_step(self, batch: Sequence[Tensor], batch_idx: int) -> Tensor:
         """The most likely answers, int64 (answers,)."""
@@ -102,13 +102,13 @@ class ScoredTask(Task):
         return likeliest
 
     def log_metrics(self, part: str) -> None:
-        """Log the scores, those by length too."""
-        # Lightning logs metrics of one value only, and the names of these depend on what they hold: computed here,
+        """Log the scores, including those by length."""
+        # Lightning logs metrics of one value only, and the names of these depend on their values: computed here,
         # over all processes, and logged as numbers.
         by_length = self.by_length.compute()
         self.by_length.reset()
         self.accuracy_by_length = {length: accuracy for length, (accuracy, _) in by_length.items()}
-        if not by_length:  # no example asks for an answer, so there is no accuracy
+        if not by_length:  # no example has an answer, so there is no accuracy
             self.log(f"{part}/loss", self.metrics["loss"], prog_bar=True)
             return
         super().log_metrics(part)

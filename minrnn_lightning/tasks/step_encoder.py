@@ -19,8 +19,8 @@ class StepEncoder(nn.Module):
         compact: Whether a step is one token.
         discrete: Whether actions are discrete.
         returns: Whether the return-to-go is embedded.
-        max_timestep: Number of timestep embeddings, which are added to the tokens; later steps share the last. 0 leaves
-            them out.
+        max_timestep: Number of timestep embeddings, which are added to the tokens; later steps share the last. 0 for
+            none.
     """
 
     def __init__(
@@ -37,7 +37,7 @@ class StepEncoder(nn.Module):
         super().__init__()
         self.compact = compact
         self.tokens_per_step = 1 if compact else 2 + returns
-        self.read = 0 if compact else int(returns)  # position of the token in a step at which its action is predicted
+        self.output_position = 0 if compact else int(returns)  # of the token at which the action is predicted
         self.embed_return = nn.Linear(1, dim) if returns else None
         self.embed_observation = nn.Linear(observation_size, dim)
         self.embed_action = nn.Embedding(action_size, dim) if discrete else nn.Linear(action_size, dim)

@@ -12,13 +12,13 @@ from minrnn_lightning.tasks.sequence import SequenceTask
 class TaggingTask(ScoredTask, SequenceTask):
     """Predict the answer at some positions of each sequence from the tokens up to there.
 
-    A batch is an ``AnswerBatch``: inputs and targets int64 (batch, length), the target -100 at positions that ask for
-    no answer, and lengths int64 (batch,). Sequences may be padded: the model is causal, and padding asks for no answer.
+    A batch is an ``AnswerBatch``: inputs and targets int64 (batch, length), the target -100 at positions without
+    an answer, and lengths int64 (batch,). Sequences may be padded: the model is causal, and padding has no answer.
     The metrics are those of ``ScoredTask``.
     """
 
     def logits_and_targets(self, batch: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-        """Logits, targets and examples at the positions that ask for an answer; the head is computed at these only."""
+        """Logits, targets and examples at the positions that have an answer; the head is computed at these only."""
         inputs, targets, _ = batch
         hidden, _ = self.backbone(self.dropout(self.encoder(inputs)))
         examples, positions = (targets != IGNORED).nonzero(as_tuple=True)

@@ -111,7 +111,10 @@ def test_dropout_follows_the_seed():
         ({"mixer_args": {"attention": {"window": 2.5}}}, r"window of attention must be int \| null, got 2.5"),
         ({"mixer_args": {"mingru": {"timescale": "long"}}}, "timescale of mingru must be float, got 'long'"),
         ({"mixer_args": {"mingru": {"timescale": -1}}}, "timescale must be at least 1 step and finite, got -1"),
-        ({"mixer_args": {"mingru": {"counters": 1.5}}}, "counters must be a share of the units from 0 to 1, got 1.5"),
+        (
+            {"mixer_args": {"mingru": {"counters": 1.5}}},
+            "counters must be a fraction of the units from 0 to 1, got 1.5",
+        ),
         (
             {"mixer_args": {"mingru": {"counters": float("nan")}}},
             "counters must be a share .*, got nan",

@@ -319,7 +319,7 @@ def test_bounds_are_those_of_the_data_and_of_the_checkpoint(tmp_path, recwarn):
     old = load_task(tmp_path / "old.ckpt", PolicyTask, "act")[0]
     plain = rows._replace(actions=loaded.normalized_actions(rows.actions))
     torch.testing.assert_close(old(*plain[:4]), loaded.normalized_actions(loaded(*rows[:4])), atol=1e-5, rtol=0)
-    with pytest.warns(UserWarning, match=r"The data have actions .* as far out as this policy can go, from -1 to 1"):
+    with pytest.warns(UserWarning, match="The data have actions outside the bounds of this policy, -1 to 1"):
         trainer(tmp_path, 151).fit(old, data, ckpt_path=tmp_path / "old.ckpt", weights_only=True)
 
 
@@ -337,7 +337,7 @@ def test_actions_beyond_the_bounds_are_warned_of_without_a_data_module(tmp_path,
     expected = 0 if where in ("padding", "nowhere") else 1
     assert len(warnings_of_reach(recwarn)) == expected
     assert all(
-        "actions 2.5 times as far out as this policy can go, from -1 to 1: tell it" in each
+        "actions outside the bounds of this policy, -1 to 1, up to 2.5 times as far from their middle" in each
         for each in warnings_of_reach(recwarn)
     )
     if expected:

@@ -29,9 +29,9 @@ DIGITS = (1437, 180, 180)  # of 1,797 for training, validation and test
 class SequentialImageDataModule(LabelledDataModule):
     """Grey images of 32 × 32 pixels, read row by row as 1,024 tokens from 0 to 255; ten classes.
 
-    ``cifar10`` is CIFAR-10 turned grey: 45,000 training, 5,000 validation and 10,000 test images. ``digits`` are the
+    ``cifar10`` is CIFAR-10 in greyscale: 45,000 training, 5,000 validation and 10,000 test images. ``digits`` are the
     1,797 handwritten digits of 8 × 8 pixels that come with scikit-learn, each pixel enlarged to 4 × 4, shuffled and
-    divided into 1,437, 180 and 180: a small substitute, whose results do not compare with published ones. The
+    divided into 1,437, 180 and 180: a small substitute, whose results are not comparable with published ones. The
     baseline is the most frequent label.
 
     Args:

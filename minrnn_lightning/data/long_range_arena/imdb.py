@@ -17,8 +17,8 @@ LABELS = ("neg", "pos")
 class IMDBDataModule(LabelledDataModule):
     """Film reviews of IMDb, byte by byte: 25,000 for training and 25,000 for the test, half of them positive.
 
-    There is no validation split: by custom the test split is used for both, so that what is best in validation is best
-    in the test too. The baseline is the most frequent label.
+    There is no validation split: by convention the test split is used for both, so that the checkpoint that is best in
+    validation is best in the test too. The baseline is the most frequent label.
 
     Args:
         batch_size: Reviews in a batch, per process.

@@ -42,7 +42,7 @@ OPERATORS: dict[int, Callable[[Sequence[int]], int]] = {
 
 
 class _TooLongError(Exception):
-    """The expression has more tokens than are wanted."""
+    """The expression has too many tokens."""
 
 
 def grow(draw: random.Random, tokens: bytearray, depth: int, max_arguments: int, length: int) -> int:
@@ -97,7 +97,7 @@ class ListOpsDataModule(LabelledDataModule):
     duplicates; the official files themselves cannot be generated again. Parentheses are left out: 15 symbols. A token
     is a digit, 10 to 13 ``[MIN [MAX [MED [SM``, 14 the bracket that closes them.
 
-    The baseline sees the outermost operator only and is well above chance: 36.5 % with the official parameters.
+    The baseline depends on the outermost operator only and is well above chance: 36.5 % with the official parameters.
 
     Args:
         batch_size: Examples in a batch, per process.

@@ -100,7 +100,7 @@ class TrainingSequences(Dataset[LabelledBatch]):
         world_size: Number of processes.
 
     Raises:
-        InputError: There are fewer examples than a batch takes.
+        InputError: There are fewer examples than in a batch.
     """
 
     def __init__(self, split: Split, batch_size: int, seed: int = 0, rank: int = 0, world_size: int = 1) -> None:
@@ -182,7 +182,7 @@ class LabelledDataModule(BaseDataModule):
 
     @abstractmethod
     def source(self) -> list[Any]:
-        """What the examples depend on, as plain values: files read before are found by it.
+        """What the examples depend on, as plain values: the key of the files in the cache.
 
         Raises:
             FileNotFoundError: The files to read from are missing.
@@ -198,7 +198,7 @@ class LabelledDataModule(BaseDataModule):
         return 1 / self.output_size
 
     def clues(self, split: Split) -> npt.NDArray[Any]:
-        """What the baseline may see of each example: nothing."""
+        """Feature of each example on which the baseline depends, below 256: none."""
         return np.zeros(len(split.labels), dtype=np.int64)
 
     @cached_property

@@ -1,4 +1,4 @@
-"""Pathfinder of the Long Range Arena: are two dots joined by a dashed path? Images read pixel by pixel."""
+"""Pathfinder of the Long Range Arena: are two dots connected by a dashed path? Images read pixel by pixel."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Offline reinforcement learning: recorded episodes of D4RL, Minari and files of one's own."""
+"""Offline reinforcement learning: recorded episodes from D4RL, Minari and custom files."""

@@ -46,8 +46,8 @@ def normalized_score(env_id: str, episode_return: float) -> float | None:
     """An undiscounted return on D4RL's scale: 0 is a random policy, 100 its expert; None for other environments.
 
     The two reference returns were measured in MuJoCo 2 with the environments -v2. Those of today, -v4 and -v5, run in
-    another simulator and, -v5, with other rewards and frictions: a score in them compares with scores in the same
-    environment and version of MuJoCo, not with published D4RL scores.
+    another simulator and, -v5, with other rewards and frictions: a score in them is comparable with scores in the
+    same environment and version of MuJoCo, not with published D4RL scores.
 
     Args:
         env_id: Gymnasium's name such as ``Hopper-v5``; the version does not matter.
@@ -175,5 +175,5 @@ class D4RLSet(Source):
 
 
 def file_name(name: str) -> str:
-    """What D4RL calls the file of a data set: ``hopper_medium_replay-v2.hdf5`` for ``hopper-medium-replay-v2``."""
+    """D4RL's file name of a data set: ``hopper_medium_replay-v2.hdf5`` for ``hopper-medium-replay-v2``."""
     return f"{name.removesuffix('-v2').replace('-', '_')}-v2.hdf5"

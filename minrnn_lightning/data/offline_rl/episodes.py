@@ -145,12 +145,12 @@ class EpisodeFolder(Source):
 
 
 def make_episodes(
-    where: str, ends: Sequence[int] | Array, observations: Array, actions: Array, rewards: Array, **others: Array
+    source: str, ends: Sequence[int] | Array, observations: Array, actions: Array, rewards: Array, **others: Array
 ) -> EpisodeArrays:
     """Check arrays and make ``EpisodeArrays`` of them.
 
     Args:
-        where: Their file, for error messages.
+        source: Their file, for error messages.
         ends: One past the last step of each episode, (episodes,); steps after the last of them are dropped.
         observations: Numbers (steps, observation_size).
         actions: Numbers (steps, action_size), or integers from 0 (steps,).
@@ -158,27 +158,27 @@ def make_episodes(
         others: Further arrays that must have the same number of steps.
 
     Raises:
-        InputError: The arrays do not belong together, a number is not finite, or there is no complete episode.
+        InputError: The arrays do not match, a number is not finite, or there is no complete episode.
     """
     arrays = {"observations": observations, "actions": actions, "rewards": rewards, **others}
     if len({len(array) if array.ndim else -1 for array in arrays.values()}) > 1:
         shapes = ", ".join(f"{name} {array.shape}" for name, array in arrays.items())
-        raise InputError(f"{where} has arrays of different lengths: {shapes}")
+        raise InputError(f"{source} has arrays of different lengths: {shapes}")
     if other := next((name for name, array in arrays.items() if array.dtype.kind not in "biuf"), None):
-        raise InputError(f"{where} has {other} of {arrays[other].dtype}; only real numbers are read")
+        raise InputError(f"{source} has {other} of {arrays[other].dtype}; only real numbers are read")
     if observations.ndim != 2 or rewards.ndim != 1:
         raise InputError(
-            f"{where} must have observations (steps, observation_size) and rewards (steps,), got "
+            f"{source} must have observations (steps, observation_size) and rewards (steps,), got "
             f"{observations.shape} and {rewards.shape}"
         )
     discrete = actions.ndim == 1 and np.issubdtype(actions.dtype, np.integer)
     if not discrete and not (actions.ndim == 2 and np.issubdtype(actions.dtype, np.floating)):
         raise InputError(
-            f"{where} must have actions (steps, action_size) of real numbers or (steps,) of integers, got "
+            f"{source} must have actions (steps, action_size) of real numbers or (steps,) of integers, got "
             f"{actions.shape} of {actions.dtype}"
         )
     if not len(ends) or not ends[-1]:
-        raise InputError(f"{where} has no complete episode of one step or more")
+        raise InputError(f"{source} has no complete episode of one step or more")
     steps = int(ends[-1])
     episodes = EpisodeArrays(
         observations[:steps].astype(np.float32, copy=False),
@@ -190,13 +190,13 @@ def make_episodes(
         array = getattr(episodes, name)
         if not np.isfinite(array).all():
             step = int(np.argmin(np.isfinite(array).reshape(steps, -1).all(axis=1)))
-            raise InputError(f"{where} has {name} that are not finite numbers, first at step {step}")
+            raise InputError(f"{source} has {name} that are not finite numbers, first at step {step}")
     if discrete and episodes.actions.min() < 0:
-        raise InputError(f"{where} has an action {episodes.actions.min()}; discrete actions must begin with 0")
+        raise InputError(f"{source} has an action {episodes.actions.min()}; discrete actions must begin with 0")
     return episodes
 
 
-def concatenate(parts: Iterable[EpisodeArrays], where: str) -> EpisodeArrays:
+def concatenate(parts: Iterable[EpisodeArrays], source: str) -> EpisodeArrays:
     """Concatenate sets of episodes.
 
     Raises:
@@ -204,14 +204,14 @@ def concatenate(parts: Iterable[EpisodeArrays], where: str) -> EpisodeArrays:
     """
     parts = list(parts)
     if not parts:
-        raise InputError(f"{where} has no complete episode of one step or more")
+        raise InputError(f"{source} has no complete episode of one step or more")
     if len(parts) == 1:
         return parts[0]
     for name in ("observations", "actions"):
         types = dict.fromkeys((getattr(part, name).dtype.name, getattr(part, name).shape[1:]) for part in parts)
         if len(types) > 1:
             found = " and ".join(f"{dtype} of {list(shape)}" for dtype, shape in types)
-            raise InputError(f"{where} has episodes with different {name}: {found}")
+            raise InputError(f"{source} has episodes with different {name}: {found}")
     offsets = np.cumsum([0, *(len(part.rewards) for part in parts[:-1])])
     ends = np.concatenate([part.ends + offset for part, offset in zip(parts, offsets, strict=True)])
     observations, actions, rewards = (np.concatenate([getattr(part, name) for part in parts]) for name in ARRAYS)

@@ -34,13 +34,13 @@ METADATA = Path("data", "metadata.json")
 
 
 def new_storage(data_dir: Path) -> Path:
-    """Where new data sets go: ``$MINARI_DATASETS_PATH``, else ``minari`` in the folder of the data sets."""
+    """The storage for new data sets: ``$MINARI_DATASETS_PATH``, else ``minari`` in the folder of the data sets."""
     named = os.environ.get(STORAGE)
     return Path(named).expanduser() if named else writable(data_dir) / "minari"
 
 
 def storages(data_dir: Path) -> list[Path]:
-    """Where data sets are looked for: where new ones go, ``minari`` in the folder of the data sets, Minari's own."""
+    """The storages to search: that for new data sets, ``minari`` in the folder of the data sets, Minari's own."""
     own = Path.home() / ".minari" / "datasets"
     return list(dict.fromkeys([new_storage(data_dir), data_dir / "minari", own]))
 
@@ -84,7 +84,7 @@ class MinariSet(Source):
 
     @cached_property
     def minari(self) -> Any:
-        """Minari's own view of the data set.
+        """The data set as opened by Minari.
 
         Raises:
             FileNotFoundError: It is missing.

@@ -29,7 +29,7 @@ from minrnn_lightning.data.offline_rl.rows import (
 from minrnn_lightning.errors import InputError
 
 BLOCK = 1 << 16  # steps whose mean and standard deviation are computed at once, in float64
-# How far recorded actions may lie outside their space, as a share of half of it: the rounding error of float16.
+# How far recorded actions may lie outside their space, as a fraction of half of it: the rounding error of float16.
 ROUNDING = 1e-3
 
 
@@ -37,10 +37,10 @@ class TrajectoryDataModule(BaseDataModule):
     """Offline RL data: observations, actions and returns-to-go.
 
     A batch is ``TrajectoryBatch``, rows of ``length`` steps. With ``windows``, each row is a part of one episode:
-    episodes are drawn in proportion to their length, with replacement, starts uniformly, and what reaches past the end
-    of an episode is masked. With ``episodes``, complete episodes are concatenated in the rows, ``reset`` marks
-    where each begins, and an epoch holds every step once. A share of the episodes, the same ones whatever the seed,
-    is held out; validation, test and prediction go over it in order, every step once.
+    episodes are drawn in proportion to their length, with replacement, starts uniformly, and steps past the end of an
+    episode are masked. With ``episodes``, complete episodes are concatenated in the rows, ``reset`` marks
+    where each begins, and an epoch holds every step once. A fraction of the episodes, independent of the seed, is
+    held out; validation, test and prediction run over it in order, every step once.
 
     After ``setup`` these are known: ``env_id``, the Gymnasium environment or None; ``discrete``, whether actions are
     discrete; ``action_low`` and ``action_high``, float32 (action_size,), the bounds of the environment's actions where
@@ -59,7 +59,7 @@ class TrajectoryDataModule(BaseDataModule):
         length: Steps in a row.
         sampling: ``windows`` or ``episodes``.
         steps_per_epoch: Batches in an epoch with ``windows``, whose training stream is endless.
-        val_fraction: Share of the episodes that is held out, at least one where there are two; 0 holds out none.
+        val_fraction: Fraction of the episodes that is held out, at least one where there are two; 0 holds out none.
         num_workers: Worker processes that prepare batches; 0 prepares them in the training process.
         data_dir: Folder of the data sets; by default ``$MINRNN_DATA_DIR``, else ``~/.cache/minrnn_lightning``.
 

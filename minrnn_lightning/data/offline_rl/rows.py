@@ -17,7 +17,7 @@ Integers = npt.NDArray[np.int64]
 
 
 class Steps:
-    """The steps of all episodes, to gather rows from.
+    """The steps of all episodes, from which rows are gathered.
 
     Args:
         episodes: The episodes.
@@ -70,8 +70,8 @@ def packed_index(starts: Integers, ends: Integers, length: int) -> Integers:
 class RandomWindows(Dataset[TrajectoryBatch]):
     """An endless stream of windows: an episode with a probability in proportion to its length, a start anywhere in it.
 
-    That is a start at any step with equal probability. What a batch holds depends on seed and position alone, and
-    processes take turns within it.
+    That is a start at any step with equal probability. A batch depends on seed and position alone, and is
+    divided among the processes.
 
     Args:
         steps: The steps.

@@ -75,7 +75,7 @@ class AttentionMixer(Mixer):
         return self._mix(x, self.initial_state(x.shape[0]) if state is None else state, reset, blocks)
 
     def step(self, x_t: Tensor, state: Cache) -> tuple[Tensor, Cache]:
-        """One step of ``forward``: (batch, dim) and a state to the same, at the cost of what the state holds."""
+        """One step of ``forward``: (batch, dim) and a state to the same, at a cost proportional to the cached steps."""
         y, state = self._mix(x_t.unsqueeze(1), state, None, None)
         return y.squeeze(1), state
 
@@ -99,7 +99,7 @@ class AttentionMixer(Mixer):
         if block is None:
             y = self._attend(q, k, v, None if past == 0 and reset is None else sequence)
         else:
-            pairs = (_pairs(_blocks(each, block)).flatten(0, 1) for each in (k, v, sequence))  # they join the batch
+            pairs = (_pairs(_blocks(each, block)).flatten(0, 1) for each in (k, v, sequence))  # as part of the batch
             y = self._attend(_blocks(q, block).flatten(0, 1), *pairs)
             y = torch.unflatten(y, 0, (batch, -1)).flatten(1, 2)[:, :length]
         return self.out(y.flatten(2)), state
@@ -134,7 +134,7 @@ class AttentionMixer(Mixer):
         return y.transpose(1, 2)
 
     def _rotate(self, x: Tensor, position: Tensor) -> Tensor:
-        """Turn pairs of channels (i, i + half) by angles proportional to the position: products depend on distances."""
+        """Rotate channels (i, i + half) by angles proportional to the position, products then depend on distances."""
         half = self.head_dim // 2
         rate = self.base ** (-torch.arange(half, dtype=state_dtype(x.dtype), device=x.device) / half)
         angle = position[:, None, None] * rate

@@ -23,8 +23,7 @@ class Mixer(nn.Module, ABC):
     number of its blocks; all other arguments come from ``mixer_args``.
 
     Attributes:
-        timed: Whether the mixer forgets by the time that has passed: ``mix`` and ``step`` then have the keyword
-            ``delta_t``.
+        timed: Whether the decay depends on the elapsed time: ``mix`` and ``step`` then have the keyword ``delta_t``.
         causal: Whether no output depends on a later input; an encoder that reads in both directions is not causal.
         has_convolution: Whether the mixer contains a short convolution, so that the block around it adds none.
     """

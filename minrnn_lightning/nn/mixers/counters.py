@@ -1,8 +1,8 @@
 """Units of minGRU that count.
 
-A unit whose z is small adds up what it reads instead of averaging it. The z of a counter starts a million times smaller
-and its state counts a million times more in the linear map after it, so that it stands for Σ exp(k) c(v), k less that
-part of its bias. Other units can represent how large a share of the steps has a property, these how many steps have it.
+A unit whose z is small sums its inputs instead of averaging them. The z of a counter is initially a million times
+smaller, and its state is multiplied by a million in the linear map after it, so that it represents Σ exp(k) c(v), where
+k lacks that part of its bias. Other units can represent the fraction of steps with a property, these their number.
 """
 
 import torch

@@ -45,7 +45,7 @@ class Logits(nn.Module):
 
     def forward(self, x: Tensor, direction: str = "") -> list[Tensor]:
         """(..., dim) to the logits of each block, (..., hidden)."""
-        # One product per block of rows, so that backward need not join gradients as long as the sequence.
+        # One product per block of rows, so that backward need not concatenate gradients as long as the sequence.
         parameters = (getattr(self, f"{name}_ih_l0{direction}").chunk(self.blocks) for name in ("weight", "bias"))
         return [F.linear(x, weight, bias) for weight, bias in zip(*parameters, strict=True)]
 
@@ -66,7 +66,7 @@ class GatedMixer(Mixer):
         learn_initial_state: Whether the state before the first step is learned.
         activation: That of the candidate.
         options: Further arguments of the function.
-        output: What makes the linear map back, from its number of features in and out.
+        output: Builds the linear map back to the width, from its numbers of input and output features.
     """
 
     function: ClassVar[Callable[..., Tensor]]  # min_gru or min_lstm

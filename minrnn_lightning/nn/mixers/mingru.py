@@ -23,9 +23,9 @@ class MinGRUMixer(GatedMixer):
         signed: Let the state's factor be negative too, as parity needs; see ``MinGRU``.
         learn_initial_state: Learn the state before the first step; see ``MinGRU``.
         bidirectional: Read in both directions, for encoders; there is no state and no step then.
-        timescale: The longest time constant, in steps, of the gates' initialisation; 1 leaves their biases alone.
-        counters: Share of the units, from 0 to 1, that start out adding up what they read instead of averaging it; see
-            ``counters.py``. They go with ``identity`` where a count has to go down too.
+        timescale: The longest time constant, in steps, of the gates' initialisation; 1 leaves their biases unchanged.
+        counters: Fraction of the units, from 0 to 1, that initially sum their inputs instead of averaging them; see
+            ``counters.py``. Counting down as well needs ``identity``.
     """
 
     function = staticmethod(min_gru)
@@ -45,7 +45,7 @@ class MinGRUMixer(GatedMixer):
         counters: float = 0.0,
     ) -> None:
         if not 0 <= counters <= 1:
-            raise InputError(f"counters must be a share of the units from 0 to 1, got {counters}")
+            raise InputError(f"counters must be a fraction of the units from 0 to 1, got {counters}")
         hidden = hidden_size(dim, expansion)
         counting = round(counters * hidden)
         averaging = hidden - counting

@@ -20,7 +20,7 @@ class MinLSTMMixer(GatedMixer):
         bidirectional: Read in both directions, for encoders; there is no state and no step then.
         normalize: Divide the two gates by their sum, as the paper's text does; its published code does not.
         forget_bias: Added to the bias of every forget gate at the start, in addition to ``timescale``.
-        timescale: The longest time constant, in steps, of the gates' initialisation; 1 leaves their biases alone.
+        timescale: The longest time constant, in steps, of the gates' initialisation; 1 leaves their biases unchanged.
     """
 
     function = staticmethod(min_lstm)

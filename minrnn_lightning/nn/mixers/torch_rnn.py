@@ -1,4 +1,4 @@
-"""What the ``gru`` and ``lstm`` mixers share: PyTorch's own kernels (cuDNN on GPUs), with resets and an exact carry."""
+"""What the ``gru`` and ``lstm`` mixers share: PyTorch's own kernels (cuDNN on GPUs), with resets and an exact state."""
 
 from collections.abc import Sequence
 from typing import Any, Literal
@@ -16,15 +16,15 @@ class TorchRNNMixer(Mixer):
     The state is the tuple (h,) or (h, c), each (batch, hidden_size).
 
     Args:
-        kind: Which of the two.
+        mode: ``GRU`` or ``LSTM``.
         dim: Width of input and output.
         expansion: Hidden units per channel of the input.
     """
 
-    def __init__(self, kind: Literal["GRU", "LSTM"], dim: int, expansion: float) -> None:
+    def __init__(self, mode: Literal["GRU", "LSTM"], dim: int, expansion: float) -> None:
         super().__init__()
         hidden = hidden_size(dim, expansion)
-        self.rnn = nn.RNNBase(kind, dim, hidden, batch_first=True)  # the base of nn.GRU, which Dynamo does not refuse
+        self.rnn = nn.RNNBase(mode, dim, hidden, batch_first=True)  # the base of nn.GRU, which Dynamo does not refuse
         self.out = nn.Linear(hidden, dim)
 
     def mix(
@@ -57,7 +57,7 @@ class TorchRNNMixer(Mixer):
         return _layer(self.rnn.mode, self._weights, state, x, train=self.training)
 
     def _run_segments(self, x: Tensor, state: tuple[Tensor, ...], reset: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """Run what lies between resets as sequences of their own, packed into one call."""
+        """Run the segments between resets as separate sequences, packed into one call."""
         starts = reset.clone()
         starts[:, 0] = True
         row, t = starts.nonzero(as_tuple=True)  # of every segment, row by row
