@@ -13,13 +13,16 @@ from jsonargparse import DefaultHelpFormatter
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelSummary, ProgressBar
-from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback, instantiate_class
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.plugins import CheckpointIO
 from lightning.pytorch.utilities import rank_zero_info
 
 from minrnn_lightning.callbacks import AtTrainEnd, InterruptibleCheckpoint, SeedEveryBatch, StopOnDivergence
 from minrnn_lightning.checkpoint import AtomicCheckpointIO, check_fits, find_checkpoint, read_checkpoint
+from minrnn_lightning.commands.checks import FIT, check_options, flatten
+from minrnn_lightning.commands.hardware import check_hardware
+from minrnn_lightning.commands.option_names import parser_options
 from minrnn_lightning.commands.options import explain, refuse_null
 from minrnn_lightning.commands.progress import ModuleSummary, ProgressLines, TrainingProgressBar, shows_bar
 from minrnn_lightning.data import BaseDataModule
@@ -112,7 +115,6 @@ class MinRNNCLI(LightningCLI):
             save_config_kwargs={"overwrite": True},
             trainer_defaults={"default_root_dir": "runs"},
             seed_everything_default=0,
-            auto_configure_optimizers=False,
             load_from_checkpoint_support=False,  # hyper-parameters are then the arguments of the class
             parser_kwargs={"prog": "minrnn", **about, self.command: about},
             args=args,
@@ -135,11 +137,23 @@ class MinRNNCLI(LightningCLI):
             parser.link_arguments(f"data.{size}", f"model.init_args.{size}", apply_on="instantiate")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
-        """Parse without Lightning's warning about ``sys.argv``, and say in a sentence what cannot be parsed."""
+        """Parse without Lightning's warning about ``sys.argv``, and say in a sentence what cannot be used."""
         try:
             self.config = parser.parse_args(args)  # type: ignore[arg-type]
         except ArgumentError as error:
-            raise ArgumentError(None, explain(error, {"trainer": Trainer})) from error
+            top = parser_options(self._subcommand_parsers[self.command])
+            raise ArgumentError(None, explain(error, {"trainer": Trainer, "": top})) from error
+        options = self.config[self.command]
+        check_options(dict(flatten(options.as_dict())), FIT)
+        check_hardware(options.trainer)
+
+    def _add_configure_optimizers_method_to_model(self, subcommand: str | None) -> None:
+        """Give the task the chosen optimizer and schedule; what is not chosen, and the steps it counts, are its own."""
+        optimizer, schedule = (self._get(self.config_init, name) for name in ("optimizer", "lr_scheduler"))
+        if optimizer:
+            self.model.make_optimizer = lambda: instantiate_class(self.model.parameters(), optimizer)
+        if schedule:
+            self.model.make_schedule = lambda chosen: instantiate_class(chosen, schedule)
 
     def _parse_ckpt_path(self) -> None:
         """Do nothing: Lightning would let the checkpoint's values override the recipe and the command line."""
@@ -150,15 +164,11 @@ class MinRNNCLI(LightningCLI):
         trainer = config.trainer
         for part in ("model", "data"):
             refuse_null(part, config[part].class_path, dict(config[part].get("init_args") or {}))
-        if config.checkpoint_minutes < 0:
-            raise InputError(f"checkpoint_minutes must be at least 0, got {config.checkpoint_minutes}")
         if config.get("weights_only") is False:
             raise InputError(
                 "weights_only must be true, got false: a checkpoint is read without executing code; leave it out"
             )
         config.weights_only = True
-        if trainer.max_steps == 0 or trainer.max_epochs == 0:
-            raise InputError("trainer.max_steps and trainer.max_epochs must be at least 1, or -1 for no limit; got 0")
         if trainer.precision is None:
             trainer.precision = native_precision(trainer.accelerator)
             name = "bfloat16 (mixed)" if trainer.precision == "bf16-mixed" else "float32"
@@ -189,7 +199,10 @@ class MinRNNCLI(LightningCLI):
         plugins = config.plugins if isinstance(config.plugins, list) else [config.plugins] if config.plugins else []
         if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
             kwargs["plugins"] = [*plugins, AtomicCheckpointIO()]
-        return super().instantiate_trainer(**kwargs)
+        try:
+            return super().instantiate_trainer(**kwargs)
+        except (ValueError, TypeError, RuntimeError, ImportError) as error:  # options that exclude each other
+            raise InputError(f"these options of the Trainer do not go together: {error}") from error
 
     def _displays(self, config: Any) -> list[Callback]:
         """Callbacks that show model and progress, unless the recipe has some: a bar in a terminal, lines in a file."""

@@ -24,6 +24,7 @@ class CausalConv(nn.Module):
         self.kernel_size = kernel_size
         bound = 1 / math.sqrt(kernel_size)
         self.weight = nn.Parameter(torch.empty(kernel_size, dim).uniform_(-bound, bound))  # row i: i steps ago
+        self.weight._no_muon = True  # type: ignore[attr-defined]  # its entries are no linear map
         self.bias = nn.Parameter(torch.zeros(dim))
 
     def forward(self, x: Tensor, state: Tensor | None = None, reset: Tensor | None = None) -> tuple[Tensor, Tensor]:

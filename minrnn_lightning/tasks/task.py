@@ -10,6 +10,8 @@ from lightning.pytorch import LightningDataModule, LightningModule
 from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from torchmetrics import Metric
 
 from minrnn_lightning.batches import data_facts
@@ -19,8 +21,11 @@ from minrnn_lightning.nn.backbone import Backbone
 from minrnn_lightning.nn.dropout import Dropout
 from minrnn_lightning.nn.mixers import Mixer, mixer_name
 from minrnn_lightning.nn.size import flops, matching_dim, parse_count, products
+from minrnn_lightning.tasks.optimizer import MuonAdamW
 from minrnn_lightning.tasks.schedule import WarmupCosine, keep_settings
 
+FSDP_PREFIX = "_fsdp_wrapped_module."  # in the names of parameters of wrapped modules
+SELECTED_BY = {"AdamW": " (--model.muon_lr null)", "MuonAdamW": " (--model.muon_lr 0.04)"}
 BACKBONE_ARGUMENTS = ("dim", "depth", "mixer", "mixer_args", "expansion", "kernel_size", "mlp_ratio", "dropout")
 
 
@@ -49,14 +54,17 @@ class Task(LightningModule, ABC):
         kernel_size: Steps that the causal convolution before each mixer sees; 0 leaves it out.
         mlp_ratio: Hidden units of each MLP per channel; 0 leaves it out.
         dropout: Probability of dropping an element, in training.
-        lr: Highest learning rate, reached after the warm-up.
-        weight_decay: Of AdamW, on matrices only (not on biases, norms and what is marked ``_no_weight_decay``).
-        warmup: Steps over which the learning rate rises from 0; then it falls along a cosine to 0.
+        lr: Highest learning rate of AdamW, reached after the warm-up.
+        weight_decay: Decoupled weight decay, on matrices only (not on biases, norms and what is marked
+            ``_no_weight_decay``).
+        warmup: Steps over which the learning rates rise from 0; then they fall along a cosine to 0.
         init_from: Checkpoint to take every weight from whose name and shape fit, before training starts.
         compile: Compile the backbone with ``torch.compile``.
         mixer_args: Further arguments of the mixers, by name or path: ``{"attention": {"window": 128}}``.
         match_parameters: Number of parameters, such as 6300000 or 6.3M, to reach by another width than ``dim``, so that
             different mixers compare at equal size.
+        muon_lr: Highest learning rate of Muon, which then trains the matrices of the linear maps in the backbone;
+            without it, AdamW trains everything.
 
     Raises:
         InputError: A size is out of range, the mixer unknown, or the number of parameters out of reach.
@@ -88,11 +96,14 @@ class Task(LightningModule, ABC):
         compile: bool = False,  # noqa: A002
         mixer_args: dict[str, dict[str, Any]] | None = None,
         match_parameters: int | str | None = None,
+        muon_lr: float | None = None,
     ) -> None:
         super().__init__()
         _check(input_size=input_size, output_size=output_size, dim=dim)
         if not 0 <= dropout < 1:
             raise InputError(f"dropout must be at least 0 and below 1, got {dropout}")
+        if muon_lr is not None and not muon_lr > 0:
+            raise InputError(f"muon_lr must be above 0, or null for AdamW alone, got {muon_lr}")
         if lr <= 0 or weight_decay < 0 or warmup < 0:
             raise InputError(
                 "lr must be above 0, weight_decay and warmup at least 0, "
@@ -111,8 +122,11 @@ class Task(LightningModule, ABC):
         self.hparams["match_parameters"] = None  # nor for the width again
         self.dim = self.hparams["dim"]
         self.lr = plain(lr, "lr")
+        self.muon_lr = plain(muon_lr, "muon_lr")
         self.weight_decay = plain(weight_decay, "weight_decay")
         self.warmup = plain(warmup, "warmup")
+        self._saved_optimizer = "AdamW"  # of the checkpoint to resume from
+        self._unsharded: dict[str, tuple[str, torch.Size]] = {}  # of all parameters, before a strategy shards them
         self.init_from = init_from
         self.compile_backbone = compile
         self.dropout = Dropout(dropout)
@@ -180,16 +194,62 @@ class Task(LightningModule, ABC):
         """Log the metrics of the test data."""
         self.log_metrics("test")
 
-    def configure_optimizers(self) -> OptimizerLRScheduler:
-        """AdamW with decay on matrices only; warm-up, then a cosine to 0, per step."""
-        matrices = [parameter for parameter in self.parameters() if _decays(parameter)]
-        rest = [parameter for parameter in self.parameters() if not _decays(parameter)]
-        groups = [{"params": matrices, "weight_decay": self.weight_decay}, {"params": rest, "weight_decay": 0.0}]
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """The parameters by how they are trained: matrices by Muon, matrices by AdamW, and the rest, without decay."""
+        trained_by: dict[str, list[nn.Parameter]] = {"muon": [], "decay": [], "rest": []}
+        shapes = []
+        for name, parameter in self.named_parameters():
+            group, shape = self._unsharded.get(name.replace(FSDP_PREFIX, "")) or self._group_and_shape(name, parameter)
+            trained_by[group].append(parameter)
+            if group == "muon":
+                shapes.append(shape)
+        groups: list[dict[str, Any]] = [
+            {"params": trained_by["decay"], "weight_decay": self.weight_decay},
+            {"params": trained_by["rest"], "weight_decay": 0.0},
+        ]
+        if self.muon_lr is not None:
+            muon = {"muon": True, "shapes": shapes, "lr": self.muon_lr, "weight_decay": self.weight_decay}
+            groups.insert(0, {"params": trained_by["muon"], **muon})
+        return groups
+
+    def _group_and_shape(self, name: str, parameter: nn.Parameter) -> tuple[str, torch.Size]:
+        """How a parameter is trained, muon, decay or rest, and its shape."""
+        if parameter.ndim < 2 or getattr(parameter, "_no_weight_decay", False):
+            return "rest", parameter.shape
+        linear = parameter.ndim == 2 and name.startswith("backbone.") and name.rpartition(".")[2].startswith("weight")
+        by_muon = self.muon_lr is not None and linear and not getattr(parameter, "_no_muon", False)
+        return "muon" if by_muon else "decay", parameter.shape
+
+    def make_optimizer(self) -> Optimizer:
+        """AdamW, and Muon where ``muon_lr`` is given, with decay on matrices only."""
+        if self.muon_lr is not None:
+            return MuonAdamW(self.parameter_groups(), lr=self.lr)
         # Not fused: Lightning does not clip the gradients of a fused optimizer in mixed precision.
-        optimizer = torch.optim.AdamW(groups, lr=self.lr, betas=(0.9, 0.99))
+        return torch.optim.AdamW(self.parameter_groups(), lr=self.lr, betas=(0.9, 0.99))
+
+    def make_schedule(self, optimizer: Optimizer) -> LRScheduler | ReduceLROnPlateau:
+        """Warm-up, then a cosine to 0 at the last step of the run; it advances with every step."""
+        return WarmupCosine(optimizer, self.warmup, self.trainer.estimated_stepping_batches)
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """The optimizer and the schedule, which advances with every step."""
+        optimizer = self.make_optimizer()
+        optimizer.register_load_state_dict_pre_hook(self._refuse_other_optimizer)
         keep_settings(optimizer)
-        schedule = WarmupCosine(optimizer, self.warmup, self.trainer.estimated_stepping_batches)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+        schedule = self.make_schedule(optimizer)
+        config = {"scheduler": schedule, "interval": "step"}
+        if isinstance(schedule, ReduceLROnPlateau):
+            config["monitor"] = getattr(schedule, "monitor", "val/loss")
+        return cast("OptimizerLRScheduler", {"optimizer": optimizer, "lr_scheduler": config})
+
+    def _refuse_other_optimizer(self, optimizer: Optimizer, state: dict[str, Any]) -> None:
+        """Refuse the state of another optimizer, which would load without an error and fail in the first step."""
+        saved, chosen = self._saved_optimizer, type(optimizer).__name__
+        if saved != chosen:
+            raise InputError(
+                f"the checkpoint was trained with {saved}, this run uses {chosen}: resume with {saved}"
+                f"{SELECTED_BY.get(saved, '')}, or start a new run from its weights with --model.init_from"
+            )
 
     def configure_model(self) -> None:
         """Compile the backbone in place, so that its parameters keep their names, if ``compile`` is set."""
@@ -205,6 +265,7 @@ class Task(LightningModule, ABC):
         data = getattr(self._trainer, "datamodule", None)
         for owner in (self, data) if isinstance(data, LightningDataModule) else (self,):
             owner.hparams.update({name: plain(value, name) for name, value in owner.hparams.items()})
+        self._unsharded = {name: self._group_and_shape(name, each) for name, each in self.named_parameters()}
         # Made anew for every run: nothing is left of one that was interrupted.
         self.metrics = cast("Mapping[str, Metric]", nn.ModuleDict(self.make_metrics()))
         if stage == "fit" and self.init_from:
@@ -222,9 +283,11 @@ class Task(LightningModule, ABC):
         """Keep the number of steps over which the learning rate falls, and the name of the class."""
         checkpoint["max_steps"] = self.trainer.max_steps
         checkpoint["task"] = type(self).__name__
+        checkpoint["optimizer"] = type(self.trainer.optimizers[0]).__name__ if self.trainer.optimizers else "AdamW"
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Print which settings differ from those of the run that is resumed."""
+        self._saved_optimizer = checkpoint.get("optimizer", "AdamW")
         trainer = self._trainer
         if trainer is not None and trainer.state.fn == "fit":
             data = getattr(trainer, "datamodule", None)
@@ -243,11 +306,6 @@ class Task(LightningModule, ABC):
 def _written(value: Any) -> str:
     """A setting as text; a list and a tuple of the same values have the same text."""
     return json.dumps(value, sort_keys=True, default=str)
-
-
-def _decays(parameter: nn.Parameter) -> bool:
-    """Whether weight decay applies: to matrices, except those that their mixer marked ``_no_weight_decay``."""
-    return parameter.ndim >= 2 and not getattr(parameter, "_no_weight_decay", False)
 
 
 def _check(**sizes: int) -> None:

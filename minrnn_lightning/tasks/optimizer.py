@@ -1,0 +1,159 @@
+"""``MuonAdamW``: Muon for the matrices of a backbone, AdamW for everything else, in one optimizer."""
+
+import math
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, distributed, nn
+from torch.optim import Optimizer
+from torch.optim.adamw import adamw
+
+NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # of Jordan's page: the largest slope at 0 that keeps values near 1
+ITERATIONS = 5
+MOMENTUM = 0.95
+EPS = 1e-7  # norm below which a gradient counts as zero
+ADAM_RMS = 0.2  # the root mean square of an AdamW update in the course of a training
+
+
+def orthogonalize(matrices: Tensor) -> Tensor:
+    """Replace the singular values of each matrix by values near 1, between about 0.7 and 1.2.
+
+    Five Newton-Schulz iterations X ← (a + b XXᵀ + c (XXᵀ)²) X. All iterates are polynomials of the first Gram matrix
+    times the first X, so only the smaller of the two Gram matrices is iterated, and X multiplied once, at the end.
+
+    Args:
+        matrices: (number, rows, columns).
+
+    Returns:
+        A tensor of the same shape.
+    """
+    if matrices.shape[-2] > matrices.shape[-1]:
+        return orthogonalize(matrices.mT).mT
+    a, b, c = NEWTON_SCHULZ
+    x = matrices / matrices.norm(dim=(-2, -1), keepdim=True).clamp_min(EPS)  # no singular value above 1
+    gram = x @ x.mT
+    identity = torch.eye(gram.shape[-1], dtype=x.dtype, device=x.device)
+    product = None
+    for iteration in range(ITERATIONS):
+        polynomial = torch.baddbmm(gram, gram, gram, beta=b, alpha=c) + a * identity
+        product = polynomial if product is None else polynomial @ product
+        if iteration < ITERATIONS - 1:
+            gram = polynomial @ gram @ polynomial  # they commute
+    assert product is not None
+    return torch.matmul(product, x)
+
+
+class MuonAdamW(Optimizer):
+    """Muon in the groups with ``muon`` true, AdamW in the others; one state, one learning rate schedule.
+
+    Muon moves a matrix along its orthogonalised momentum (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon;
+    Nesterov momentum 0.95). The update is scaled by 0.2 √max(rows, columns), as Liu et al. 2025
+    (https://arxiv.org/abs/2502.16982), so that its entries are as large as those of AdamW and one learning rate serves
+    all widths. The weight decay is decoupled in both. ``torch.optim.Muon`` with ``match_rms_adamw`` computes the same
+    in bfloat16, from torch 2.9 on; this one computes in the parameters' type, needs no newer torch than the package,
+    and takes parameters that FSDP has sharded.
+
+    Args:
+        groups: Parameter groups. Besides ``params``: ``muon``, and for groups with it ``shapes``, the shape of each
+            parameter before sharding; ``lr`` and ``weight_decay`` where they differ from the arguments.
+        lr: Learning rate.
+        betas: Of AdamW.
+        eps: Of AdamW.
+        weight_decay: Decoupled weight decay.
+    """
+
+    def __init__(
+        self,
+        groups: Iterable[dict[str, Any]],
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.99),
+        eps: float = 1e-8,
+        weight_decay: float = 0.1,
+    ) -> None:
+        super().__init__(groups, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "muon": False})
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        """One update of all parameters that have a gradient."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            (self._muon if group["muon"] else self._adamw)(group)
+        return loss
+
+    def _muon(self, group: dict[str, Any]) -> None:
+        """B ← μ B + (1 − μ) G, then W ← (1 − lr λ) W − lr 0.2 √max(rows, columns) · orthogonalize(μ B + (1 − μ) G)."""
+        by_shape: dict[tuple[int, ...], list[nn.Parameter]] = {}
+        for parameter, shape in zip(group["params"], group["shapes"], strict=True):
+            if parameter.grad is not None or parameter.shape != shape:  # other processes may hold its gradient
+                by_shape.setdefault(tuple(shape), []).append(parameter)
+        for shape, parameters in by_shape.items():
+            directions = torch.stack([_gather(self._direction(parameter), shape) for parameter in parameters])
+            scale = ADAM_RMS * max(shape) ** 0.5
+            for parameter, update in zip(parameters, orthogonalize(directions), strict=True):
+                parameter.mul_(1 - group["lr"] * group["weight_decay"])
+                parameter.add_(_own_shard(update, parameter), alpha=-group["lr"] * scale)
+
+    def _direction(self, parameter: nn.Parameter) -> Tensor:
+        """The gradient after Nesterov momentum."""
+        gradient = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+        state = self.state[parameter]
+        if not state:
+            state["momentum_buffer"] = torch.zeros_like(gradient)
+        momentum: Tensor = state["momentum_buffer"]
+        momentum.lerp_(gradient, 1 - MOMENTUM)
+        return gradient.lerp(momentum, MOMENTUM)
+
+    def _adamw(self, group: dict[str, Any]) -> None:
+        """PyTorch's AdamW."""
+        parameters = [parameter for parameter in group["params"] if parameter.grad is not None]
+        for parameter in parameters:
+            if not self.state[parameter]:
+                zeros = [torch.zeros_like(parameter) for _ in range(2)]
+                self.state[parameter].update(step=torch.tensor(0.0), exp_avg=zeros[0], exp_avg_sq=zeros[1])
+        states = [self.state[parameter] for parameter in parameters]
+        adamw(
+            parameters,
+            [parameter.grad for parameter in parameters],
+            [state["exp_avg"] for state in states],
+            [state["exp_avg_sq"] for state in states],
+            [],
+            [state["step"] for state in states],
+            amsgrad=False,
+            beta1=group["betas"][0],
+            beta2=group["betas"][1],
+            lr=group["lr"],
+            weight_decay=group["weight_decay"],
+            eps=group["eps"],
+            maximize=False,
+        )
+
+
+def _gather(shard: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """The matrix of which each process holds a flat shard, or the matrix itself where nothing is sharded."""
+    if shard.shape == shape:
+        return shard
+    matrix = shard.new_zeros(math.prod(shape))
+    start = _shard_start(shard)
+    matrix[start : start + shard.numel()] = shard
+    distributed.all_reduce(matrix)  # shards have different sizes, which not every backend can gather
+    return matrix.view(shape)
+
+
+def _own_shard(matrix: Tensor, parameter: Tensor) -> Tensor:
+    """The part of a matrix that this process holds of its parameter."""
+    if parameter.shape == matrix.shape:
+        return matrix
+    start = _shard_start(parameter)
+    return matrix.flatten()[start : start + parameter.numel()]
+
+
+def _shard_start(shard: Tensor) -> int:
+    """Number of elements in the shards of the processes before this one."""
+    sizes = torch.zeros(distributed.get_world_size(), dtype=torch.long, device=shard.device)
+    sizes[distributed.get_rank()] = shard.numel()
+    distributed.all_reduce(sizes)
+    return int(sizes[: distributed.get_rank()].sum())

@@ -1,0 +1,178 @@
+"""Muon against its definition, PyTorch's own Muon and AdamW; groups, resuming, sharding, and other optimizers."""
+
+from datetime import timedelta
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from lightning.pytorch import Callback, Trainer
+from torch import distributed, nn
+from torch.distributed.fsdp import FullyShardedDataParallel
+from torch.utils.data import DataLoader
+
+from minrnn_lightning import LanguageTask
+from minrnn_lightning.errors import InputError
+from minrnn_lightning.nn import MIXERS
+from minrnn_lightning.tasks.optimizer import MOMENTUM, NEWTON_SCHULZ, MuonAdamW, orthogonalize
+
+
+def by_singular_values(matrix):
+    """The five iterations on the singular values, in float64."""
+    u, s, v = torch.linalg.svd(matrix.double(), full_matrices=False)
+    s = s / s.square().sum().sqrt()
+    a, b, c = NEWTON_SCHULZ
+    for _ in range(5):
+        s = a * s + b * s**3 + c * s**5
+    return u @ torch.diag(s) @ v
+
+
+@settings(max_examples=30, deadline=None)
+@given(rows=st.integers(1, 12), columns=st.integers(1, 12), count=st.integers(1, 3), seed=st.integers(0, 99))
+def test_orthogonalize_maps_the_singular_values(rows, columns, count, seed):
+    matrices = torch.randn(count, rows, columns, generator=torch.Generator().manual_seed(seed))
+    expected = torch.stack([by_singular_values(each) for each in matrices])
+    torch.testing.assert_close(orthogonalize(matrices).double(), expected, rtol=0, atol=2e-3)
+    torch.testing.assert_close(orthogonalize(matrices.double()), expected, rtol=0, atol=1e-8)
+
+
+def test_a_zero_gradient_moves_nothing():
+    assert orthogonalize(torch.zeros(2, 3, 4)).abs().max() == 0
+
+
+def groups(weight, bias, **options):
+    return [
+        {"params": [weight], "muon": True, "shapes": [weight.shape], "lr": 0.02, **options},
+        {"params": [bias], "weight_decay": 0.0},
+    ]
+
+
+@pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="torch.optim.Muon is newer than this torch")
+def test_updates_are_those_of_pytorch():
+    torch.manual_seed(0)
+    ours = nn.Linear(24, 16)
+    theirs = nn.Linear(24, 16)
+    theirs.load_state_dict(ours.state_dict())
+    optimizer = MuonAdamW(groups(ours.weight, ours.bias, weight_decay=0.1), lr=3e-3)
+    muon = torch.optim.Muon([theirs.weight], lr=0.02, weight_decay=0.1, adjust_lr_fn="match_rms_adamw")
+    adamw = torch.optim.AdamW([theirs.bias], lr=3e-3, betas=(0.9, 0.99), weight_decay=0.0)
+    for _ in range(5):
+        for mine, other in zip(ours.parameters(), theirs.parameters(), strict=True):
+            mine.grad = torch.randn_like(mine)
+            other.grad = mine.grad.clone()
+        for each in (optimizer, muon, adamw):
+            each.step()
+    assert torch.equal(ours.bias, theirs.bias)
+    moved = 0.02 * 0.2 * 24**0.5
+    torch.testing.assert_close(ours.weight, theirs.weight, rtol=0, atol=0.05 * moved)  # theirs is bfloat16 inside
+
+
+def test_updates_follow_the_definition():
+    weight = nn.Parameter(torch.randn(6, 4, dtype=torch.float64))
+    before, momentum = weight.detach().clone(), torch.zeros(6, 4, dtype=torch.float64)
+    optimizer = MuonAdamW(groups(weight, nn.Parameter(torch.zeros(1)), weight_decay=0.5))
+    for _ in range(3):
+        weight.grad = torch.randn_like(weight)
+        momentum = MOMENTUM * momentum + (1 - MOMENTUM) * weight.grad
+        update = by_singular_values(MOMENTUM * momentum + (1 - MOMENTUM) * weight.grad)
+        before = (1 - 0.02 * 0.5) * before - 0.02 * 0.2 * 6**0.5 * update
+        optimizer.step()
+        torch.testing.assert_close(weight.detach(), before)
+
+
+@pytest.mark.parametrize("mixer", sorted(MIXERS))
+def test_muon_trains_the_linear_maps_of_the_backbone(mixer):
+    learned = {mixer: {"learn_initial_state": True}} if mixer in ("mingru", "minlstm") else None
+    task = LanguageTask(10, 10, mixer=mixer, dim=16, depth=1, muon_lr=0.02, mixer_args=learned)
+    muon, decay, rest = task.parameter_groups()
+    names = {id(parameter): name for name, parameter in task.named_parameters()}
+    assert sum(len(group["params"]) for group in (muon, decay, rest)) == len(names)
+    by_muon = {names[id(parameter)] for parameter in muon["params"]}
+    linear = {f"{name}.weight" for name, module in task.named_modules() if isinstance(module, nn.Linear)}
+    assert {name for name in linear if name.startswith("backbone.")} <= by_muon
+    assert all(name.startswith("backbone.") and "conv" not in name and "initial" not in name for name in by_muon)
+    assert {"encoder.weight", "head.weight"} <= {names[id(parameter)] for parameter in decay["params"]}
+    assert all(parameter.ndim == 1 or hasattr(parameter, "_no_weight_decay") for parameter in rest["params"])
+
+
+def train_sharded(rank, folder):
+    """Five steps of the same model on each of two processes, whole and sharded; both end with the same weights."""
+    store = distributed.FileStore(str(folder / "store"), 2)
+    distributed.init_process_group("gloo", store=store, rank=rank, world_size=2, timeout=timedelta(seconds=60))
+    try:
+        results = []
+        for shard in (False, True):
+            torch.manual_seed(0)
+            task = LanguageTask(7, 7, dim=6, depth=1, muon_lr=0.05, weight_decay=0.5, lr=0.01)
+            task.setup("fit")
+            options = {"device_id": torch.device("cpu"), "use_orig_params": True}
+            model = FullyShardedDataParallel(task, **options) if shard else task
+            optimizer = task.make_optimizer()
+            for _ in range(5):
+                tokens = torch.randint(7, (2, 5), generator=torch.Generator().manual_seed(1))
+                optimizer.zero_grad()
+                model(tokens)[0].square().sum().backward()
+                optimizer.step()
+            if shard:
+                with FullyShardedDataParallel.summon_full_params(model):
+                    results.append({name: value.clone() for name, value in task.state_dict().items()})
+            else:
+                results.append({name: value.clone() for name, value in task.state_dict().items()})
+        for name, value in results[0].items():
+            torch.testing.assert_close(results[1][name], value, rtol=1e-4, atol=1e-5, msg=name)
+    finally:
+        distributed.destroy_process_group()
+
+
+def test_sharded_parameters_train_like_whole_ones(tmp_path):
+    torch.multiprocessing.spawn(train_sharded, (tmp_path,), nprocs=2)
+
+
+def trainer(folder, steps, **options):
+    options = {"accelerator": "cpu", "logger": False, "enable_progress_bar": False, "gradient_clip_val": 1.0} | options
+    return Trainer(max_steps=steps, default_root_dir=folder, enable_model_summary=False, **options)
+
+
+def batches():
+    tokens = torch.randint(7, (8, 9), generator=torch.Generator().manual_seed(0))
+    return DataLoader([(each[:-1], each[1:]) for each in tokens], batch_size=8)  # an epoch is a step
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_a_resumed_run_equals_the_uninterrupted_one(tmp_path, precision):
+    def task():
+        torch.manual_seed(0)
+        return LanguageTask(7, 7, dim=8, depth=1, muon_lr=0.05, warmup=2)
+
+    whole, resumed = task(), task()
+    trainer(tmp_path, 4, precision=precision).fit(whole, batches())
+    first = trainer(tmp_path, 4, precision=precision, callbacks=[StopAfter(2)])
+    first.fit(task(), batches())
+    first.save_checkpoint(tmp_path / "half.ckpt")
+    trainer(tmp_path, 4, precision=precision).fit(resumed, batches(), ckpt_path=tmp_path / "half.ckpt")
+    for name, value in whole.state_dict().items():
+        assert torch.equal(value, resumed.state_dict()[name]), name
+
+
+class StopAfter(Callback):
+    def __init__(self, steps):
+        self.steps = steps
+
+    def on_train_batch_end(self, trainer, *_):
+        trainer.should_stop = trainer.global_step >= self.steps
+
+
+def test_the_state_of_another_optimizer_is_refused(tmp_path):
+    first = trainer(tmp_path, 1)
+    first.fit(LanguageTask(7, 7, dim=8, depth=1), batches())
+    first.save_checkpoint(tmp_path / "adamw.ckpt")
+    with pytest.raises(InputError, match=r"trained with AdamW, this run uses MuonAdamW: .*--model.muon_lr null"):
+        trainer(tmp_path, 2).fit(
+            LanguageTask(7, 7, dim=8, depth=1, muon_lr=0.1), batches(), ckpt_path=tmp_path / "adamw.ckpt"
+        )
+
+
+@pytest.mark.parametrize("muon_lr", [0, -1.0, float("nan")])
+def test_the_learning_rate_is_positive(muon_lr):
+    with pytest.raises(InputError, match="muon_lr must be above 0"):
+        LanguageTask(7, 7, dim=8, depth=1, muon_lr=muon_lr)
