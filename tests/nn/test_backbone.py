@@ -117,7 +117,7 @@ def test_dropout_follows_the_seed():
         ),
         (
             {"mixer_args": {"mingru": {"counters": float("nan")}}},
-            "counters must be a share .*, got nan",
+            "counters must be a fraction .*, got nan",
         ),
         ({"mixer_args": {"attention": {"base": 0.0}}, "mixer": "attention"}, "base must be above 0, got 0.0"),
         ({"mixer": None}, "mixer must name 1 to 2 mixers for depth 2, got 0"),
