@@ -34,6 +34,11 @@ def tree_reduce(self, tiles):
     return [self.to_tensor(x[0], tile.dtype)]
 
 
+def call_device_function(self, *args, **kwargs):
+    """A function that a kernel calls; the interpreter's own prepares ``triton.language`` again at every call."""
+    return self.rewrite()(*args, **kwargs)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def interpreted_kernels():
     """Import the kernels with the interpreter on, for these alone: Triton's own functions stay compiled ones."""
@@ -45,6 +50,7 @@ def interpreted_kernels():
     with (
         mock.patch.object(interpreter.ScanOps, "generic_scan", tree_scan),
         mock.patch.object(interpreter.ReduceOps, "generic_reduce", tree_reduce),
+        mock.patch.object(interpreter.InterpretedFunction, "__call__", call_device_function),
         mock.patch.object(cuda, "TILE", {"BLOCK_L": 64, "BLOCK_D": 512, "STAGES": 1}),  # few steps of the interpreter
     ):
         yield
