@@ -12,6 +12,9 @@ TRIM_THRESHOLD, TOP_PAD, MMAP_MAX = -1, -2, -4  # parameters of glibc's mallopt,
 NEVER = -1
 GROWTH = 1 << 26  # smallest growth of the heap in bytes
 
+CONTAINER_LIMIT = Path("/sys/fs/cgroup/memory.max")  # of Linux's control groups, version 2
+LARGEST_MEMORY = 1 << 44  # where the machine does not say how much it has
+
 
 def keep_freed_memory() -> bool:
     """Let glibc's malloc keep freed memory, so that the large tensors of each step cause no page faults.

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jsonargparse import DefaultHelpFormatter
+from jsonargparse import DefaultHelpFormatter, Namespace
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelSummary, ProgressBar
@@ -231,3 +231,25 @@ class MinRNNCLI(LightningCLI):
                 f"minrnn {subcommand} needs trained weights: add --ckpt_path with a checkpoint of this recipe"
             )
         super()._run_subcommand(subcommand)
+
+
+class _ParserOnly(MinRNNCLI):
+    """Makes the parser, and neither parses nor runs anything."""
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
+        """Take nothing from the arguments."""
+        self.config = Namespace({"subcommand": None})  # type: ignore[no-untyped-call]
+
+    def _set_seed(self) -> None:
+        pass
+
+    def before_instantiate_classes(self) -> None:
+        """Have nothing to choose."""
+
+    def instantiate_classes(self) -> None:
+        """Make nothing."""
+
+
+def fit_parser(command: str = "fit") -> LightningArgumentParser:
+    """The parser of fit, validate, test or predict."""
+    return _ParserOnly([command])._subcommand_parsers[command]

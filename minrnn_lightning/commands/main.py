@@ -12,6 +12,7 @@ from minrnn_lightning import __version__
 from minrnn_lightning.commands.encoding import use_utf8
 from minrnn_lightning.commands.options import call_function
 from minrnn_lightning.commands.recipes import find_recipes, recipes_folder
+from minrnn_lightning.commands.yaml_files import check_arguments, option_values
 from minrnn_lightning.errors import InputError
 from minrnn_lightning.memory import keep_freed_memory
 from minrnn_lightning.signals import exit_code, stop_on_signals
@@ -21,7 +22,7 @@ __all__ = ["find_recipes", "main", "recipes_folder"]
 USAGE = """usage: minrnn <command> [options]
 
 train and evaluate
-  recipes    list the recipes and the overlays for hardware and for two CPU cores
+  recipes    list the recipes and the overlays for hardware, for two CPU cores and as in the paper
   fit        train a recipe: minrnn fit --config shakespeare
   validate   validation loss of a checkpoint: minrnn validate --config shakespeare --ckpt_path last.ckpt
   test       loss and metrics on the test data
@@ -49,6 +50,7 @@ measure
 A recipe is a file of options; `minrnn recipes` lists them, recipes first, then overlays that are given after a recipe:
   for hardware       minrnn fit --config shakespeare --config hardware/bf16
   for two CPU cores  minrnn fit --config mqar --config small/mqar
+  as in the paper    minrnn fit --config shakespeare --config paper/shakespeare
 
 minrnn <command> --help shows the options of a command, minrnn --version the version.
 """
@@ -77,10 +79,12 @@ def main(args: list[str] | None = None) -> None:
     if args is None:  # not where a test or a notebook calls
         use_utf8()
         stop_on_signals()
+    args = list(sys.argv[1:] if args is None else args)
     try:
         keep_freed_memory()
         _import_trusted()
-        _run(list(sys.argv[1:] if args is None else args))
+        check_arguments(args)
+        _run(args)
     except KeyboardInterrupt as stop:
         sys.exit(exit_code(stop))
     except SystemExit as end:
@@ -94,7 +98,7 @@ def main(args: list[str] | None = None) -> None:
         sentence = _sentence(error)
         if sentence is None:
             raise
-        _fail(sentence, 2 if isinstance(error, ArgumentError) else 1)
+        _fail(_with_option(sentence, args), 2 if isinstance(error, ArgumentError) else 1)
 
 
 def _import_trusted() -> None:
@@ -138,6 +142,14 @@ def _run(args: list[str]) -> None:
 def _fail(sentence: str, code: int) -> NoReturn:
     print(f"minrnn: {sentence}", file=sys.stderr)
     sys.exit(code)
+
+
+def _with_option(sentence: str, args: list[str]) -> str:
+    """Name the option in front of a sentence that begins with its value, as those about files do."""
+    for option, value in option_values(args):
+        if option and value and sentence.startswith(value) and option.rpartition(".")[2] not in sentence:
+            return f"{option}: {sentence}"
+    return sentence
 
 
 def _sentence(error: BaseException | None) -> str | None:

@@ -52,7 +52,7 @@ def split_commas(text: str) -> list[str]:
     return list(dict.fromkeys(item for item in items if item))
 
 
-def explain(error: ArgumentError, owners: Mapping[str, Callable[..., object]]) -> str:
+def explain(error: ArgumentError, owners: Mapping[str, Callable[..., object] | Mapping[str, Any]]) -> str:
     """One sentence for an error of jsonargparse, which nests the types and values that it tried over many lines.
 
     Its causes are a chain of exceptions from the option down to the value; the sentence is made of their keys and the
@@ -60,7 +60,8 @@ def explain(error: ArgumentError, owners: Mapping[str, Callable[..., object]]) -
 
     Args:
         error: What ``parse_args`` raised.
-        owners: The class or function whose parameters are the options, by the first key; "" for options without one.
+        owners: The class or function whose parameters are the options, or their types by name, by the first key; ""
+            for options without one.
     """
     keys: list[str] = []
     owner: object = None
@@ -91,9 +92,11 @@ def explain(error: ArgumentError, owners: Mapping[str, Callable[..., object]]) -
         return f"{option} is {given!r}, which is no class; give a name or a path such as my_package.MyClass"
     top, _, name = option.rpartition(".")
     owner = owner or owners.get(top)
-    hint = type_hints(owner).get(name) if callable(owner) else None
-    given = reason.partition("Got value: ")[2]
-    return f"{option} must be {accepted(hint)}, got {given}" if hint and given else f"{option}: {reason}"
+    hint = (owner if isinstance(owner, Mapping) else type_hints(owner) if callable(owner) else {}).get(name)
+    _, says_value, given = reason.partition("Got value:")
+    if hint and says_value:
+        return f"{option} must be {accepted(hint)}, got {given.strip() or 'an empty text'}"
+    return f"{option}: {reason}"
 
 
 def _quoted(text: str) -> str:

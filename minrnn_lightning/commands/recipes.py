@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from minrnn_lightning.commands.yaml_files import check_recipe
 from minrnn_lightning.errors import InputError
 
 GROUPS = {  # title of each group, by the folder of its files; recipes are in all other folders
@@ -11,6 +12,8 @@ GROUPS = {  # title of each group, by the folder of its files; recipes are in al
     "hardware": "Overlays for hardware, given after a recipe: minrnn fit --config shakespeare --config hardware/bf16",
     "small": "Overlays for two CPU cores, given after the recipe of the same name: "
     "minrnn fit --config mqar --config small/mqar",
+    "paper": "Overlays with the paper's settings where a recipe has others, given after it: "
+    "minrnn fit --config shakespeare --config paper/shakespeare",
 }
 
 
@@ -42,11 +45,14 @@ def find_recipes(args: list[str]) -> list[str]:
 
 
 def _find_recipe(name: str) -> str:
+    if not name.strip():
+        raise InputError("config must be a file or the name of a packaged recipe, got an empty text")
     packaged = recipes_folder() / Path(name).with_suffix(".yaml")
     if not Path(name).is_file():
         if not packaged.is_file():
             raise InputError(f"{name} is neither a file nor a packaged recipe; see `minrnn recipes`")
         return str(packaged)
+    check_recipe(name)
     return name
 
 

@@ -22,6 +22,20 @@ REPEATS = 7  # timed training steps with each scan
 CPU = torch.device("cpu")
 
 
+def make_parser() -> ArgumentParser:
+    """The parser of the options that ``minrnn fit`` does not have."""
+    parser = ArgumentParser(
+        "minrnn benchmark train",
+        description="Time training steps of a recipe on the CPU, its matrix products alone, and with the paper's scan.",
+        epilog="All options of `minrnn fit` are accepted too, with a recipe: --config shakespeare.",
+        allow_abbrev=False,
+        exit_on_error=False,
+    )
+    parser.add_argument("--output", metavar="FOLDER", help="Folder to write train.json, train.csv and train.png to.")
+    parser.add_argument("--compare", metavar="FILE", help="The train.json of an earlier run; adds the ratio to it.")
+    return parser
+
+
 def train(args: list[str]) -> None:
     """Time Lightning's training steps of a recipe on the CPU, its matrix products alone, and with the paper's scan.
 
@@ -32,16 +46,7 @@ def train(args: list[str]) -> None:
         args: The options of ``minrnn fit``, with a recipe, and ``--output FOLDER`` and ``--compare FILE`` as the other
             benchmarks have them.
     """
-    parser = ArgumentParser(
-        "minrnn benchmark train",
-        description="Time training steps of a recipe on the CPU, its matrix products alone, and with the paper's scan.",
-        epilog="All options of `minrnn fit` are accepted too, with a recipe: --config shakespeare.",
-        allow_abbrev=False,
-        exit_on_error=False,
-    )
-    parser.add_argument("--output", metavar="FOLDER", help="Folder to write train.json, train.csv and train.png to.")
-    parser.add_argument("--compare", metavar="FILE", help="The train.json of an earlier run; adds the ratio to it.")
-    options, args = parser.parse_known_args(args)
+    options, args = make_parser().parse_known_args(args)
     cli = _Built(["fit", *find_recipes(args), "--trainer.accelerator=cpu"])
     data, model, precision = cli.datamodule, cli.model, cli.trainer.precision
     about = {"precision": precision, "repeats": REPEATS}

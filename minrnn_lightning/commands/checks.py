@@ -1,0 +1,144 @@
+"""What the values of options must be, beyond their types: a table, which is read before anything is built."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from minrnn_lightning.errors import InputError
+
+Check = Callable[[Any], str | None]  # what must hold, in words after "must be", if it does not hold
+
+INT64 = 2**63 - 1
+SEEDS = 2**32 - 1  # the largest seed of NumPy's generator, which Lightning and Gymnasium seed too
+DURATION = re.compile(r"\s*\d+:\d\d:\d\d:\d\d\s*")
+
+
+def at_least(least: float, most: float = INT64) -> Check:
+    """Numbers from the least to the most."""
+
+    def check(value: float) -> str | None:
+        if not value >= least:  # NaN too
+            return f"at least {least}"
+        return None if value <= most else f"at most {most}"
+
+    return check
+
+
+def above(bound: float, most: float = math.inf) -> Check:
+    """Finite numbers above a bound."""
+
+    def check(value: float) -> str | None:
+        if not bound < value < math.inf:
+            return f"a finite number above {bound}"
+        return None if value <= most else f"at most {most}"
+
+    return check
+
+
+def finite(value: float) -> str | None:
+    """Finite numbers."""
+    return None if math.isfinite(value) else "a finite number"
+
+
+def not_empty(value: object) -> str | None:
+    """Texts that are not empty."""
+    return None if str(value).strip() else "given, not empty"
+
+
+def one_of(*names: str) -> Check:
+    """Names; values that are no text are left alone."""
+    return lambda value: None if not isinstance(value, str) or value in names else f"one of {', '.join(names)}"
+
+
+def count_or_share(value: float) -> str | None:
+    """A number of batches, or a share of them."""
+    right = 0 <= value <= 1 or (1 < value <= INT64 and value == int(value))
+    return None if right else "a whole number of batches, or a share from 0.0 to 1.0"
+
+
+def interval(value: Any) -> str | None:
+    """A number of batches, a share of an epoch, or a time."""
+    if isinstance(value, str):
+        return duration(value)
+    if isinstance(value, int | float) and not (0 < value <= 1 or (1 < value <= INT64 and value == int(value))):
+        return "a whole number of batches from 1, a share of an epoch up to 1.0, or a time such as 00:01:30:00"
+    return None
+
+
+def duration(value: Any) -> str | None:
+    """A time, as Lightning writes it."""
+    right = not isinstance(value, str) or DURATION.fullmatch(value)
+    return None if right else "a time in days, hours, minutes and seconds, such as 00:01:30:00"
+
+
+def epochs_or_steps(value: float) -> str | None:
+    """A limit of the training, -1 for none."""
+    return None if value == -1 or 1 <= value <= INT64 else f"at least 1, or -1 for no limit, and at most {INT64}"
+
+
+def seed(value: int) -> str | None:
+    """A seed, or false for none and true for a random one."""
+    return None if 0 <= value <= SEEDS else f"from 0 to {SEEDS}"
+
+
+FIT: dict[str, Check] = {  # options of fit, validate, test and predict
+    "seed_everything": seed,
+    "checkpoint_minutes": at_least(0, 1e6),
+    "ckpt_path": not_empty,
+    "trainer.num_nodes": at_least(1, 10**6),
+    "trainer.fast_dev_run": at_least(0),
+    "trainer.max_epochs": epochs_or_steps,
+    "trainer.min_epochs": at_least(0),
+    "trainer.max_steps": epochs_or_steps,
+    "trainer.min_steps": at_least(0),
+    "trainer.max_time": duration,
+    "trainer.limit_train_batches": count_or_share,
+    "trainer.limit_val_batches": count_or_share,
+    "trainer.limit_test_batches": count_or_share,
+    "trainer.limit_predict_batches": count_or_share,
+    "trainer.overfit_batches": count_or_share,
+    "trainer.val_check_interval": interval,
+    "trainer.check_val_every_n_epoch": at_least(1),
+    "trainer.num_sanity_val_steps": at_least(-1),
+    "trainer.log_every_n_steps": at_least(0),
+    "trainer.accumulate_grad_batches": at_least(1),
+    "trainer.gradient_clip_val": at_least(0, math.inf),
+    "trainer.gradient_clip_algorithm": one_of("norm", "value"),
+    "trainer.profiler": one_of("simple", "advanced", "pytorch", "xla"),
+    "trainer.reload_dataloaders_every_n_epochs": at_least(0),
+    "trainer.default_root_dir": not_empty,
+}
+
+
+def check_options(options: Mapping[str, Any], checks: Mapping[str, Check]) -> None:
+    """Refuse values that no option can have, and those that are outside the range of theirs.
+
+    Args:
+        options: Values by dotted names, from `flatten`.
+        checks: What must hold for some of them.
+
+    Raises:
+        InputError: A value is NaN, beyond 64 bits or outside its range.
+    """
+    for name, value in options.items():
+        if isinstance(value, int) and abs(value) > INT64:
+            raise InputError(f"{name} must be at most {INT64} and at least {-INT64}, got {value}")
+        if isinstance(value, float) and math.isnan(value):
+            raise InputError(f"{name} must be a number, got nan")
+        check = checks.get(name)
+        if value is not None and check is not None and (expected := check(value)):
+            raise InputError(f"{name} must be {expected}, got {value!r}")
+
+
+def flatten(options: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Values by dotted names, without jsonargparse's levels ``init_args`` and ``dict_kwargs``; lists item by item."""
+    for key, value in options.items():
+        name = prefix if key in ("init_args", "dict_kwargs") else f"{prefix}.{key}".lstrip(".")
+        for each in value if isinstance(value, list | tuple) else [value]:
+            if isinstance(each, Mapping):
+                yield from flatten(each, name)
+            else:
+                yield name, each

@@ -1,0 +1,60 @@
+"""The Trainer's options about hardware, checked against this machine and against each other."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import torch
+from lightning.pytorch.accelerators import AcceleratorRegistry
+from lightning.pytorch.strategies import StrategyRegistry
+
+from minrnn_lightning.errors import InputError
+
+MOST_PROCESSES = max(8, os.cpu_count() or 1)  # on CPUs: one for each core; a few on small machines, for tests
+GPU_STRATEGIES = ("fsdp", "deepspeed")  # beginnings of the names of those that need GPUs
+
+
+def check_hardware(trainer: Any) -> None:
+    """Refuse an unknown accelerator, strategy or devices.
+
+    Args:
+        trainer: Options of the Trainer.
+
+    Raises:
+        InputError: One of them is unknown or not for this machine.
+    """
+    accelerator, strategy, devices = trainer.accelerator, trainer.strategy, trainer.devices
+    accelerators = ["auto", "gpu", *AcceleratorRegistry.available_accelerators()]
+    if isinstance(accelerator, str) and accelerator not in accelerators:
+        raise InputError(f"trainer.accelerator must be one of {', '.join(accelerators)}, got {accelerator!r}")
+    strategies = ["auto", *StrategyRegistry.available_strategies()]
+    if isinstance(strategy, str) and strategy not in strategies:
+        names = ", ".join(name for name in strategies if "_" not in name)  # the others are variants of these
+        raise InputError(f"trainer.strategy must be {names} or a variant that Lightning knows, got {strategy!r}")
+    found_gpu = torch.cuda.is_available() or torch.backends.mps.is_available()
+    on_cpu = accelerator == "cpu" or (accelerator == "auto" and not found_gpu)
+    if on_cpu and isinstance(strategy, str) and strategy.startswith(GPU_STRATEGIES):
+        raise InputError(f"trainer.strategy {strategy} needs a GPU; on CPUs use ddp, or leave it out")
+    if isinstance(devices, str):
+        devices = devices.strip()
+        if devices == "auto":
+            return
+        try:
+            numbers = [int(device) for device in devices.split(",") if device.strip()]
+        except ValueError:
+            numbers = []
+        if not numbers:
+            raise InputError(
+                f"trainer.devices must be auto, a number of devices, or indices such as 0,1, got {devices!r}"
+            )
+        devices = numbers if "," in devices else numbers[0]
+    if on_cpu and not (isinstance(devices, int) and 1 <= devices <= MOST_PROCESSES):
+        raise InputError(
+            f"trainer.devices must be from 1 to {MOST_PROCESSES} on a CPU, the number of processes, got {devices}"
+        )
+    indices = devices if isinstance(devices, list) else []
+    if devices == 0 or (isinstance(devices, int) and devices < -1) or devices == [] or min(indices, default=0) < 0:
+        raise InputError(
+            f"trainer.devices must be auto, a number of at least 1, -1 for all or indices from 0, got {devices}"
+        )

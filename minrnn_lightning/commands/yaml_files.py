@@ -1,0 +1,145 @@
+"""YAML of recipes and of values on the command line, checked before jsonargparse reads it."""
+
+from __future__ import annotations
+
+from argparse import ArgumentError
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from minrnn_lightning.errors import InputError
+
+if TYPE_CHECKING:
+    from yaml import Node
+
+MOST_COPIES = 10_000  # values that aliases may add: each is copied, so that a few lines could stand for billions
+SUFFIXES = (".yaml", ".yml")
+CONFIG = ("c", "config")  # read where the names of packaged recipes are known
+WRITTEN = ("", "output", "histogram", "video")  # options of files that are written
+
+
+def check_arguments(args: list[str]) -> None:
+    """Refuse arguments that are not UTF-8, YAML that cannot be used in a value, and recipes that cannot be read.
+
+    Raises:
+        InputError: An argument or a file is not UTF-8, or its YAML refers to itself, grows beyond bounds by aliases or
+            has a key twice.
+        ArgumentError: A file is not YAML.
+    """
+    for option, value in option_values(args):
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            raise InputError(f"{option or 'an argument'} must be text in UTF-8, got {value!a}") from None
+        if option not in WRITTEN and _is_file(value):
+            _check_readable(option, value)
+            if option not in CONFIG and value.endswith(SUFFIXES):
+                check_recipe(value)
+        if "&" in value or "{" in value:
+            _check_yaml(value, option, is_file=False)
+
+
+def _is_file(value: str) -> bool:
+    try:
+        return Path(value).is_file()
+    except OSError:  # a name that is too long, for one
+        return False
+
+
+def _check_readable(option: str, path: str) -> None:
+    try:
+        with open(path, "rb") as file:
+            file.read(1)
+    except OSError as error:
+        raise InputError(f"{option} {path} cannot be read: {error.strerror}") from error
+
+
+def option_values(args: list[str]) -> Iterator[tuple[str, str]]:
+    """The option, without dashes, and the value of every argument; arguments without an option have an empty one."""
+    option = ""
+    for arg in args:
+        if arg.startswith("--") or arg == "-c":
+            option, equals, value = arg.lstrip("-").partition("=")
+            if equals:
+                yield option, value
+        else:
+            yield option, arg
+            option = ""
+
+
+def check_recipe(path: str) -> None:
+    """Refuse a file that is not a mapping in YAML and UTF-8.
+
+    Raises:
+        InputError: It is not UTF-8, or its YAML cannot be used.
+        ArgumentError: It is not YAML.
+        OSError: It cannot be read.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise InputError(
+            f"{path} is not text in UTF-8 (byte {error.object[error.start]:#04x} at position {error.start}): a recipe "
+            "is a YAML file in UTF-8"
+        ) from error
+    _check_yaml(text, path, is_file=True)
+
+
+def _check_yaml(text: str, source: str, is_file: bool) -> None:
+    """Refuse what jsonargparse would not end with, or would take without a word; a value may be no YAML at all."""
+    import yaml
+
+    try:
+        root = yaml.compose(text, Loader=yaml.SafeLoader)
+        sizes: dict[int, int] = {}
+        copies = 0 if root is None else _size(root, source, sizes) - len(sizes)
+    except yaml.MarkedYAMLError as error:
+        if is_file:
+            where = f" in line {error.problem_mark.line + 1}" if error.problem_mark else ""
+            reason = ", ".join(filter(None, (error.context, error.problem)))
+            raise ArgumentError(None, f"{source} is not YAML: {reason}{where}") from error
+        return
+    except yaml.YAMLError as error:  # of characters
+        if is_file:
+            raise ArgumentError(None, f"{source} is not YAML: it holds characters that are no text") from error
+        return
+    except RecursionError as error:
+        raise InputError(f"{source} is nested too deeply") from error
+    if copies > MOST_COPIES:
+        raise InputError(f"{source} stands for more than {MOST_COPIES:,} values by its aliases (*name): write fewer")
+    if is_file and not isinstance(root, yaml.MappingNode):
+        raise ArgumentError(None, f"{source} holds no options: a recipe is a mapping in YAML, such as `model: ...`")
+
+
+def _size(node: Node, source: str, sizes: dict[int, int]) -> int:
+    """The number of nodes below one and itself, where every alias counts as a copy.
+
+    Args:
+        node: The node.
+        source: Option or file, for the message.
+        sizes: Sizes of the nodes so far by ``id``; 0 for those that are not finished.
+
+    Raises:
+        InputError: A node contains itself, or a mapping has a key twice.
+    """
+    import yaml
+
+    if id(node) in sizes:
+        if not sizes[id(node)]:
+            raise InputError(f"{source} refers to itself in line {node.start_mark.line + 1}, so that it has no end")
+        return sizes[id(node)]
+    sizes[id(node)] = 0
+    below: list[Node] = []
+    if isinstance(node, yaml.MappingNode):
+        keys = set()
+        for key, value in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.value != "<<":
+                if key.value in keys:
+                    line = key.start_mark.line + 1
+                    raise InputError(f"{source} has the key {key.value!r} twice, again in line {line}: remove one")
+                keys.add(key.value)
+            below += [key, value]
+    elif isinstance(node, yaml.SequenceNode):
+        below = node.value
+    sizes[id(node)] = 1 + sum(_size(each, source, sizes) for each in below)
+    return sizes[id(node)]
