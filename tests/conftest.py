@@ -4,45 +4,51 @@ import os
 import random
 import signal
 import subprocess
+import threading
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # the workers share the cores; before anything imports PyTorch
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a shell in the background has it, and children inherit it
-    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 from minrnn_lightning.commands.main import main
 
 WORDS = "the king of Rome shall speak, and we obey. what noise is this? O heavy day! exeunt omnes".split()  # noqa: SIM905
 
+for name in ("SIGINT", "SIGTERM", "SIGHUP"):  # children inherit that one is ignored, as in the background and by nohup
+    number = getattr(signal, name, None)  # Windows has no SIGHUP
+    if number is not None and signal.getsignal(number) is signal.SIG_IGN:
+        signal.signal(number, signal.default_int_handler if name == "SIGINT" else lambda *_: None)
 
-LIMIT = 600  # seconds that a test waits for a child process
+LIMIT = 600  # seconds that a child process of a test may take
 
 
 class LimitedProcess(subprocess.Popen):
-    """A child process that is killed when a test has waited for it too long."""
+    """A child process that is killed after a time limit."""
 
-    def wait(self, timeout=LIMIT):
-        try:
-            return super().wait(timeout)
-        except subprocess.TimeoutExpired:
-            self.kill()
-            raise
+    started: ClassVar[list["LimitedProcess"]] = []
 
-    def communicate(self, input=None, timeout=LIMIT):  # noqa: A002 - Popen's name for it
-        try:
-            return super().communicate(input, LIMIT if timeout is None else timeout)
-        except subprocess.TimeoutExpired:
-            self.kill()
-            raise
+    def __init__(self, *args, **options):
+        super().__init__(*args, **options)
+        self.limit = threading.Timer(LIMIT, self.kill)
+        self.limit.daemon = True
+        self.limit.start()
+        self.started.append(self)
 
 
 @pytest.fixture(autouse=True)
 def limited_processes(monkeypatch):
-    """Let no child process hold a test up for ever."""
+    """Let no child process hold a test up for ever, or outlive it."""
     monkeypatch.setattr(subprocess, "Popen", LimitedProcess)
+    yield
+    while LimitedProcess.started:
+        process = LimitedProcess.started.pop()
+        process.limit.cancel()
+        if process.poll() is None:
+            process.kill()
+            process.wait()
 
 
 @pytest.fixture(scope="session")
