@@ -85,7 +85,7 @@ class Block(nn.Module):
 
 
 class Backbone(nn.Module):
-    """``depth`` blocks and a final norm.
+    """A stack of ``depth`` blocks and a final norm.
 
     Args:
         dim: Width of the stack.

@@ -12,7 +12,7 @@ CLOSED, OPEN = -1e4, 1e4  # logits whose sigmoid is 0 and 1 in every type, finit
 
 
 class MinGRU(MinRNN):
-    """minGRU with the interface of ``torch.nn.GRU``.
+    """Recurrent layer of minGRU with the interface of ``torch.nn.GRU``.
 
     h_t = h_{t-1} + σ(k_t) · (c(v_t) − h_{t-1}), with the gate k_t and the candidate v_t linear in x_t. Source: "Were
     RNNs All We Needed?" (https://arxiv.org/abs/2410.01201), section 3.1. The parameters ``weight_ih_l0``,
@@ -49,7 +49,7 @@ class MinGRU(MinRNN):
 
 
 class MinLSTM(MinRNN):
-    """minLSTM with the interface of ``torch.nn.GRU``: like minGRU it has one state, h, and no cell state.
+    """Recurrent layer of minLSTM with the interface of ``torch.nn.GRU``, since it has one state, h, and no cell state.
 
     h_t = f′_t · h_{t-1} + i′_t · c(v_t), with f = σ(f̂_t), i = σ(î_t) and f̂_t, î_t, v_t linear in x_t. Normalised,
     f′ = f / (f + i) and i′ = i / (f + i), which is minGRU with the gate log i − log f; otherwise f′ = f and i′ = i.

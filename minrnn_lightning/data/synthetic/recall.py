@@ -96,7 +96,7 @@ class RecallDataModule(GeneratedDataModule):
 
 
 class InductionHeadsDataModule(RecallDataModule):
-    """Induction heads: which token followed the first trigger? The answer is predicted at the last position.
+    """Induction heads: predict at the last position which token followed the first trigger.
 
     Only one position in the sequence matters, and the test lengths are far above the training length. The layout, which
     the paper leaves open, is that of the H3 code, with 15 ordinary tokens and the trigger.
@@ -151,7 +151,7 @@ class InductionHeadsDataModule(RecallDataModule):
 
 
 class AssociativeRecallDataModule(RecallDataModule):
-    """Associative recall: which value belongs to the key at the end? The answer is predicted at the last position.
+    """Associative recall: predict the value that belongs to the key at the last position.
 
     Args:
         batch_size: Examples in a batch, per process in training, of all processes together in evaluation.

@@ -36,7 +36,7 @@ _FORMAT = 2  # increased whenever the format of the cached files changes, so tha
 
 
 class TextDataModule(BaseDataModule):
-    """Text of your own, cut into windows of tokens for next-token prediction.
+    """Text from files or the Hugging Face Hub, cut into windows of tokens for next-token prediction.
 
     The text is tokenised once, into memory-mapped files that are found again by the text's checksum and the
     vocabulary. A batch is ``(inputs, targets)``, int64 (batch_size, length), the targets one token ahead. Training

@@ -5,7 +5,7 @@ from minrnn_lightning.nn.mixers.output_gated import OutputGatedMixer
 
 
 class GatedMinGRUMixer(OutputGatedMixer):
-    """minGRU behind a short convolution, with a skip and an output gate; arguments and sources: ``OutputGatedMixer``.
+    """A minGRU behind a short convolution, with skip and output gate; arguments and sources: ``OutputGatedMixer``.
 
     h_t = h_{t-1} + σ(k_t) · (u_t − h_{t-1}).
     """

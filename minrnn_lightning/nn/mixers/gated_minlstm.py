@@ -5,7 +5,7 @@ from minrnn_lightning.nn.mixers.output_gated import OutputGatedMixer
 
 
 class GatedMinLSTMMixer(OutputGatedMixer):
-    """minLSTM behind a short convolution, with a skip and an output gate; arguments and sources: ``OutputGatedMixer``.
+    """A minLSTM behind a short convolution, with skip and output gate; arguments and sources: ``OutputGatedMixer``.
 
     h_t = f′_t · h_{t-1} + i′_t · u_t with σ of the two gates' logits divided by their sum.
     """

@@ -4,7 +4,7 @@ from minrnn_lightning.nn.mixers.torch_rnn import TorchRNNMixer
 
 
 class GRUMixer(TorchRNNMixer):
-    """``nn.GRU`` of ``expansion`` times the width, and a linear map back (Cho et al. 2014).
+    """Layer ``nn.GRU`` of ``expansion`` times the width, and a linear map back (Cho et al. 2014).
 
     Its gates depend on the hidden state, so that training runs over the sequence step by step. Source:
     https://arxiv.org/abs/1406.1078.

@@ -4,7 +4,7 @@ from minrnn_lightning.nn.mixers.torch_rnn import TorchRNNMixer
 
 
 class LSTMMixer(TorchRNNMixer):
-    """``nn.LSTM`` of ``expansion`` times the width, and a linear map back (Hochreiter & Schmidhuber 1997).
+    """Layer ``nn.LSTM`` of ``expansion`` times the width, and a linear map back (Hochreiter & Schmidhuber 1997).
 
     Its gates depend on the hidden state, so that training runs over the sequence step by step. Source:
     https://doi.org/10.1162/neco.1997.9.8.1735.

@@ -14,7 +14,7 @@ from minrnn_lightning.ops import Activation
 
 
 class MinGRUMixer(GatedMixer):
-    """minGRU of ``expansion`` times the width, and a linear map back (section 3.1 of the paper).
+    """Recurrence of minGRU with ``expansion`` times the width, and a linear map back (section 3.1 of the paper).
 
     Args:
         dim: Width of input and output.

@@ -9,7 +9,7 @@ from minrnn_lightning.ops import Activation
 
 
 class MinLSTMMixer(GatedMixer):
-    """minLSTM of ``expansion`` times the width, and a linear map back (section 3.2 of the paper).
+    """Recurrence of minLSTM with ``expansion`` times the width, and a linear map back (section 3.2 of the paper).
 
     Args:
         dim: Width of input and output.

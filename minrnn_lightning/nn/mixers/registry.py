@@ -32,7 +32,11 @@ MIXERS: dict[str, type[Mixer]] = {
 
 
 def mixer_name(mixer: str | type[Mixer]) -> str:
-    """What stands for a mixer in ``mixer_args`` and in hyper-parameters: a string as it is, a class by name or path."""
+    """The name of a mixer in ``mixer_args`` and in hyper-parameters.
+
+    Args:
+        mixer: A string, which is the name, or a class, whose name is that in ``MIXERS`` or else its path.
+    """
     if isinstance(mixer, str):
         return mixer
     cls = find_mixer(mixer)

@@ -1,0 +1,85 @@
+"""The public names and their docstrings; ``python tests/test_public_names.py`` lists them with one line each."""
+
+import inspect
+import pkgutil
+import re
+from importlib import import_module
+
+import pytest
+
+import minrnn_lightning
+
+SENTENCE = re.compile(r"[A-Z]((?![.?] [A-Z]).)*\.")  # a capital, no second sentence, and a full stop
+ONE_ARGUMENT = {f"minrnn_lightning.ops.{name}" for name in ("positive", "state_dtype", "use_kernel")}  # in the summary
+SECTION = re.compile(r"^(\w+):\n((?:    .*\n|\n)+)", re.MULTILINE)
+
+
+def public_names() -> dict[str, dict[str, object]]:
+    """The objects in ``__all__`` of every package by name, each under the first package that has it."""
+    modules = ["minrnn_lightning"]
+    modules += [m.name for m in pkgutil.walk_packages(minrnn_lightning.__path__, "minrnn_lightning.") if m.ispkg]
+    found: dict[str, dict[str, object]] = {}
+    known: list[object] = []
+    for module in map(import_module, modules):
+        for name in getattr(module, "__all__", ()):
+            value = getattr(module, name)
+            if not any(value is other for other in known):
+                known.append(value)
+                found.setdefault(module.__name__, {})[name] = value
+    return found
+
+
+def documented() -> dict[str, object]:
+    """The public functions and classes by full name; constants have no docstring."""
+    names = {f"{module}.{name}": value for module, values in public_names().items() for name, value in values.items()}
+    return {name: value for name, value in names.items() if inspect.isclass(value) or inspect.isfunction(value)}
+
+
+def summary(value: object) -> str:
+    """The first paragraph of a docstring."""
+    return " ".join((inspect.getdoc(value) or "").partition("\n\n")[0].split())
+
+
+def described(value: object) -> set[str]:
+    """The arguments in the docstring of a function, or in those of a class and its bases in this package."""
+    owners = inspect.getmro(value) if inspect.isclass(value) else [value]
+    names = set()
+    for owner in owners:
+        if not owner.__module__.startswith("minrnn_lightning"):
+            continue
+        sections = dict(SECTION.findall((inspect.cleandoc(owner.__doc__ or "")) + "\n"))
+        text = sections.get("Args", "") + sections.get("Attributes", "")
+        names |= set(re.findall(r"^    \*{0,2}(\w+):", text, re.MULTILINE))
+    return names
+
+
+def listing() -> str:
+    """Every package with its public names and their summaries."""
+    lines = []
+    for module, values in public_names().items():
+        lines += ["", module]
+        for name, value in values.items():
+            lines.append(f"  {name:28} {summary(value) if callable(value) else type(value).__name__}")
+    return "\n".join(lines).lstrip()
+
+
+@pytest.mark.parametrize("name", documented())
+def test_summary_is_one_sentence(name):
+    assert SENTENCE.fullmatch(summary(documented()[name])), summary(documented()[name])
+
+
+@pytest.mark.parametrize("name", documented())
+def test_every_argument_is_described(name):
+    value = documented()[name]
+    if inspect.isclass(value) and getattr(value.__init__, "__module__", "").startswith("torch"):
+        return  # an abstract class whose constructor is that of nn.Module
+    arguments = inspect.signature(value).parameters
+    if name in ONE_ARGUMENT:
+        assert len(arguments) == 1
+        return
+    missing = set(arguments) - described(value)
+    assert not missing, f"{name} does not describe {', '.join(sorted(missing))}"
+
+
+if __name__ == "__main__":
+    print(listing())
