@@ -117,5 +117,6 @@ class OutputGatedMixer(Mixer):
         if not self.norm:
             return y
         # The RMS is one number for each step, so that dividing by it can wait until there are fewer channels.
-        size = torch.linalg.vector_norm(h, dim=-1, keepdim=True, dtype=state_dtype(h.dtype))
-        return y * torch.rsqrt(size.square() / h.shape[-1] + EPS).to(y.dtype)
+        h = h.to(state_dtype(h.dtype))
+        mean_square = torch.linalg.vecdot(h, h).unsqueeze(-1) / h.shape[-1]
+        return y * torch.rsqrt(mean_square + EPS).to(y.dtype)
