@@ -7,8 +7,11 @@ import shlex
 import subprocess
 import sys
 import textwrap
+from contextlib import redirect_stdout
 from functools import partial
+from io import StringIO
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
@@ -23,7 +26,8 @@ from minrnn_lightning.rl.environments import make
 
 OVERLAYS = sorted(recipes_folder().glob("hardware/*.yaml"))
 SMALL = sorted(recipes_folder().glob("small/*.yaml"))
-RECIPES = sorted({*recipes_folder().rglob("*.yaml")} - {*OVERLAYS, *SMALL})
+PAPER = sorted(recipes_folder().glob("paper/*.yaml"))
+RECIPES = sorted({*recipes_folder().rglob("*.yaml")} - {*OVERLAYS, *SMALL, *PAPER})
 REDUCED = [
     "--data.batch_size=2",
     "--data.length=16",
@@ -110,12 +114,13 @@ def test_recipe_runs(minrnn, recipe, tmp_path, files):
         )
 
 
-@pytest.mark.parametrize("overlay", SMALL, ids=names(SMALL))
-def test_small_overlay_runs(minrnn, overlay, tmp_path, files):
-    """The command in its head, whose last --config is the overlay."""
-    (command,) = re.findall(r"^#   (minrnn fit [^#\n]*)", overlay.read_text(), re.MULTILINE)
+@pytest.mark.filterwarnings("ignore:.*is not the file of D4RL")
+@pytest.mark.parametrize("overlay", [*SMALL, *PAPER], ids=names([*SMALL, *PAPER]))
+def test_overlay_of_a_recipe_runs(minrnn, overlay, tmp_path, files):
+    """The first command in its head, whose last --config is the overlay."""
+    command, *others = re.findall(r"^#   (minrnn fit [^#\n]*)", overlay.read_text(), re.MULTILINE)
     recipe, *overlays = configs = re.findall(r"--config (\S+)", command)
-    assert overlays[-1] == f"small/{overlay.stem}"
+    assert overlays[-1] == f"{overlay.parent.name}/{overlay.stem}"
     assert " ".join(f"--config {name}" for name in configs) in (recipes_folder() / f"{recipe}.yaml").read_text()
     args = [*shlex.split(command)[1:], *reduced(recipes_folder() / f"{recipe}.yaml", files)]
     code, out, errors = minrnn(*args, "--print_config")
@@ -125,10 +130,15 @@ def test_small_overlay_runs(minrnn, overlay, tmp_path, files):
         assert printed["model"]["init_args"][name] == (
             float(value) if name == "lr" else value
         )  # YAML reads 1e-3 as text
-    assert all(printed["trainer"][name] == value for name, value in settings.get("trainer", {}).items())
-    assert printed["trainer"]["max_steps"] <= 20_000
-    code, _, errors = minrnn(*args, f"--trainer.default_root_dir={tmp_path}", "--trainer.fast_dev_run=true")
-    assert code == 0, errors
+    trainer = {name: value for name, value in settings.get("trainer", {}).items() if name != "callbacks"}
+    assert all(printed["trainer"][name] == value for name, value in trainer.items())
+    for name in {"optimizer", "lr_scheduler"} & set(settings):
+        assert printed[name]["class_path"].rpartition(".")[2] == settings[name]["class_path"]
+    assert printed["trainer"]["max_steps"] <= 20_000 or overlay in PAPER
+    for more in ("", *(other.partition(configs[-1])[2] for other in others)):  # what the other commands add
+        words = [*shlex.split(more), f"--trainer.default_root_dir={tmp_path}", "--trainer.fast_dev_run=true"]
+        code, _, errors = minrnn(*args, *words)
+        assert code == 0, errors
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=names(RECIPES))
@@ -230,17 +240,24 @@ EXTERNAL = textwrap.dedent("""
 """)
 
 
-def external(folder: Path, text: Path, devices: int, batch_size: int, steps: int) -> tuple[float, dict, dict]:
+def external(
+    folder: Path, text: Path, devices: int, batch_size: int, steps: int, in_this_process: bool = False
+) -> tuple[float, dict, dict]:
     """Run the external project and return its last loss, and its weights before and after."""
     folder.mkdir()
-    (folder / "project.py").write_text(EXTERNAL)
-    args = [text, folder, devices, batch_size, steps]
-    run = subprocess.run(
-        [sys.executable, str(folder / "project.py"), *map(str, args)], capture_output=True, text=True, timeout=300
-    )
-    assert run.returncode == 0, run.stderr
+    project = folder / "project.py"
+    project.write_text(EXTERNAL)
+    args = list(map(str, [project, text, folder, devices, batch_size, steps]))
+    if in_this_process:
+        with mock.patch.object(sys, "argv", args), mock.patch.dict(os.environ), redirect_stdout(StringIO()) as printed:
+            runpy.run_path(str(project), run_name="__main__")
+        out = printed.getvalue()
+    else:
+        run = subprocess.run([sys.executable, *args], capture_output=True, text=True, timeout=300)
+        assert run.returncode == 0, run.stderr
+        out = run.stdout
     after = torch.load(folder / "x.ckpt", weights_only=True)["state_dict"]
-    return float(run.stdout.split()[-1]), torch.load(folder / "before.pt"), after
+    return float(out.split()[-1]), torch.load(folder / "before.pt"), after
 
 
 @pytest.mark.slow
@@ -255,7 +272,7 @@ def test_external_project_with_another_optimizer(minrnn, text, tmp_path):
 
 @pytest.mark.slow
 def test_gradient_of_two_processes_is_that_of_the_joined_batch(text, tmp_path):
-    _, one_before, one_after = external(tmp_path / "one", text, devices=1, batch_size=8, steps=1)
+    _, one_before, one_after = external(tmp_path / "one", text, 1, batch_size=8, steps=1, in_this_process=True)
     _, two_before, two_after = external(tmp_path / "two", text, devices=2, batch_size=4, steps=1)
     for name, before in one_before.items():
         assert torch.equal(before, two_before[name])

@@ -54,12 +54,14 @@ def test_lists_the_recipes(minrnn):
             assert "minrnn fit --config " in line
             groups.append([])
         assert len(line.split()) > 3
-    recipes, hardware, small = groups
+    recipes, hardware, small, paper = groups
     assert recipes[0] == "shakespeare"
     assert set(hardware) == {"hardware/ddp", "hardware/fsdp", "hardware/bf16"}
     assert "small/mqar" in small
-    assert not any(name.startswith(("hardware/", "small/")) for name in recipes)
+    assert not any(name.startswith(("hardware/", "small/", "paper/")) for name in recipes)
     assert all(name.startswith("small/") for name in small)
+    assert "paper/shakespeare" in paper
+    assert all(name.startswith("paper/") for name in paper)
 
 
 def test_finds_recipes(tmp_path, monkeypatch):
