@@ -1,7 +1,7 @@
 """Backbone: a stack of pre-norm residual blocks around any sequence mixer, trained in parallel, run step by step."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, cast, get_args
+from typing import Any, cast
 
 from torch import Tensor, nn
 
@@ -11,9 +11,6 @@ from minrnn_lightning.nn.dropout import Dropout
 from minrnn_lightning.nn.mixers import MIXERS, Mixer, mixer_name
 from minrnn_lightning.nn.mixers.base import State
 from minrnn_lightning.nn.mixers.registry import build_mixer, check_mixer_args, find_mixer
-from minrnn_lightning.nn.mlp import MLP, make_mlp
-
-Norm = Literal["layer", "rms"]
 
 
 class Block(nn.Module):
@@ -25,22 +22,19 @@ class Block(nn.Module):
         kernel_size: Steps of the causal convolution; 0, or a mixer with a convolution of its own, leaves it out.
         mlp_ratio: Hidden units of the MLP per channel; 0 leaves it out.
         dropout: Probability of dropping an element of what mixer and MLP add.
-        norm: See ``Backbone``.
-        mlp: See ``Backbone``.
     """
 
-    def __init__(
-        self, dim: int, mixer: Mixer, *, kernel_size: int, mlp_ratio: float, dropout: float, norm: Norm, mlp: MLP
-    ) -> None:
+    def __init__(self, dim: int, mixer: Mixer, *, kernel_size: int, mlp_ratio: float, dropout: float) -> None:
         super().__init__()
-        self.mixer_norm = _make_norm(norm, dim)
+        self.mixer_norm = nn.LayerNorm(dim)
         self.conv = CausalConv(dim, kernel_size) if kernel_size and not mixer.has_convolution else None
         self.mixer = mixer
         self.dropout = Dropout(dropout)
         self.mlp = None
         if mlp_ratio:
-            self.mlp_norm = _make_norm(norm, dim)
-            self.mlp = make_mlp(mlp, dim, mlp_ratio)
+            hidden = round(dim * mlp_ratio)
+            self.mlp_norm = nn.LayerNorm(dim)
+            self.mlp = nn.Sequential(nn.Linear(dim, hidden), nn.GELU(), nn.Linear(hidden, dim))
 
     def forward(
         self, x: Tensor, state: State = None, reset: Tensor | None = None, *, delta_t: Tensor | None = None
@@ -98,11 +92,9 @@ class Backbone(nn.Module):
             convolution of its own gets none.
         mlp_ratio: Hidden units of each MLP per channel; 0 leaves it out.
         dropout: Probability of dropping an element of what mixers and MLPs add.
-        norm: ``layer`` for LayerNorm, or ``rms`` for RMSNorm (https://arxiv.org/abs/1910.07467).
-        mlp: ``gelu``, or a gated MLP with as many parameters, ``swiglu`` or ``geglu``; see ``mlp.py``.
 
     Raises:
-        InputError: A size is out of range, or a mixer, one of its arguments, the norm or the MLP unknown.
+        InputError: A size is out of range, or a mixer or one of its arguments unknown.
     """
 
     def __init__(
@@ -116,8 +108,6 @@ class Backbone(nn.Module):
         kernel_size: int = 4,
         mlp_ratio: float = 4.0,
         dropout: float = 0.0,
-        norm: Norm = "layer",
-        mlp: MLP = "gelu",
     ) -> None:
         super().__init__()
         pattern = [mixer] if isinstance(mixer, str | type) else list(mixer or [])
@@ -126,9 +116,6 @@ class Backbone(nn.Module):
             raise InputError(f"kernel_size and mlp_ratio must be at least 0, got {kernel_size} and {mlp_ratio}")
         if not 0 <= dropout < 1:
             raise InputError(f"dropout must be at least 0 and below 1, got {dropout}")
-        for option, given, accepted in (("norm", norm, Norm), ("mlp", mlp, MLP)):
-            if given not in get_args(accepted):
-                raise InputError(f"{option} must be one of {', '.join(get_args(accepted))}, got {given!r}")
         if not 1 <= len(pattern) <= depth:
             raise InputError(f"mixer must name 1 to {depth} mixers for depth {depth}, got {len(pattern)}")
         classes = {mixer_name(each): find_mixer(each) for each in pattern}
@@ -140,11 +127,10 @@ class Backbone(nn.Module):
             build_mixer(classes[name], dim, expansion, layer_index=i, depth=depth, args=mixer_args.get(name, {}))
             for i, name in enumerate(names)
         )
-        options: dict[str, Any] = {"kernel_size": kernel_size, "mlp_ratio": mlp_ratio, "dropout": dropout}
-        blocks = (Block(dim, mixer, **options, norm=norm, mlp=mlp) for mixer in mixers)
+        blocks = (Block(dim, mixer, kernel_size=kernel_size, mlp_ratio=mlp_ratio, dropout=dropout) for mixer in mixers)
         self.blocks = cast("Sequence[Block]", nn.ModuleList(blocks))
         self.causal = all(block.mixer.causal for block in self.blocks)
-        self.norm = _make_norm(norm, dim)
+        self.norm = nn.LayerNorm(dim)
 
     def forward(
         self, x: Tensor, state: State = None, reset: Tensor | None = None, *, delta_t: Tensor | None = None
@@ -183,10 +169,6 @@ class Backbone(nn.Module):
     def initial_state(self, batch_size: int) -> State:
         """The state before the first step: that of each block."""
         return [block.initial_state(batch_size) for block in self.blocks]
-
-
-def _make_norm(norm: Norm, dim: int) -> nn.LayerNorm | nn.RMSNorm:
-    return nn.RMSNorm(dim, eps=1e-5) if norm == "rms" else nn.LayerNorm(dim)
 
 
 def _check(**sizes: float) -> None:

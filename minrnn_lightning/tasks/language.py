@@ -2,14 +2,12 @@
 
 import math
 from collections.abc import Sequence
-from typing import Any, cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torchmetrics import Metric
 
 from minrnn_lightning.batches import IGNORED, data_facts
-from minrnn_lightning.errors import InputError
 from minrnn_lightning.tasks.metrics import Mean, Perplexity, mean_cross_entropy
 from minrnn_lightning.tasks.sequence import SequenceTask
 
@@ -27,26 +25,7 @@ class LanguageTask(SequenceTask):
       of its tokens, as ``TextDataModule.token_sizes``.
 
     All of these are NaN if the loss of any real target is.
-
-    Args:
-        args: Of ``Task``.
-        tie_embeddings: Use one matrix for the embedding, whose outputs are multiplied by √dim then, and the head
-            (https://arxiv.org/abs/1608.05859; the scale is that of https://arxiv.org/abs/1706.03762, section 3.4).
-        options: Of ``Task``.
-
-    Raises:
-        InputError: ``tie_embeddings`` is given and input and output have different sizes, or as for ``Task``.
     """
-
-    def __init__(self, *args: Any, tie_embeddings: bool = False, **options: Any) -> None:
-        super().__init__(*args, **options)
-        if tie_embeddings:
-            if self.input_size != self.output_size:
-                raise InputError(
-                    f"tie_embeddings needs input_size {self.input_size} and output_size {self.output_size} to be equal"
-                )
-            self.encoder = ScaledEmbedding(self.output_size, self.dim)
-            self.encoder.weight = cast("nn.Linear", self.head).weight
 
     def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
         """Mean cross-entropy in nats per real target, of (batch, length, output_size) and (batch, length).
@@ -83,11 +62,3 @@ class LanguageTask(SequenceTask):
         logits, _ = self(batch[0])
         likeliest: Tensor = logits.argmax(-1)
         return likeliest
-
-
-class ScaledEmbedding(nn.Embedding):
-    """An embedding whose outputs are multiplied by √dim, for weights of a linear map."""
-
-    def forward(self, input: Tensor) -> Tensor:  # noqa: A002
-        """int64 (...) to (..., dim)."""
-        return math.sqrt(self.embedding_dim) * super().forward(input)

@@ -17,20 +17,16 @@ from torchmetrics import Metric
 from minrnn_lightning.batches import data_facts
 from minrnn_lightning.checkpoint import load_matching, plain, plain_values
 from minrnn_lightning.errors import InputError
-from minrnn_lightning.nn.backbone import Backbone, Norm
+from minrnn_lightning.nn.backbone import Backbone
 from minrnn_lightning.nn.dropout import Dropout
 from minrnn_lightning.nn.mixers import Mixer, mixer_name
-from minrnn_lightning.nn.mlp import MLP
 from minrnn_lightning.nn.size import flops, matching_dim, parse_count, products
 from minrnn_lightning.tasks.optimizer import MuonAdamW
 from minrnn_lightning.tasks.schedule import WarmupCosine, keep_settings
 
 FSDP_PREFIX = "_fsdp_wrapped_module."  # in the names of parameters of wrapped modules
 SELECTED_BY = {"AdamW": " (--model.muon_lr null)", "MuonAdamW": " (--model.muon_lr 0.04)"}
-BACKBONE_ARGUMENTS = (
-    *("dim", "depth", "mixer", "mixer_args", "expansion", "kernel_size", "mlp_ratio", "dropout"),
-    *("norm", "mlp"),
-)
+BACKBONE_ARGUMENTS = ("dim", "depth", "mixer", "mixer_args", "expansion", "kernel_size", "mlp_ratio", "dropout")
 
 
 class Task(LightningModule, ABC):
@@ -69,8 +65,6 @@ class Task(LightningModule, ABC):
             different mixers compare at equal size.
         muon_lr: Highest learning rate of Muon, which then trains the matrices of the linear maps in the backbone;
             without it, AdamW trains everything.
-        norm: See ``Backbone``.
-        mlp: See ``Backbone``.
 
     Raises:
         InputError: A size is out of range, the mixer unknown, or the number of parameters out of reach.
@@ -103,8 +97,6 @@ class Task(LightningModule, ABC):
         mixer_args: dict[str, dict[str, Any]] | None = None,
         match_parameters: int | str | None = None,
         muon_lr: float | None = None,
-        norm: Norm = "layer",
-        mlp: MLP = "gelu",
     ) -> None:
         super().__init__()
         _check(input_size=input_size, output_size=output_size, dim=dim)

@@ -13,7 +13,6 @@ from torch.utils.data import DataLoader
 
 from minrnn_lightning.data import TextDataModule
 from minrnn_lightning.tasks import LanguageTask
-from minrnn_lightning.tasks.load import load_task
 
 ENGLISH = "It is a truth universally acknowledged, that a cup of tea is never warm.\n"
 GREEK = "Φάε ψάρι, 日本語 and naïve 🙂 emoji — all of them together.\n"
@@ -152,25 +151,6 @@ def test_a_training_batch_of_padding_alone_changes_nothing(tmp_path):
     run.fit(task, DataLoader(batches([0, 0]), batch_size=None))
     assert run.callback_metrics["train/loss"] == 0
     assert all(torch.equal(tensor, before[name]) for name, tensor in task.state_dict().items())
-
-
-def test_tied_embeddings_are_one_matrix(tmp_path):
-    task, untied = (language_task(depth=2, tie_embeddings=tied) for tied in (True, False))
-    assert sum(p.numel() for p in untied.parameters()) - sum(p.numel() for p in task.parameters()) == 11 * 8
-    torch.testing.assert_close(task.encoder(torch.tensor([3, 5])), 8**0.5 * task.head.weight[[3, 5]])
-    data = DataLoader(batches([20, 20]), batch_size=None)
-    trainer(tmp_path, max_steps=2, enable_checkpointing=True).fit(task, data)
-    (saved,) = tmp_path.rglob("*.ckpt")
-    loaded = load_task(saved, LanguageTask, "test")[0]
-    assert loaded.encoder.weight is loaded.head.weight
-    tokens = torch.arange(10).view(1, 10)
-    torch.testing.assert_close(loaded(tokens)[0], task.eval()(tokens)[0])
-    assert task.trainer.optimizers[0].state[task.head.weight]["step"] == 2
-
-
-def test_tied_embeddings_refuse_two_vocabularies():
-    with pytest.raises(ValueError, match="tie_embeddings needs input_size 3 and output_size 4 to be equal"):
-        LanguageTask(3, 4, dim=8, depth=1, tie_embeddings=True)
 
 
 @pytest.fixture
