@@ -1,11 +1,10 @@
 """Bad input is answered by one sentence that says what is accepted; mistakes of the program keep their traceback."""
 
 import resource
-import subprocess
 
 import pytest
 import torch
-from command_line import check_refused, command, read
+from command_line import check_refused, read
 
 from minrnn_lightning import LanguageTask, TextDataModule
 from minrnn_lightning.commands.main import main
@@ -140,15 +139,19 @@ def test_log_folder_that_cannot_be_written(minrnn, small, tmp_path):
     check_refused(minrnn("fit", *small, *words), "file/runs", "Not a directory")
 
 
-@pytest.mark.slow
-def test_full_disk(small, tmp_path):
-    def small_disk():
-        resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, 60_000))  # the checkpoint is larger
+@pytest.fixture
+def small_disk():
+    """Files of 60 kB at most, in this process."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    yield lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, before[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
+
+def test_full_disk(minrnn, small, tmp_path, small_disk):
     words = ["--trainer.max_steps=2", "--trainer.limit_val_batches=0", "--model.dim=32"]
     assert main(["fit", *small, "--trainer.fast_dev_run=true"]) is None  # prepares the text
-    run = subprocess.run(command("fit", *small, *words), preexec_fn=small_disk, capture_output=True, text=True)
-    check_refused((run.returncode, run.stdout, run.stderr), "File too large")
+    small_disk()  # the checkpoint is larger
+    check_refused(minrnn("fit", *small, *words), "File too large")
     assert not list(tmp_path.rglob("last.ckpt*"))
 
 
