@@ -34,7 +34,7 @@ class LogSpaceMinGRU(TwoLinear):
 
 
 class GRUCellLoop(nn.Module):
-    """GRU as a Python loop over the steps, which is what the paper measures its minimal versions against."""
+    """GRU as a Python loop over the steps; the paper measures against such a loop of plain operations."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()

@@ -83,7 +83,7 @@ LAYERS: dict[str, tuple[str, Callable[[int, int], Stepper]]] = {  # by their nam
     "lstmcell": ("nn.LSTMCell", partial(cells, "LSTM")),
     "attention": ("attention with a cache", attention),
 }
-BASES = {"times_gru": "nn.GRU", "times_lstm": "nn.LSTM"}
+BASES = {"times_gru": "nn.GRU", "times_grucell": "nn.GRUCell", "times_lstm": "nn.LSTM", "times_lstmcell": "nn.LSTMCell"}
 PRODUCTS = "products of "
 
 

@@ -162,6 +162,7 @@ def test_step_over_batch_sizes_and_widths(minrnn, tmp_path):
         low, middle, high = (row[f"times_gru{end}"] for end in ("_low", "", "_high"))
         assert low <= middle <= high
         assert (low == high == 1) == (row["name"] == "nn.GRU")
+        assert (row["times_grucell"] == 1) == (row["name"] == "nn.GRUCell")
     assert "times nn.GRU" in out
     assert "times nn.LSTM" not in out
 
