@@ -1,6 +1,6 @@
 """The interface between data modules and tasks: batches with named fields, the ignored target, facts about the data.
 
-The batches are named tuples, so that a task also takes the plain tuples of somebody else's DataLoader.
+The batches are named tuples, so that a task also accepts the plain tuples of any DataLoader.
 """
 
 from __future__ import annotations

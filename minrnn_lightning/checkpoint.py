@@ -122,11 +122,11 @@ def check_fits(module: nn.Module, checkpoint: dict[str, Any], path: str | Path) 
     """
     saved, own = checkpoint["state_dict"], module.state_dict()
     for name in sorted(own.keys() | saved.keys()):
-        here, there = (str(tuple(part[name].shape)) if name in part else "missing" for part in (own, saved))
-        if here != there:
+        expected, found = (str(tuple(state[name].shape)) if name in state else "missing" for state in (own, saved))
+        if expected != found:
             raise CheckpointError(
-                f"{path} does not fit this {type(module).__name__}: {name} is {here} in the model and {there} in the "
-                "checkpoint; use the recipe it was trained with, or start from its weights with --model.init_from"
+                f"{path} does not fit this {type(module).__name__}: {name} is {expected} in the model and {found} in "
+                "the checkpoint; use the recipe it was trained with, or start from its weights with --model.init_from"
             )
 
 
@@ -140,9 +140,9 @@ def tokenizer_of(checkpoint: dict[str, Any], path: str | Path = "the checkpoint"
     Raises:
         CheckpointError: The model was not trained through one of the text data modules.
     """
-    for name, part in checkpoint.items():
-        if isinstance(part, dict) and "tokenizer" in part and not name.endswith("hyper_parameters"):
-            return Tokenizer.from_str(part["tokenizer"])
+    for name, entry in checkpoint.items():
+        if isinstance(entry, dict) and "tokenizer" in entry and not name.endswith("hyper_parameters"):
+            return Tokenizer.from_str(entry["tokenizer"])
     raise CheckpointError(
         f"{path} holds no vocabulary: it was not trained on text through TextDataModule or ShakespeareDataModule"
     )
@@ -158,7 +158,7 @@ def last_checkpoint(folder: str | Path) -> Path | None:
 
 
 def find_checkpoint(name: str, folder: str | Path) -> Path:
-    """The checkpoint that ``last`` or ``best`` stands for, of the most recent run in a folder.
+    """The checkpoint ``last`` or ``best`` of the most recent run in a folder.
 
     Args:
         name: ``last`` is the end of the run, ``best`` the best one according to its ModelCheckpoint with a ``monitor``.

@@ -19,7 +19,7 @@ LARGEST_MEMORY = 1 << 44  # where the machine does not say how much it has
 def keep_freed_memory() -> bool:
     """Let glibc's malloc keep freed memory, so that the large tensors of each step cause no page faults.
 
-    By default it maps every large block anew and unmaps it when it is freed; the system then zeroes each page at its
+    By default it maps every large block separately and unmaps it when freed; the system then zeroes each page at its
     first use. With this the process stays at its peak instead. ``MINRNN_KEEP_MEMORY=0`` leaves malloc as it is. Source:
     https://man7.org/linux/man-pages/man3/mallopt.3.html
 

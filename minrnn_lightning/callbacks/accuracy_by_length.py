@@ -31,7 +31,7 @@ class AccuracyByLengthPlot(Callback):
         """Plot the test."""
         self._plot(trainer, pl_module, "test")
 
-    def _plot(self, trainer: Trainer, pl_module: LightningModule, part: str) -> None:
+    def _plot(self, trainer: Trainer, pl_module: LightningModule, split: str) -> None:
         boards = [logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
         accuracies: dict[int, float] = getattr(pl_module, "accuracy_by_length", {})
         if len(accuracies) < 2 or not trainer.is_global_zero or not boards or find_spec("matplotlib") is None:
@@ -50,7 +50,7 @@ class AccuracyByLengthPlot(Callback):
         axes.set(xlabel="length", ylabel="accuracy", ylim=(-0.02, 1.02))
         axes.legend()
         for board in boards:
-            board.experiment.add_figure(f"{part}/accuracy by length", figure, trainer.global_step)
+            board.experiment.add_figure(f"{split}/accuracy by length", figure, trainer.global_step)
 
 
 class LengthPicture(AccuracyByLengthPlot):

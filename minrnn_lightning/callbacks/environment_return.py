@@ -69,7 +69,7 @@ class EnvironmentReturn(Callback):
         """Run a rollout."""
         self._rollout(trainer, pl_module, "test")
 
-    def _rollout(self, trainer: Trainer, task: LightningModule, part: str) -> None:
+    def _rollout(self, trainer: Trainer, task: LightningModule, split: str) -> None:
         assert isinstance(task, PolicyTask)
         known = task.environment
         env_id = environment_of(task, self.env_id)
@@ -81,7 +81,7 @@ class EnvironmentReturn(Callback):
         for number, result in enumerate(rollout(task, env_id, targets=targets, **options)):
             mean = statistics.mean(result.returns)
             ending = "" if result.target is None else f"/{result.target:g}"
-            figures = {f"{part}/return{ending}": mean, f"{part}/score{ending}": normalized_score(env_id, mean)}
-            figures |= {} if number else {f"{part}/return": mean}
+            figures = {f"{split}/return{ending}": mean, f"{split}/score{ending}": normalized_score(env_id, mean)}
+            figures |= {} if number else {f"{split}/return": mean}
             shown = {name: torch.tensor(value) for name, value in figures.items() if value is not None}
             task.log_dict(shown, prog_bar=False, sync_dist=True)

@@ -87,7 +87,7 @@ class InterruptibleCheckpoint(ModelCheckpoint):
             return
         elapsed = time.monotonic() - self.saved_at
         save = self.minutes > 0 and elapsed >= max(60 * self.minutes, 100 * self.cost)
-        # A checkpoint of diverged weights would replace one from which training can go on.
+        # A checkpoint of diverged weights would replace one from which training can continue.
         loss = trainer.callback_metrics.get("train/loss")
         save = save and trainer.is_global_zero and (loss is None or bool(loss.isfinite()))
         self._save_or_end(trainer, save)

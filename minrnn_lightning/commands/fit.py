@@ -80,7 +80,7 @@ class ShortHelp(DefaultHelpFormatter):
 
 
 class SaveRecipe(SaveConfigCallback):
-    """Saves the configuration in the folder of a training's logs; validate and test leave it alone."""
+    """Saves the configuration in the folder of a training's logs; validate and test do not change it."""
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Save once, when a fit starts."""

@@ -12,7 +12,7 @@ from minrnn_lightning.errors import InputError
 if TYPE_CHECKING:
     from yaml import Node
 
-MOST_COPIES = 10_000  # values that aliases may add: each is copied, so that a few lines could stand for billions
+MOST_COPIES = 10_000  # values that aliases may add: each is copied, so that a few lines could expand to billions
 SUFFIXES = (".yaml", ".yml")
 CONFIG = ("c", "config")  # read where the names of packaged recipes are known
 WRITTEN = ("", "output", "histogram", "video")  # options of files that are written
@@ -86,7 +86,7 @@ def check_recipe(path: str) -> None:
 
 
 def _check_yaml(text: str, source: str, is_file: bool) -> None:
-    """Refuse what jsonargparse would not end with, or would take without a word; a value may be no YAML at all."""
+    """Refuse what jsonargparse would not terminate on, or would accept silently; a value may be no YAML at all."""
     import yaml
 
     try:
@@ -106,7 +106,7 @@ def _check_yaml(text: str, source: str, is_file: bool) -> None:
     except RecursionError as error:
         raise InputError(f"{source} is nested too deeply") from error
     if copies > MOST_COPIES:
-        raise InputError(f"{source} stands for more than {MOST_COPIES:,} values by its aliases (*name): write fewer")
+        raise InputError(f"{source} expands to more than {MOST_COPIES:,} values by its aliases (*name): write fewer")
     if is_file and not isinstance(root, yaml.MappingNode):
         raise ArgumentError(None, f"{source} holds no options: a recipe is a mapping in YAML, such as `model: ...`")
 

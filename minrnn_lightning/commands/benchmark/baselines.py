@@ -51,7 +51,7 @@ class GRUCellLoop(nn.Module):
 
 
 def head_size(dim: int) -> int:
-    """64, or the whole width where 64 does not divide it."""
+    """64, or the width where 64 does not divide it."""
     return 64 if dim % 64 == 0 else dim
 
 

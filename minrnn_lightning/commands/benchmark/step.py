@@ -32,7 +32,7 @@ State = Any
 
 
 class Stepper(NamedTuple):
-    """A stack that reads a context in one call and goes on step by step."""
+    """A stack that reads a context in one call and continues step by step."""
 
     module: nn.Module
     read: Callable[[Tensor, int], State]  # context (batch, length, dim) and the number of steps that follow
@@ -107,7 +107,7 @@ def step(
 ) -> None:
     """Benchmark single steps after a context, as in inference: the paper's comparison in appendix D.2, on this machine.
 
-    Each stack reads the context in one call, untimed, and then goes on step by step; all take turns within each repeat.
+    Each stack reads the context in one call, untimed, then continues step by step; all take turns within each repeat.
     Ratios are those of two stacks in the same repeat: the table has their median and, in brackets, their quartiles, so
     that the load of the machine matters little.
 

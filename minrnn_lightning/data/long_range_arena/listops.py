@@ -28,7 +28,7 @@ URL = "https://storage.googleapis.com/long-range-arena/lra_release.gz"
 
 
 def median(values: Sequence[int]) -> int:
-    """The median, the mean of the middle two cut to a whole number."""
+    """The median; of an even number of values the mean of the middle two, rounded down."""
     ordered = sorted(values)
     return (ordered[(len(ordered) - 1) // 2] + ordered[len(ordered) // 2]) // 2
 

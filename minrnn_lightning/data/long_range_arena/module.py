@@ -90,7 +90,7 @@ class TrainingSequences(Dataset[LabelledBatch]):
     """An endless stream of shuffled batches; ``len`` of them are an epoch, in which no example is repeated.
 
     Examples of similar length share a batch: among every 16 batches the examples are sorted, and the batches shuffled.
-    What a batch holds depends on seed and position alone; processes take turns within it.
+    A batch depends on seed and position alone, and is divided among the processes.
 
     Args:
         split: The examples.

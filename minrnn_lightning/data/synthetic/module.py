@@ -76,7 +76,7 @@ class HeldOutExamples(Dataset[AnswerBatch]):
         rule: Generates a batch.
         batch_size: Examples in a batch of all processes together.
         lengths: The length of each batch.
-        part: ``VALIDATION`` or ``TEST``.
+        split: ``VALIDATION`` or ``TEST``.
         rank: Rank of this process.
         world_size: Number of processes.
 
@@ -85,14 +85,14 @@ class HeldOutExamples(Dataset[AnswerBatch]):
     """
 
     def __init__(
-        self, rule: Rule, batch_size: int, lengths: Sequence[int], part: int, rank: int = 0, world_size: int = 1
+        self, rule: Rule, batch_size: int, lengths: Sequence[int], split: int, rank: int = 0, world_size: int = 1
     ) -> None:
         if batch_size < world_size:
             raise InputError(
                 f"batch_size must be at least the number of processes, {world_size}, as they share the held-out "
                 f"batches, got {batch_size}"
             )
-        self.rule, self.batch_size, self.lengths, self.part = rule, batch_size, lengths, part
+        self.rule, self.batch_size, self.lengths, self.split = rule, batch_size, lengths, split
         self.rank, self.world_size = rank, world_size
 
     def __len__(self) -> int:
@@ -100,7 +100,7 @@ class HeldOutExamples(Dataset[AnswerBatch]):
 
     def __getitem__(self, index: int) -> AnswerBatch:
         length = self.lengths[index]
-        random = np.random.default_rng((self.part, length, index, 0))
+        random = np.random.default_rng((self.split, length, index, 0))
         batch = self.rule(random, self.batch_size, length)
         return AnswerBatch(*(rows[self.rank :: self.world_size] for rows in batch))
 
@@ -203,5 +203,5 @@ class GeneratedDataModule(BaseDataModule):
         """The test set, of the same lengths."""
         return self._held_out(TEST)
 
-    def _held_out(self, part: int) -> DataLoader[Any]:
-        return self.loader(HeldOutExamples(self.rule, self.batch_size, self.held_out_lengths, part, *self.processes))
+    def _held_out(self, split: int) -> DataLoader[Any]:
+        return self.loader(HeldOutExamples(self.rule, self.batch_size, self.held_out_lengths, split, *self.processes))

@@ -18,7 +18,7 @@ from minrnn_lightning.errors import InputError
 def local_files(path: str | list[str]) -> list[Path]:
     """The files that a path, folder or pattern, or a list of these, names: sorted within each entry, each file once.
 
-    A folder stands for the pattern ``folder/**/*.txt``. In patterns, ``**`` means folders at any depth, and what
+    A folder is equivalent to the pattern ``folder/**/*.txt``. In patterns, ``**`` means folders at any depth, and what
     begins with a dot is found only by a name or pattern that does so too.
 
     Raises:
@@ -59,7 +59,7 @@ def path_entries(path: str | list[str]) -> list[str]:
 def _matches(folder: Path, parts: list[str]) -> Iterator[Path]:
     """Paths below a folder that match the parts of a pattern, in no order, the same file perhaps under several paths.
 
-    ``glob.glob`` goes round in links that lead back up, and ``Path.rglob`` finds hidden files.
+    ``glob.glob`` loops on links to a parent folder, and ``Path.rglob`` finds hidden files.
     """
     if not parts:
         yield folder

@@ -40,8 +40,8 @@ class TextDataModule(BaseDataModule):
 
     The text is tokenised once, into memory-mapped files that are found again by the text's checksum and the
     vocabulary. A batch is ``(inputs, targets)``, int64 (batch_size, length), the targets one token ahead. Training
-    goes over the text in shuffled disjoint windows, cut anew every epoch; validation, test and prediction go over
-    the held-out split in order, every window once.
+    uses shuffled disjoint windows, cut at a new offset every epoch; validation, test and prediction use the held-out
+    split in order, every window once.
 
     Files and folders whose name begins with a dot are not data (``.ipynb_checkpoints``, ``._book.txt``), unless
     ``path`` itself names them. Links to files and folders are followed; a file that is found twice is read once. A
@@ -190,7 +190,7 @@ class TextDataModule(BaseDataModule):
         return {name: [{"tokens": tokens}] for name, tokens in self.splits.items()}
 
     def train_dataloader(self) -> DataLoader[Any]:
-        """Shuffled windows of the training split, cut anew every epoch; batches that are not full are left out."""
+        """Shuffled windows of the training split, cut at a new offset every epoch; incomplete batches are dropped."""
         tokens = self.splits["train"]
         windows = TrainingWindows(tokens, self.length, self.batch_size, self.global_seed, *self.processes)
         return self.loader(windows, stream=True)

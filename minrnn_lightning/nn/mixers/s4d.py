@@ -24,7 +24,7 @@ class S4DMixer(Mixer):
     Source: "On the Parameterization and Initialization of Diagonal State Space Models" (Gu et al. 2022,
     https://arxiv.org/abs/2206.11893). B is 1, since only its product with C matters.
 
-    ``state_size`` N counts real numbers: the state is N/2 complex ones, each of which stands for a conjugate pair too,
+    ``state_size`` N counts real numbers: the state is N/2 complex ones, each of which represents its conjugate too,
     hence the factor 2. It is kept as real and imaginary parts, (batch, inner, N/2, 2), in float32 (float64 for float64
     inputs), as is all of the SSM whatever the type of the inputs.
 
@@ -68,8 +68,8 @@ class S4DMixer(Mixer):
         if reset is None:
             y, recent = _convolve(u, kernel), u
         else:
-            pieces, positions = split_at_resets(u, reset)
-            y = _convolve(pieces, kernel)[positions]
+            segments, positions = split_at_resets(u, reset)
+            y = _convolve(segments, kernel)[positions]
             resets = reset.cumsum(1).unsqueeze(2)
             recent = u.masked_fill(resets < resets[:, -1:], 0)  # what comes after the last one
         h = b * _final_sums(recent, powers)

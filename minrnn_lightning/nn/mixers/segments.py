@@ -12,8 +12,8 @@ def split_at_resets(x: Tensor, reset: Tensor) -> tuple[Tensor, tuple[Tensor, Ten
         reset: Bool (batch, length), True at the first step of a new sequence.
 
     Returns:
-        The pieces as rows, (pieces, longest, dim), with zeros after their ends, and the row and column of each step,
-        (batch, length) both: indexing rows with them restores the layout of ``x``.
+        The segments as rows, (segments, longest, dim), with zeros after their ends, and the row and column of each
+        step, (batch, length) both: indexing rows with them restores the layout of ``x``.
     """
     positions = torch.arange(reset.shape[1], device=reset.device)
     starts = reset | (positions == 0)
