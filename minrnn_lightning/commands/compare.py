@@ -3,35 +3,25 @@
 from __future__ import annotations
 
 import json
-import statistics
-import time
 from argparse import ArgumentError, ArgumentParser, Namespace
-from collections.abc import Sequence
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
 
-from minrnn_lightning.commands.compare_run import Run
+from minrnn_lightning.commands.checks import check_function
+from minrnn_lightning.commands.compare_plan import Plan, make_plans
+from minrnn_lightning.commands.compare_report import Result, write_report
+from minrnn_lightning.commands.compare_run import Job, Run, run_jobs
+from minrnn_lightning.commands.compare_time import ROUNDS, STEPS
+from minrnn_lightning.commands.compare_tune import EXTENSIONS
 from minrnn_lightning.commands.options import split_commas
 from minrnn_lightning.commands.recipes import find_recipes
 from minrnn_lightning.errors import InputError
 from minrnn_lightning.nn import MIXERS
-from minrnn_lightning.results import print_table, provenance, write_csv, write_json, write_markdown, write_plot
-
-Result = dict[str, Any]  # of one run: mixer, seed, learning curve, measurements, options and provenance
-
-COLUMNS = {  # values of a run, with the head of their column and their digits
-    "best": ("best {metric}", 4),
-    "last": ("last {metric}", 4),
-    "steps_to_best": ("steps to best", 0),
-    "parameters": ("parameters", 0),
-    "seconds_per_step": ("s/step", 3),
-    "tokens_per_s": ("tokens/s generating", 0),
-    "peak_mb": ("peak memory, MB", 0),
-    "minutes": ("minutes", 1),
-}
-NOT_IN_CSV = ("curve", "options", "about")
+from minrnn_lightning.results import provenance, write_json
 
 
 def compare(args: list[str]) -> None:
@@ -39,7 +29,8 @@ def compare(args: list[str]) -> None:
 
     A finished run leaves ``<mixer>-<seed>.json`` in the output folder and is not run again; one that was interrupted
     resumes from its last checkpoint. The tables ``compare.json``, ``.csv``, ``.md`` and the plot ``compare.png`` are
-    made anew from all of them.
+    made anew from all of them. With ``--tune``, ``tuning.json`` has all trials, which are not run again either; with
+    ``--equal_time``, ``timing.json`` has the times.
 
     Args:
         args: The options of ``minrnn fit``, with a recipe, and those of ``_parse``.
@@ -53,34 +44,26 @@ def compare(args: list[str]) -> None:
     folder, runs = Path(options.output), Path(options.runs or Path("runs", "compare", Path(options.output).name))
     folder.mkdir(parents=True, exist_ok=True)
     _read_results(folder, options, args)  # refuses those of another comparison before anything runs
-    todo = [(mixer, seed) for seed in options.seeds for mixer in options.mixers]
-    running: dict[int, Run] = {}  # by the index of the device, of which two may be the same
-    failures: list[str] = []
-    try:
-        while todo or running:
-            for index, device in enumerate(options.devices):
-                if index in running and running[index].process.poll() is not None:
-                    run = running.pop(index)
-                    try:
-                        result = run.measurements(options.metric) | {"about": provenance(run.generation_device)}
-                    except InputError as error:  # which the other runs have nothing to do with
-                        print(error, flush=True)
-                        failures.append(str(error))
-                    else:
-                        write_json(folder / f"{run.name}.json", _with_best(result, options.mode))
-                if index not in running and todo:
-                    mixer, seed = todo.pop(0)
-                    if (folder / f"{mixer}-{seed}.json").is_file():
-                        print(f"{mixer}, seed {seed}: finished before")
-                    else:
-                        running[index] = Run(mixer, seed, args, runs, device, len(options.devices))
-            time.sleep(0.1)
-    finally:
-        for run in running.values():
-            run.stop()
-    results = _read_results(folder, options, args)
+    plans, failures = make_plans(options, args, folder, runs)
+    _read_results(folder, options, args, plans)
+
+    def job(mixer: str, seed: int) -> Job:
+        if (folder / f"{mixer}-{seed}.json").is_file():
+            print(f"{mixer}, seed {seed}: finished before")
+            return
+        run = yield partial(Run, mixer, seed, args, runs, settings=plans[mixer].options)
+        try:
+            result = run.measurements(options.metric) | {"about": provenance(run.generation_device)}
+        except InputError as error:  # which the other runs have nothing to do with
+            print(error, flush=True)
+            failures.append(str(error))
+        else:
+            write_json(folder / f"{run.name}.json", _with_best(result | plans[mixer].record, options.mode))
+
+    run_jobs((job(mixer, seed) for seed in options.seeds for mixer in plans), options.devices)
+    results = _read_results(folder, options, args, plans)
     if results:
-        _report(results, options, folder)
+        write_report(results, options.metric, options.mode, folder)
     if failures:
         raise InputError("; ".join(failures))
 
@@ -93,8 +76,8 @@ class _Parser(ArgumentParser):
         raise ArgumentError(None, message)
 
 
-def _parse(args: list[str]) -> tuple[Namespace, list[str]]:
-    """Options of the comparison, and the remaining arguments, which are those of ``minrnn fit``."""
+def make_parser() -> ArgumentParser:
+    """The parser of the options that ``minrnn fit`` does not have."""
     parser = _Parser(
         "minrnn compare",
         description="Train one recipe with several mixers and seeds, and put the results into one table and plot.",
@@ -115,12 +98,43 @@ def _parse(args: list[str]) -> tuple[Namespace, list[str]]:
         help="Devices, each for one run at a time: indices of GPUs or cpu, separated by commas "
         "(default: one run after the other, on the device of the recipe).",
     )
-    options, args = parser.parse_known_args(args)
+    parser.add_argument(
+        "--tune",
+        nargs="?",
+        const=1.0,
+        type=float,
+        metavar="SHARE",
+        help="Choose the learning rates of each mixer first, by trainings of SHARE of the steps (default: 1, all) that "
+        "validate on the last tenth of the training text. Budget: of each learning rate 3 values, the recipe's, half "
+        f"and twice of it, and up to {EXTENSIONS} more while the best is the highest or lowest. A recipe with "
+        "model.muon_lr is tuned with Muon (model.muon_lr, then model.lr) and with AdamW for all; the better one is "
+        "compared.",
+    )
+    parser.add_argument(
+        "--equal_time",
+        nargs="?",
+        const="",
+        metavar="MIXER",
+        help="Give each mixer the steps that take as long as those of the recipe take MIXER (default: the first of "
+        f"--mixers), as timed before: {ROUNDS} runs of {STEPS} steps each, the median of the fastest. On one thread "
+        "with OMP_NUM_THREADS=1.",
+    )
+    return parser
+
+
+def _parse(args: list[str]) -> tuple[Namespace, list[str]]:
+    """Options of the comparison, and the remaining arguments, which are those of ``minrnn fit``."""
+    options, args = make_parser().parse_known_args(args)
+    check_function("compare", vars(options))
     options.mixers = split_commas(options.mixers)
-    for name in options.mixers or [""]:
+    if options.equal_time is not None:
+        options.equal_time = options.equal_time.strip() or next(iter(options.mixers), "")
+    for name in [*options.mixers, *filter(None, [options.equal_time])] or [""]:
         if unknown := [part for part in name.split("+") if part not in MIXERS and "." not in part]:
             accepted = ", ".join(sorted(MIXERS))
             raise InputError(f"mixers must be some of {accepted} or paths of classes, got {unknown[0]!r}")
+    if options.tune is not None and not 0 < options.tune <= 1:
+        raise InputError(f"tune must be a share of the steps, above 0 and at most 1, got {options.tune}")
     seeds = split_commas(options.seeds)
     if not seeds or not all(seed.isdecimal() for seed in seeds):
         raise InputError(f"seeds must be whole numbers separated by commas, got {options.seeds!r}")
@@ -134,17 +148,26 @@ def _parse(args: list[str]) -> tuple[Namespace, list[str]]:
     return options, args
 
 
-def _read_results(folder: Path, options: Namespace, args: list[str]) -> list[Result]:
+def _read_results(
+    folder: Path, options: Namespace, args: list[str], plans: Mapping[str, Plan] | None = None
+) -> list[Result]:
     """The finished runs in a folder, with the best value of each.
 
+    Args:
+        folder: Folder of the results.
+        options: The options of the comparison.
+        args: Those of ``minrnn fit``.
+        plans: The training of each mixer, once that is known.
+
     Raises:
-        InputError: A file is not a result, or one with another metric or other options.
+        InputError: A file is not a result, or one with another metric, other options or other settings.
     """
     results: list[Result] = []
     for file in sorted(folder.glob("*-[0-9]*.json")):
         try:
             result = json.loads(file.read_bytes())
             before = result["metric"], result["options"]
+            mixer, settings = result["mixer"], result.get("settings")
             results.append(_with_best(result, options.mode))
         except (ValueError, KeyError, TypeError) as error:
             raise InputError(
@@ -155,62 +178,20 @@ def _read_results(folder: Path, options: Namespace, args: list[str]) -> list[Res
                 f"{file} was made with the metric {before[0]} and the options {' '.join(before[1])!r}, now there are "
                 f"{options.metric} and {' '.join(args)!r}: remove it or give another --output"
             )
+        if plans and mixer in plans and settings != plans[mixer].record.get("settings"):
+            raise InputError(
+                f"{file} was made with {_settings(settings)}, now there are "
+                f"{_settings(plans[mixer].record.get('settings'))}: remove it or give another --output"
+            )
     return results
+
+
+def _settings(settings: Mapping[str, Any] | None) -> str:
+    """Chosen settings in words."""
+    return ", ".join(f"{name} {value}" for name, value in (settings or {}).items()) or "those of the recipe"
 
 
 def _with_best(result: Result, mode: str) -> Result:
     """Add the best value of the learning curve, and the step at which it was reached."""
     steps, best = (min if mode == "min" else max)(result["curve"], key=lambda point: point[1])
     return result | {"best": best, "steps_to_best": steps}
-
-
-def _report(results: Sequence[Result], options: Namespace, folder: Path) -> None:
-    """Print the table of means and deviations, and write it in every format."""
-    rows = _rows(results, options)
-    print_table("Mean ± standard deviation over the seeds", rows, left=["mixer"])
-    write_markdown(folder / "compare.md", rows)
-    runs = [{name: value for name, value in result.items() if name not in NOT_IN_CSV} for result in results]
-    write_csv(folder / "compare.csv", runs)
-    write_json(folder / "compare.json", {"rows": rows, "cells": results})
-    write_plot(folder / "compare.png", (8, 4.5), lambda figure: _draw(figure, results))
-
-
-def _rows(results: Sequence[Result], options: Namespace) -> list[dict[str, str]]:
-    """A row of the table for each mixer, the best one first."""
-    groups: dict[str, list[Result]] = {}
-    for result in results:
-        groups.setdefault(result["mixer"], []).append(result)
-    best = {mixer: statistics.mean(result["best"] for result in group) for mixer, group in groups.items()}
-    return [
-        {
-            "mixer": mixer,
-            **{
-                head.format(metric=options.metric): _mean_and_deviation(
-                    [result[name] for result in groups[mixer]], digits
-                )
-                for name, (head, digits) in COLUMNS.items()
-            },
-            "seeds": str(len(groups[mixer])),
-        }
-        for mixer in sorted(groups, key=lambda mixer: best[mixer], reverse=options.mode == "max")
-    ]
-
-
-def _mean_and_deviation(values: Sequence[float | None], digits: int) -> str:
-    known = [value for value in values if value is not None]
-    if not known:
-        return ""
-    mean = f"{statistics.mean(known):,.{digits}f}"
-    return mean if len(known) == 1 or max(known) == min(known) else f"{mean} ± {statistics.stdev(known):,.{digits}f}"
-
-
-def _draw(figure: Any, results: Sequence[Result]) -> None:
-    """The learning curves, a line for each run and a colour for each mixer."""
-    axes = figure.subplots()
-    for number, mixer in enumerate(dict.fromkeys(result["mixer"] for result in results)):
-        for run, result in enumerate(result for result in results if result["mixer"] == mixer):
-            style, label = f"C{number % 10}{('-', '--', ':')[number // 10 % 3]}", mixer if run == 0 else None
-            axes.plot(*zip(*result["curve"], strict=True), style, alpha=0.7, label=label)
-    axes.set(xlabel="step", ylabel=results[0]["metric"])
-    axes.grid(alpha=0.3)
-    figure.legend(loc="outside right center", fontsize="small")

@@ -77,7 +77,10 @@ class Run:
             command += ["--trainer.accelerator=cuda", f"--trainer.devices=[{device}]"]
         command += [f"--ckpt_path={self.interrupted}"] if self.interrupted else []
         self.log = self.folder / "log"
-        print(f"{name or f'{mixer}, seed {seed}'}: {'resumes' if self.interrupted else 'starts'}; log in {self.log}", flush=True)
+        print(
+            f"{name or f'{mixer}, seed {seed}'}: {'resumes' if self.interrupted else 'starts'}; log in {self.log}",
+            flush=True,
+        )
         self.started = time.perf_counter()
         with self.log.open("ab") as log:  # in a session of its own, Ctrl-C reaches it through ``stop`` alone
             self.process = subprocess.Popen(

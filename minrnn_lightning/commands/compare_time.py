@@ -1,0 +1,84 @@
+"""Times of a training step for ``minrnn compare --equal_time``, measured before anything else runs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from minrnn_lightning.commands.compare_recipe import Recipe
+from minrnn_lightning.commands.compare_run import Job, Run, run_jobs
+from minrnn_lightning.errors import InputError
+from minrnn_lightning.results import provenance, write_json
+
+STEPS = 20  # of a timed run, of which the median counts
+ROUNDS = 3  # runs of each mixer, in turn, of which the fastest counts: other work has disturbed it least
+
+Variant = tuple[str, str]  # a mixer and an optimizer
+
+
+class Timing:
+    """Times of training steps, kept in ``timing.json`` so that a comparison that is resumed has the same.
+
+    Args:
+        folder: Folder of the results.
+        args: The options of ``minrnn fit``.
+
+    Raises:
+        InputError: The file holds times with other options.
+    """
+
+    def __init__(self, folder: Path, args: list[str]) -> None:
+        self.file, self.args = folder / "timing.json", args
+        self.record: dict[str, Any] = {"options": args, "steps": STEPS, "times": []}
+        if self.file.is_file():
+            self.record = json.loads(self.file.read_bytes())
+            if self.record.get("options") != args:
+                raise InputError(
+                    f"{self.file} is of a comparison with other options: remove it or give another --output"
+                )
+
+    def measure(
+        self, variants: Iterable[Variant], recipe: Recipe, runs: Path, device: str | None, concurrent: int
+    ) -> None:
+        """Measure what is not known yet, one run after the other.
+
+        Args:
+            variants: Mixers and optimizers: that of the recipe, or another of ``Recipe.starts``.
+            recipe: The recipe.
+            runs: Folder for the logs.
+            device: Index of a GPU, ``cpu``, or None for that of the recipe.
+            concurrent: Number of runs at a time in the comparison, each of which has that share of the cores.
+
+        Raises:
+            InputError: A run failed.
+        """
+        settings = [f"--trainer.max_steps={STEPS}", f"--trainer.val_check_interval={STEPS * recipe.batches_per_step}"]
+        settings += ["--trainer.check_val_every_n_epoch=null", "--trainer.limit_val_batches=1"]
+        settings += ["--data.tuning=true"] if recipe.can_tune else []
+
+        def job(variant: Variant, number: int) -> Job:
+            mixer, optimizer = variant
+            name = f"{mixer}-{optimizer}-time-{number}"
+            options = [*settings, *([] if optimizer == recipe.optimizer else recipe.starts()[optimizer].options())]
+            run = yield lambda device, _: Run(mixer, 0, self.args, runs, device, concurrent, options, name)
+            seconds = run.training("seconds_per_step")["seconds_per_step"]
+            print(f"{name}: {seconds:.3f} s a step", flush=True)
+            times = {"mixer": mixer, "optimizer": optimizer, "round": number, "seconds_per_step": seconds}
+            self.record["times"].append(times)
+            self.record["about"] = provenance(run.generation_device)
+            write_json(self.file, self.record)
+            run.remove_checkpoints()
+
+        known = {(time["mixer"], time["optimizer"], time["round"]) for time in self.record["times"]}
+        todo = {(variant, number): None for number in range(ROUNDS) for variant in variants}
+        run_jobs((job(variant, number) for variant, number in todo if (*variant, number) not in known), [device])
+
+    def seconds(self, variant: Variant) -> float:
+        """Seconds of a training step with a mixer and an optimizer: the fastest of the medians."""
+        return min(
+            float(time["seconds_per_step"])
+            for time in self.record["times"]
+            if (time["mixer"], time["optimizer"]) == variant
+        )
