@@ -18,7 +18,8 @@ class MinLSTMMixer(GatedMixer):
         signed: Let the state's factor be negative too, as parity needs; see ``MinLSTM``.
         learn_initial_state: Learn the state before the first step; see ``MinLSTM``.
         bidirectional: Read in both directions, for encoders; there is no state and no step then.
-        normalize: Divide the two gates by their sum, as the paper's text does; its published code does not.
+        normalize: Divide the two gates by their sum, as the paper's first two versions do. The third has it as a
+            variant, and the published code does not do it.
         forget_bias: Added to the bias of every forget gate at the start, in addition to ``timescale``.
         timescale: The longest time constant, in steps, of the gates' initialisation; 1 leaves their biases unchanged.
     """
