@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import math
+import os
 import re
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
+from minrnn_lightning.commands.options import split_commas
 from minrnn_lightning.errors import InputError
+from minrnn_lightning.memory import check_memory
 
 Check = Callable[[Any], str | None]  # what must hold, in words after "must be", if it does not hold
 
@@ -41,6 +45,20 @@ def above(bound: float, most: float = math.inf) -> Check:
 def finite(value: float) -> str | None:
     """Finite numbers."""
     return None if math.isfinite(value) else "a finite number"
+
+
+def sizes(least: int, most: int) -> Check:
+    """One whole number, or several that are separated by commas; items that are no numbers are left alone."""
+    check = at_least(least, most)
+    return lambda value: next(filter(None, map(check, numbers(value))), None) or not_empty(value)
+
+
+def folder(value: str) -> str | None:
+    """A folder that can be written to, or made."""
+    path = Path(value).expanduser()
+    there = next(each for each in (path, *path.absolute().parents) if each.exists())
+    right = value.strip() and there.is_dir() and os.access(there, os.W_OK)
+    return None if right else "a folder that can be written to, or that can be made"
 
 
 def not_empty(value: object) -> str | None:
@@ -111,6 +129,65 @@ FIT: dict[str, Check] = {  # options of fit, validate, test and predict
     "trainer.reload_dataloaders_every_n_epochs": at_least(0),
     "trainer.default_root_dir": not_empty,
 }
+
+
+FUNCTIONS: dict[str, Check] = {  # options of the other commands, by command and name or by name alone
+    "batch": at_least(1, 10**6),
+    "batch_size": sizes(1, 10**8),
+    "checkpoint": not_empty,
+    "collect output": folder,
+    "compare": not_empty,
+    "depth": at_least(1, 10**4),
+    "device": not_empty,
+    "dim": sizes(1, 10**8),
+    "env": not_empty,
+    "episodes": at_least(1, 10**6),
+    "generate seed": at_least(-INT64),
+    "histogram": not_empty,
+    "iterations": at_least(1, 10**6),
+    "kernel_size": at_least(0, 10**6),
+    "lengths": sizes(1, 10**12),
+    "metric": not_empty,
+    "mlp_ratio": at_least(0, 10**4),
+    "namespace": not_empty,
+    "num_envs": at_least(1, 10**4),
+    "output": not_empty,
+    "repeats": at_least(1, 10**6),
+    "runs": not_empty,
+    "seed": at_least(0, SEEDS),
+    "seeds": sizes(0, SEEDS),
+    "stats": at_least(0),
+    "steps": at_least(1, 10**8),
+    "temperature": at_least(0),
+    "threads": at_least(1, 10**4),
+    "top_k": at_least(1),
+    "video": not_empty,
+    "window": at_least(1, 10**8),
+}
+
+
+def check_function(command: str, options: Mapping[str, Any]) -> None:
+    """Refuse values of a command's options, and benchmarks of sequences for which this machine has no memory.
+
+    Args:
+        command: Name of the command.
+        options: Values by name.
+
+    Raises:
+        InputError: A value is outside the range of its option, or the sequences are too large.
+    """
+    own = {name: FUNCTIONS[key] for name in options for key in (name, f"{command} {name}") if key in FUNCTIONS}
+    check_options(options, own)
+    if command.startswith("benchmark ") and "lengths" in options:
+        names = [name for name in ("lengths", "batch_size", "num_envs", "dim") if name in options]
+        largest = [max(numbers(options[name]), default=1) for name in names]
+        factors = (f"{name} {size}" for name, size in zip(names, largest, strict=True))
+        check_memory(4 * math.prod(largest), " × ".join(factors))
+
+
+def numbers(value: object) -> list[int]:
+    """The whole numbers in a value such as 8 or 8,16."""
+    return [int(item) for item in split_commas(str(value)) if item.isdecimal()]
 
 
 def check_options(options: Mapping[str, Any], checks: Mapping[str, Check]) -> None:

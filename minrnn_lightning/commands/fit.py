@@ -169,6 +169,8 @@ class MinRNNCLI(LightningCLI):
                 "weights_only must be true, got false: a checkpoint is read without executing code; leave it out"
             )
         config.weights_only = True
+        if config.ckpt_path is not None:
+            config.ckpt_path = str(config.ckpt_path)  # also where the name is a number
         if trainer.precision is None:
             trainer.precision = native_precision(trainer.accelerator)
             name = "bfloat16 (mixed)" if trainer.precision == "bf16-mixed" else "float32"

@@ -34,17 +34,17 @@ def generate_command(
     Raises:
         InputError: An option is out of range or the checkpoint cannot be used.
     """
-    for name, size, least in (("batch", batch, 1), ("stats", stats, 0)):
-        if size < least:
-            raise InputError(f"{name} must be at least {least}, got {size}")
     import torch
 
     from minrnn_lightning.data.text.tokenizer import encode
     from minrnn_lightning.generate import generate, load_language_task, report_speed, stream_text
 
     task, tokenizer = load_language_task(checkpoint)
-    text = sys.stdin.read() if prompt == "-" else prompt
-    start = encode(tokenizer, text) if text else tokenizer.encode("\n").ids or [0]
+    text = read_prompt() if prompt == "-" else prompt
+    try:
+        start = encode(tokenizer, text) if text else tokenizer.encode("\n").ids or [0]
+    except InputError as error:
+        raise InputError(f"prompt: {error}") from error
     random = torch.Generator()
     random.seed() if seed is None else random.manual_seed(seed)
     tokens = generate(
@@ -66,3 +66,17 @@ def generate_command(
     else:
         for number, row in enumerate(torch.stack(list(tokens), 1).tolist(), 1):
             print(f"--- {number} of {batch} ---\n{text}{''.join(stream_text(tokenizer, row))}")
+
+
+def read_prompt() -> str:
+    """The text of standard input.
+
+    Raises:
+        InputError: If it is not UTF-8.
+    """
+    try:
+        text = sys.stdin.read()
+        text.encode()  # in Python's UTF-8 mode, other bytes are read as surrogates
+    except UnicodeError as error:
+        raise InputError("prompt - must be text in UTF-8, and standard input is not: convert it") from error
+    return text

@@ -9,8 +9,8 @@ from importlib import import_module
 from typing import NoReturn
 
 from minrnn_lightning import __version__
+from minrnn_lightning.commands.call import call_function
 from minrnn_lightning.commands.encoding import use_utf8
-from minrnn_lightning.commands.options import call_function
 from minrnn_lightning.commands.recipes import find_recipes, recipes_folder
 from minrnn_lightning.commands.yaml_files import check_arguments, option_values
 from minrnn_lightning.errors import InputError
@@ -147,7 +147,8 @@ def _fail(sentence: str, code: int) -> NoReturn:
 def _with_option(sentence: str, args: list[str]) -> str:
     """Name the option in front of a sentence that begins with its value, as those about files do."""
     for option, value in option_values(args):
-        if option and value and sentence.startswith(value) and option.rpartition(".")[2] not in sentence:
+        begins = value and sentence.startswith(value) and sentence[len(value) :][:1] in ("", " ", ":", ",")
+        if begins and option.rpartition(".")[2] not in sentence:
             return f"{option}: {sentence}"
     return sentence
 

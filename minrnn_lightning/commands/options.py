@@ -1,4 +1,4 @@
-"""Options of the command: plain functions called with them, and a sentence for each that cannot be parsed."""
+"""Options of the command: their types, and a sentence for a value that cannot be parsed."""
 
 from __future__ import annotations
 
@@ -13,37 +13,6 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 from minrnn_lightning.errors import InputError
 
 NAMES = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", NoneType: "null"}
-
-
-def call_function(function: Callable[..., None], name: str, args: list[str]) -> None:
-    """Call a function, the command ``name``, with the options in ``args`` as its parameters.
-
-    Raises:
-        ArgumentError: An option is unknown or its value has another type.
-    """
-    from jsonargparse import ArgumentParser
-
-    flags = {f"--{option.name}" for option in signature(function).parameters.values() if option.default is False}
-    args = [f"{arg}=true" if arg in flags else arg for arg in _join_negative(args)]
-    parser = ArgumentParser(prog=f"minrnn {name}", exit_on_error=False)
-    parser.add_function_arguments(function, as_positional=False)
-    try:
-        options = parser.parse_args(args).as_dict()
-    except ArgumentError as error:
-        raise ArgumentError(None, explain(error, {"": function})) from error
-    function(**options)
-
-
-def _join_negative(args: list[str]) -> list[str]:
-    """Join an option with a value such as -100,-200, which argparse would take for another option."""
-    joined: list[str] = []
-    for arg in args:
-        number = arg.startswith("-") and arg[1:2] in set("0123456789.")
-        if number and joined and joined[-1].startswith("--") and "=" not in joined[-1]:
-            joined[-1] += f"={arg}"
-        else:
-            joined.append(arg)
-    return joined
 
 
 def split_commas(text: str) -> list[str]:

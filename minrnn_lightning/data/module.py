@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler
 from minrnn_lightning.checkpoint import plain_values
 from minrnn_lightning.errors import InputError
 from minrnn_lightning.lightning_internals import batches_used
+from minrnn_lightning.memory import check_memory
 
 
 def cache_dir() -> Path:
@@ -63,6 +64,7 @@ class BaseDataModule(LightningDataModule, ABC):
         ):
             if value < least:
                 raise InputError(f"{name} must be at least {least}, got {value}")
+        check_memory(8 * batch_size * length, f"a batch of batch_size {batch_size} × length {length}")
         self.save_hyperparameters()
         self.save_hyperparameters(plain_values(self.hparams))
         self.batch_size = batch_size

@@ -3,14 +3,18 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
+import torch
 from torch import Tensor, nn
 
 from minrnn_lightning.errors import InputError
+from minrnn_lightning.memory import check_memory
 from minrnn_lightning.nn.conv import CausalConv
 from minrnn_lightning.nn.dropout import Dropout
 from minrnn_lightning.nn.mixers import MIXERS, Mixer, mixer_name
 from minrnn_lightning.nn.mixers.base import State
 from minrnn_lightning.nn.mixers.registry import build_mixer, check_mixer_args, find_mixer
+
+MOST_BLOCKS = 10_000  # more take minutes to make, whatever their width
 
 
 class Block(nn.Module):
@@ -116,6 +120,13 @@ class Backbone(nn.Module):
             raise InputError(f"kernel_size and mlp_ratio must be at least 0, got {kernel_size} and {mlp_ratio}")
         if not 0 <= dropout < 1:
             raise InputError(f"dropout must be at least 0 and below 1, got {dropout}")
+        if depth > MOST_BLOCKS:
+            raise InputError(f"depth must be at most {MOST_BLOCKS}, got {depth}")
+        if torch.get_default_device().type != "meta":  # which takes no memory
+            sizes = {"depth": depth, "dim": dim, "expansion": expansion}
+            sizes |= {"kernel_size": kernel_size, "mlp_ratio": mlp_ratio}
+            what = ", ".join(f"{name} {size}" for name, size in sizes.items())
+            check_memory(4 * depth * dim * (dim * (expansion + 2 * mlp_ratio) + kernel_size), f"the weights for {what}")
         if not 1 <= len(pattern) <= depth:
             raise InputError(f"mixer must name 1 to {depth} mixers for depth {depth}, got {len(pattern)}")
         classes = {mixer_name(each): find_mixer(each) for each in pattern}

@@ -17,6 +17,7 @@ from torchmetrics import Metric
 from minrnn_lightning.batches import data_facts
 from minrnn_lightning.checkpoint import load_matching, plain, plain_values
 from minrnn_lightning.errors import InputError
+from minrnn_lightning.memory import check_memory
 from minrnn_lightning.nn.backbone import Backbone
 from minrnn_lightning.nn.dropout import Dropout
 from minrnn_lightning.nn.mixers import Mixer, mixer_name
@@ -100,6 +101,8 @@ class Task(LightningModule, ABC):
     ) -> None:
         super().__init__()
         _check(input_size=input_size, output_size=output_size, dim=dim)
+        what = f"the weights for dim {dim}, input_size {input_size} and output_size {output_size}"
+        check_memory(4 * dim * (input_size + output_size), what)
         if not 0 <= dropout < 1:
             raise InputError(f"dropout must be at least 0 and below 1, got {dropout}")
         if muon_lr is not None and not muon_lr > 0:
@@ -237,9 +240,13 @@ class Task(LightningModule, ABC):
         optimizer.register_load_state_dict_pre_hook(self._refuse_other_optimizer)
         keep_settings(optimizer)
         schedule = self.make_schedule(optimizer)
-        config = {"scheduler": schedule, "interval": "step"}
-        if isinstance(schedule, ReduceLROnPlateau):
-            config["monitor"] = getattr(schedule, "monitor", "val/loss")
+        config: dict[str, Any] = {"scheduler": schedule, "interval": "step"}
+        if isinstance(schedule, ReduceLROnPlateau):  # it advances with every validation
+            config["monitor"] = getattr(schedule, "monitor", "val/loss")  # of Lightning's subclass
+            if self.trainer.check_val_every_n_epoch is None:
+                config["frequency"] = max(1, int(self.trainer.val_check_interval))
+            else:
+                config |= {"interval": "epoch", "frequency": self.trainer.check_val_every_n_epoch}
         return cast("OptimizerLRScheduler", {"optimizer": optimizer, "lr_scheduler": config})
 
     def _refuse_other_optimizer(self, optimizer: Optimizer, state: dict[str, Any]) -> None:

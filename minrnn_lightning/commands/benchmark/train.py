@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader
 
 from minrnn_lightning.commands.benchmark.measure import Linears, PeakMemory, Step, measurement
 from minrnn_lightning.commands.benchmark.report import Report
+from minrnn_lightning.commands.checks import check_function
 from minrnn_lightning.commands.fit import MinRNNCLI
 from minrnn_lightning.commands.recipes import find_recipes
 from minrnn_lightning.nn.mixers.gated import GatedMixer
@@ -47,6 +48,7 @@ def train(args: list[str]) -> None:
             benchmarks have them.
     """
     options, args = make_parser().parse_known_args(args)
+    check_function("benchmark train", vars(options))
     cli = _Built(["fit", *find_recipes(args), "--trainer.accelerator=cpu"])
     data, model, precision = cli.datamodule, cli.model, cli.trainer.precision
     about = {"precision": precision, "repeats": REPEATS}
