@@ -8,17 +8,17 @@ from torch.optim.lr_scheduler import LambdaLR
 
 
 def keep_settings(optimizer: Optimizer) -> None:
-    """Let an optimizer keep its own learning rate, decay and the like when a checkpoint's state is loaded into it.
+    """Let an optimizer keep its own decay, momentum and the like when a checkpoint's state is loaded into it.
 
-    PyTorch would take them from the checkpoint; the arguments of a task should hold in a resumed run too. The groups
-    must have a fixed order.
+    PyTorch would take them from the checkpoint; the arguments of a task should hold in a resumed run too. The learning
+    rate is left to the schedule, which is loaded afterwards. The groups must have a fixed order.
     """
 
     def with_own_settings(optimizer: Optimizer, state: dict[str, Any]) -> dict[str, Any]:
         if len(state["param_groups"]) != len(optimizer.param_groups):
             return state  # which PyTorch refuses
         groups = [
-            {**saved, **{name: value for name, value in own.items() if name != "params"}}
+            {**saved, **{name: value for name, value in own.items() if name not in ("params", "lr", "initial_lr")}}
             for saved, own in zip(state["param_groups"], optimizer.param_groups, strict=True)
         ]
         return {**state, "param_groups": groups}

@@ -1,0 +1,80 @@
+"""Optimizers and learning rate schedules chosen on the command line."""
+
+import csv
+import itertools
+
+import pytest
+import yaml
+from command_line import equal, read
+
+CHOICES = {
+    "muon": ["--model.muon_lr=0.02"],
+    "sgd": ["--optimizer=SGD", "--optimizer.lr=0.1", "--optimizer.momentum=0.9"],
+    "both": ["--optimizer=RMSprop", "--lr_scheduler=StepLR", "--lr_scheduler.step_size=2", "--lr_scheduler.gamma=0.5"],
+    "schedule": ["--lr_scheduler=ExponentialLR", "--lr_scheduler.gamma=0.9"],
+}
+
+
+def rates(run):
+    """The logged learning rates of each step."""
+    with (run / "metrics.csv").open() as lines:
+        rows = list(csv.DictReader(lines))
+    column = next(name for name in rows[0] if name.startswith("lr-"))
+    return [float(row[column]) for row in rows if row[column]]
+
+
+@pytest.mark.parametrize("choice", CHOICES)
+def test_a_resumed_run_equals_the_uninterrupted_one(minrnn, small, tmp_path, choice):
+    words = [*small, *CHOICES[choice], "--trainer.max_steps=6", "--trainer.val_check_interval=2"]
+    words += ["--trainer.callbacks+=LearningRateMonitor"]
+    assert minrnn("fit", *words)[0] == 0
+    stop = ["--trainer.callbacks+=faulty_callbacks.PressCtrlC", "--trainer.callbacks.step=2"]
+    assert minrnn("fit", *words, *stop)[0] == 130
+    runs = [tmp_path / f"runs/version_{number}" for number in range(3)]
+    assert minrnn("fit", *words, f"--ckpt_path={runs[1]}/checkpoints/last.ckpt")[0] == 0
+    whole, resumed = (read(run / "checkpoints/last.ckpt") for run in (runs[0], runs[2]))
+    for part in ("state_dict", "optimizer_states", "lr_schedulers"):
+        assert equal(whole[part], resumed[part]), part
+    assert rates(runs[0]) == rates(runs[1])[:3] + rates(runs[2])
+
+
+def test_a_chosen_optimizer_has_the_schedule_of_the_task(minrnn, small, tmp_path):
+    words = [*small, "--optimizer=SGD", "--optimizer.lr=0.1", "--trainer.max_steps=6", "--model.warmup=1"]
+    assert minrnn("fit", *words, "--trainer.callbacks+=LearningRateMonitor")[0] == 0
+    run = tmp_path / "runs/version_0"
+    logged = rates(run)
+    assert logged[:2] == [0.05, 0.1]
+    assert all(before > after for before, after in itertools.pairwise(logged[1:]))
+    assert yaml.safe_load((run / "config.yaml").read_text())["optimizer"]["class_path"] == "torch.optim.SGD"
+    (group,) = read(run / "checkpoints/last.ckpt")["optimizer_states"][0]["param_groups"]
+    assert group["momentum"] == 0
+
+
+def test_a_chosen_schedule_counts_steps(minrnn, small, tmp_path):
+    words = [*small, "--optimizer=SGD", "--optimizer.lr=1.0", "--lr_scheduler=StepLR", "--lr_scheduler.step_size=1"]
+    code, _, _ = minrnn("fit", *words, "--trainer.max_steps=4", "--trainer.callbacks+=LearningRateMonitor")
+    assert code == 0
+    assert rates(tmp_path / "runs/version_0") == pytest.approx([1.0, 0.1, 0.01, 0.001])
+
+
+def test_reducing_on_a_plateau_counts_validations(minrnn, small, tmp_path):
+    words = [*small, "--lr_scheduler=ReduceLROnPlateau", "--lr_scheduler.monitor=val/loss", "--lr_scheduler.patience=0"]
+    words += ["--lr_scheduler.mode=max", "--trainer.max_steps=7", "--trainer.val_check_interval=2"]  # it never improves
+    words += ["--trainer.check_val_every_n_epoch=null", "--trainer.callbacks+=LearningRateMonitor"]
+    assert minrnn("fit", *words)[0] == 0
+    assert rates(tmp_path / "runs/version_0") == pytest.approx([1e-3] * 4 + [1e-4] * 2 + [1e-5])
+
+
+def test_another_optimizer_than_that_of_the_checkpoint(minrnn, small, checkpoint):
+    words = ["--optimizer=SGD", "--optimizer.lr=0.1", "--trainer.max_steps=5", f"--ckpt_path={checkpoint}"]
+    code, _, errors = minrnn("fit", *small, *words)
+    assert code == 1
+    assert "trained with AdamW, this run uses SGD" in errors
+    assert errors.splitlines()[-1].startswith("minrnn: ")
+
+
+def test_an_unknown_optimizer(minrnn, small):
+    code, _, errors = minrnn("fit", *small, "--optimizer=Sdg", "--optimizer.lr=0.1")
+    assert code in (1, 2)
+    assert "Sdg" in errors
+    assert "Traceback" not in errors
