@@ -23,10 +23,10 @@ class OutputGatedMixer(Mixer):
 
     The gates of the RNN are W_2 W_1 u + b, W_1 of rank ``rank``; the candidate is u itself. From "Mamba: Linear-Time
     Sequence Modeling with Selective State Spaces" (Gu & Dao 2023, https://arxiv.org/abs/2312.00752, section 3.4) are
-    convolution, skip D, output gate and gates of low rank. With a state of one number for each channel and a decay tied
-    to the input weight it is the gated linear recurrence of HGRN (Qin et al. 2023, https://arxiv.org/abs/2311.04823)
-    and a relative of Griffin's recurrent block (De et al. 2024, https://arxiv.org/abs/2402.19427, section 2.4). The
-    gain of the RMSNorm is that of the columns of W_o.
+    convolution, skip D, output gate and gates of low rank. One number of state for each channel, with a decay of one
+    minus the weight of the input, is as in HGRN (Qin et al. 2023, https://arxiv.org/abs/2311.04823), which also has a
+    norm and an output gate; Griffin's recurrent block (De et al. 2024, https://arxiv.org/abs/2402.19427, section 2.4)
+    has convolution, recurrence and output gate in the same places. The norm's gain is left to the columns of W_o.
 
     The state is the last inputs of the convolution, (batch, d_conv − 1, inner), and h, (batch, inner), in float32
     (float64 for float64 inputs). ``delta_t`` is that of ``min_gru``; the convolution counts steps.
@@ -37,8 +37,6 @@ class OutputGatedMixer(Mixer):
         rank: Rank of the linear map from u to the logits of the gates.
         d_conv: Steps that an output of the convolution depends on.
         timescale: The longest time constant, in steps, of the gates' initialisation.
-        norm: Whether there is the RMSNorm.
-        skip: Whether there is the skip D.
 
     Raises:
         InputError: A size or ``timescale`` is below 1.
@@ -58,8 +56,6 @@ class OutputGatedMixer(Mixer):
         rank: int = 8,
         d_conv: int = 4,
         timescale: float = 64.0,
-        norm: bool = True,
-        skip: bool = True,
     ) -> None:
         super().__init__()
         for name, size in (("rank", rank), ("d_conv", d_conv)):
@@ -68,13 +64,12 @@ class OutputGatedMixer(Mixer):
         inner = hidden_size(dim, expansion)
         log_tau = log_timescales(inner, timescale)
         bias = torch.cat([sign * log_tau for sign in self.time_signs])
-        self.norm = norm
         self.u_proj = nn.Linear(dim, inner, bias=False)  # W_u
         self.conv = CausalConv(inner, d_conv)
         self.low_proj = nn.Linear(inner, rank, bias=False)  # W_1
         self.gate_proj = nn.Linear(rank, len(bias))  # W_2
         self.gate_proj.bias = undecayed(bias)  # b
-        self.D = undecayed(torch.ones(inner)) if skip else None
+        self.D = undecayed(torch.ones(inner))
         self.output_gate = nn.Linear(dim, inner, bias=False)  # W_g
         self.out_proj = nn.Linear(inner, dim, bias=False)  # W_o
 
@@ -111,11 +106,8 @@ class OutputGatedMixer(Mixer):
 
     def _gated(self, h: Tensor, u: Tensor, x: Tensor) -> Tensor:
         """Skip, norm, output gate and the linear map back."""
-        if self.D is not None:
-            h = torch.addcmul(h, self.D.to(u.dtype), u)
+        h = torch.addcmul(h, self.D.to(u.dtype), u)
         y: Tensor = self.out_proj(h * F.silu(self.output_gate(x)))
-        if not self.norm:
-            return y
         # The RMS is one number for each step, so that dividing by it can wait until there are fewer channels.
         h = h.to(state_dtype(h.dtype))
         mean_square = torch.linalg.vecdot(h, h).unsqueeze(-1) / h.shape[-1]
