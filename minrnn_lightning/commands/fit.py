@@ -131,7 +131,7 @@ class MinRNNCLI(LightningCLI):
             type=float,
             default=5.0,
             help="Write last.ckpt after so many minutes, in addition to validations; less often where that would take "
-            "more than 1 %% of the time; 0 for validations only.",
+            "more than a hundredth of the time; 0 for validations only.",
         )
         for size in ("input_size", "output_size"):
             parser.link_arguments(f"data.{size}", f"model.init_args.{size}", apply_on="instantiate")
@@ -169,7 +169,7 @@ class MinRNNCLI(LightningCLI):
                 "weights_only must be true, got false: a checkpoint is read without executing code; leave it out"
             )
         config.weights_only = True
-        if config.ckpt_path is not None:
+        if config.get("ckpt_path") is not None:
             config.ckpt_path = str(config.ckpt_path)  # also where the name is a number
         if trainer.precision is None:
             trainer.precision = native_precision(trainer.accelerator)

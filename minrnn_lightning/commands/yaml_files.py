@@ -24,8 +24,12 @@ def check_arguments(args: list[str]) -> None:
     Raises:
         InputError: An argument or a file is not UTF-8, or its YAML refers to itself, grows beyond bounds by aliases or
             has a key twice.
-        ArgumentError: A file is not YAML.
+        ArgumentError: A file is not YAML, or an option of a class or of the Trainer has no value.
     """
+    for arg, following in zip(args, [*args[1:], "--"], strict=True):
+        without = arg.startswith("--") and following.startswith("--") and "=" not in arg
+        if without and "." in arg and not arg.endswith(".help"):  # jsonargparse would name what is before the dot
+            raise ArgumentError(None, f"{arg}: expected one argument")
     for option, value in option_values(args):
         try:
             value.encode()
