@@ -1,4 +1,4 @@
-"""``minrnn collect``: trains a linear teacher in an environment and saves its episodes as Minari data sets."""
+"""``minrnn collect``: trains a linear policy in an environment and saves its episodes as Minari data sets."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ def collect(
     noise: float = 0.1,
     seed: int = 0,
 ) -> None:
-    """Train a small teacher and save its episodes as three data sets of Minari, for TrajectoryDataModule.
+    """Train a linear policy and save its episodes as three data sets of Minari, for TrajectoryDataModule.
 
-    The teacher is a linear policy, found by augmented random search. `NAMESPACE/ENVIRONMENT/medium-v0` are episodes of
+    The policy ("teacher") is found by augmented random search. `NAMESPACE/ENVIRONMENT/medium-v0` are episodes of
     an intermediate policy, whose return in a few episodes is about half of that of the last one; `.../replay-v0` are
     episodes of the search up to it, evenly spaced; `.../medium-expert-v0` are the medium ones and as many of the
     last policy. The same seed and versions give the same data.

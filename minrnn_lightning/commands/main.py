@@ -42,7 +42,7 @@ measure
              layer     time and memory of a layer against the sequence length
              scan      time of the scans alone and of copying the bytes that they move
              generate  time per token and size of the state against the length of the context
-             step      time of single steps after a context against the batch size, beside nn.GRU and nn.LSTM
+             step      time of single steps after a context against the batch size, and of nn.GRU and nn.LSTM
              policy    environment steps per second of policies
              accuracy  rounding errors of the scans against the sequence length
              train     a recipe's training step: minrnn benchmark train --config shakespeare

@@ -41,7 +41,7 @@ class WarmupCosine(LambdaLR):
         super().__init__(optimizer, lambda step: warmup_cosine(step, warmup, total))
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on at the step of a checkpoint."""
+        """Continue at the step of a checkpoint."""
         super().load_state_dict({**state_dict, "base_lrs": self.base_lrs})
         for group, base, factor in zip(self.optimizer.param_groups, self.base_lrs, self.lr_lambdas, strict=True):
             group["lr"] = base * factor(self.last_epoch)

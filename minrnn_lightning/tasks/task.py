@@ -36,7 +36,7 @@ class Task(LightningModule, ABC):
     A subclass makes ``encoder``, ``backbone`` (with ``make_backbone``) and ``head``, in this order, in its ``__init__``
     after that of ``Task``, which sets the width ``dim``. ``SequenceTask`` is the base for an output at every step.
 
-    Every argument is kept in the checkpoint's hyper-parameters as a plain value. A run that goes on from a checkpoint
+    Every argument is kept in the checkpoint's hyper-parameters as a plain value. A run that resumes from a checkpoint
     has the learning rate, weight decay, warm-up and number of steps of the new task and Trainer; one line lists what
     differs from the checkpoint.
 
@@ -52,14 +52,14 @@ class Task(LightningModule, ABC):
         dim: Width of the stack.
         depth: Number of blocks.
         expansion: Hidden units of a mixer per channel.
-        kernel_size: Steps that the causal convolution before each mixer sees; 0 leaves it out.
+        kernel_size: Steps of the causal convolution before each mixer; 0 for none.
         mlp_ratio: Hidden units of each MLP per channel; 0 leaves it out.
         dropout: Probability of dropping an element, in training.
         lr: Highest learning rate of AdamW, reached after the warm-up.
         weight_decay: Decoupled weight decay, on matrices only (not on biases, norms and what is marked
             ``_no_weight_decay``).
         warmup: Steps over which the learning rates rise from 0; then they fall along a cosine to 0.
-        init_from: Checkpoint to take every weight from whose name and shape fit, before training starts.
+        init_from: Checkpoint from which every weight with a matching name and shape is loaded before training.
         compile: Compile the backbone with ``torch.compile``.
         mixer_args: Further arguments of the mixers, by name or path: ``{"attention": {"window": 128}}``.
         match_parameters: Number of parameters, such as 6300000 or 6.3M, to reach by another width than ``dim``, so that
@@ -264,7 +264,7 @@ class Task(LightningModule, ABC):
             self.backbone.compile()
 
     def setup(self, stage: str) -> None:
-        """Make the metrics and take the weights of ``init_from``, which a checkpoint to resume from overrules later.
+        """Make the metrics and load the weights of ``init_from``, which a checkpoint to resume from overrides later.
 
         Raises:
             InputError: A hyper-parameter has no plain value, so that a checkpoint with it could not be read.
@@ -273,12 +273,12 @@ class Task(LightningModule, ABC):
         for owner in (self, data) if isinstance(data, LightningDataModule) else (self,):
             owner.hparams.update({name: plain(value, name) for name, value in owner.hparams.items()})
         self._unsharded = {name: self._group_and_shape(name, each) for name, each in self.named_parameters()}
-        # Made anew for every run: nothing is left of one that was interrupted.
+        # Created for every run, so that nothing remains of an interrupted one.
         self.metrics = cast("Mapping[str, Metric]", nn.ModuleDict(self.make_metrics()))
         if stage == "fit" and self.init_from:
-            taken, left = load_matching(self, self.init_from)
-            rank_zero_info(f"{self.init_from}: took {len(taken)} tensors ({', '.join(taken)})")
-            rank_zero_info(f"{self.init_from}: left {len(left)} as initialised ({', '.join(left) or 'none'})")
+            loaded, others = load_matching(self, self.init_from)
+            rank_zero_info(f"{self.init_from}: loaded {len(loaded)} tensors ({', '.join(loaded)})")
+            rank_zero_info(f"{self.init_from}: kept {len(others)} as initialised ({', '.join(others) or 'none'})")
 
     def on_fit_start(self) -> None:
         """Print the size of the model."""

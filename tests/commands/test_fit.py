@@ -237,16 +237,16 @@ def test_ctrl_c_before_training(minrnn, monkeypatch):
     assert minrnn("fit") == (130, "", "")
 
 
-def test_fine_tuning_reports_what_it_took(minrnn, small, checkpoint, text, tmp_path, caplog):
+def test_fine_tuning_reports_what_it_loaded(minrnn, small, checkpoint, text, tmp_path, caplog):
     other = tmp_path / "other.txt"
     other.write_text(text.read_text().replace("w", "WÄ").replace("k", "#"))
     words = [f"--model.init_from={checkpoint}", f"--data.path={other}", "--model.depth=2", "--model.lr=1e-9"]
     assert minrnn("fit", *small, *words, "--trainer.max_steps=1")[0] == 0
-    took, left = (next(line for line in caplog.messages if word in line) for word in (": took ", ": left "))
-    assert "backbone.blocks.0" in took
-    assert "encoder" not in took
-    assert "backbone.blocks.1" in left
-    assert all(name in left for name in ("encoder.weight", "head.weight"))
+    loaded, kept = (next(line for line in caplog.messages if word in line) for word in (": loaded ", ": kept "))
+    assert "backbone.blocks.0" in loaded
+    assert "encoder" not in loaded
+    assert "backbone.blocks.1" in kept
+    assert all(name in kept for name in ("encoder.weight", "head.weight"))
     old, new = read(checkpoint), read(tmp_path / "runs/version_0/checkpoints/last.ckpt")
     assert "init_from" not in new["hyper_parameters"]
     assert new["hyper_parameters"]["input_size"] == old["hyper_parameters"]["input_size"] + 1
