@@ -1,7 +1,8 @@
 """Write the tables of results in the Markdown pages here from recipes/results: ``python recipes/tables.py``.
 
 A page marks the position of a table by ``<!-- results:NAME -->`` and ``<!-- end -->``. NAME is a folder that ``minrnn
-compare --output`` wrote, or several separated by commas; ``formal_languages`` and ``parity`` have a form of their own.
+compare --output`` wrote, or several separated by commas; ``formal_languages``, ``parity`` and those of ``minrnn
+benchmark step`` have a form of their own.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ Row = dict[str, str]
 def runs(folder: str) -> dict[str, list[Run]]:
     """The runs in a folder of results by mixer, each with its seeds in order."""
     found: dict[str, list[Run]] = {}
-    for file in sorted((RESULTS / folder).glob("*.json")):
+    for file in sorted((RESULTS / folder).glob("*-[0-9]*.json")):  # not those of all runs together
         run = json.loads(file.read_text(encoding="utf-8"))
         found.setdefault(run["mixer"], []).append(run)
     return found
@@ -45,6 +46,21 @@ def spread(seeds: Iterable[Run], name: str, digits: int) -> str:
         return ""
     deviation = f" ± {stdev(numbers):,.{digits}f}" if len(numbers) > 1 else ""
     return f"{mean(numbers):,.{digits}f}{deviation}"
+
+
+def learning_rate(run: Run) -> str:
+    """The learning rates that were chosen for a mixer; empty if they are the recipe's."""
+    settings = run.get("settings", {})
+    if "lr" not in settings:
+        return ""
+    muon = "" if settings["muon_lr"] is None else f"Muon {settings['muon_lr']:g}, "
+    return f"{muon}AdamW {settings['lr']:g}"
+
+
+def tuning(run: Run) -> str:
+    """What was spent on the choice."""
+    spent = run.get("tuning")
+    return f"{spent['trials']} trials, {spent['steps']:,} steps" if spent else ""
 
 
 def compared(name: str) -> list[Row]:
@@ -61,6 +77,9 @@ def compared(name: str) -> list[Row]:
                     "mixer": mixer,
                     f"best {first['metric']}": spread(seeds, "best", digits),
                     "last": spread(seeds, "last", digits),
+                    "learning rate": learning_rate(first),
+                    "tuning": tuning(first),
+                    "steps": f"{first['settings']['max_steps']:,}" if "max_steps" in first.get("settings", {}) else "",
                     "at step": f"{median(run['steps_to_best'] for run in seeds):,.0f}",
                     "parameters": f"{first['parameters']:,}",
                     "s/step": spread(seeds, "seconds_per_step", 3),
@@ -99,9 +118,52 @@ def parity(_: str) -> list[Row]:
     return [{"": head, "accuracy": ", ".join(f"{run['last']:.3f}" for run in seeds)} for head, seeds in found.items()]
 
 
+def measured(row: Run, column: str) -> str:
+    """A ratio of times with its quartiles; empty where there is none."""
+    if column not in row:
+        return ""
+    low, high = row[f"{column}_low"], row[f"{column}_high"]
+    return f"{row[column]:.2f}" + (f" ({low:.2f} to {high:.2f})" if low < high else "")
+
+
+def single_steps(name: str) -> list[Row]:
+    """One row for each batch size of ``minrnn benchmark step``: each minimal RNN relative to what it replaces."""
+    record = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+    by_batch: dict[int, dict[str, Run]] = {}
+    for row in record["rows"]:
+        by_batch.setdefault(row["batch_size"], {})[row["name"]] = row
+    return [
+        {
+            "batch": str(batch),
+            "minGRU: times nn.GRU": measured(rows["MinGRU"], "times_gru"),
+            "times nn.GRUCell": measured(rows["MinGRU"], "times_grucell"),
+            "minLSTM: times nn.LSTM": measured(rows["MinLSTM"], "times_lstm"),
+            "times nn.LSTMCell": measured(rows["MinLSTM"], "times_lstmcell"),
+        }
+        for batch, rows in by_batch.items()
+    ]
+
+
+def small_steps(name: str) -> list[Row]:
+    """One row for each stack of ``minrnn benchmark step``, relative to nn.GRU and to its own matrix products."""
+    record = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+    table: dict[str, Row] = {}
+    for row in record["rows"]:
+        if row["name"].startswith("products of "):
+            continue
+        cells = table.setdefault(row["name"], {"": row["name"]})
+        head = f"batch {row['batch_size']}"
+        cells[f"{head}: µs"] = f"{1e3 * row['ms']:,.0f}"
+        cells[f"{head}: times nn.GRU"] = measured(row, "times_gru")
+        cells[f"{head}: times its products"] = measured(row, "times_products")
+    return list(table.values())
+
+
 def table(name: str) -> str:
     """A table in Markdown."""
-    rows = {"formal_languages": formal_languages, "parity": parity}.get(name, compared)(name)
+    forms = {"formal_languages": formal_languages, "parity": parity, "benchmarks/step": single_steps}
+    forms |= dict.fromkeys(("benchmarks/step_128", "benchmarks/step_384"), small_steps)
+    rows = forms.get(name, compared)(name)
     lines = ["| " + " | ".join(rows[0]) + " |", "|---" * len(rows[0]) + "|"]
     return "\n".join([*lines, *("| " + " | ".join(row.values()) + " |" for row in rows)]) + "\n"
 

@@ -92,11 +92,6 @@ def _equal_time(options: Namespace, args: list[str], recipe: Recipe, steps: Step
 
 def _tune(options: Namespace, args: list[str], recipe: Recipe, steps: Steps, folder: Path, runs: Path) -> Tuning:
     """All trials, for each mixer and optimizer with a share of its steps."""
-    if not recipe.can_tune:
-        raise InputError(
-            "--tune needs a data module with the option tuning, which keeps the held-out data out of the choice, such "
-            f"as TextDataModule, got {recipe.data}: leave --tune out"
-        )
     if options.tune < 1:
         steps = {variant: recipe.round_steps(options.tune * number) for variant, number in steps.items()}
     tuning = Tuning(folder, args, options.metric, options.mode, steps)

@@ -68,13 +68,18 @@ class Recipe:
         return self.rates.optimizer if self.rates else ""
 
     def starts(self) -> dict[str, Rates]:
-        """Its learning rates by optimizer; where it uses Muon, those of AdamW alone too.
+        """Where the choice of learning rates starts, by optimizer; a recipe with Muon is tried with AdamW alone too.
 
         Raises:
-            InputError: Another optimizer is chosen.
+            InputError: Another optimizer is chosen, or the choice would need held-out data.
         """
         if self.rates is None:
             raise InputError("--tune chooses model.lr, which the option optimizer replaces: leave one of them out")
+        if not self.can_tune:
+            raise InputError(
+                "--tune needs a data module with the option tuning, which keeps the held-out data out of the choice, "
+                f"such as TextDataModule, got {self.data}: leave --tune out"
+            )
         starts = [self.rates, Rates(self.rates.lr, None)]
         return {rates.optimizer: rates for rates in reversed(starts)}
 

@@ -119,18 +119,32 @@ def test_refuses(minrnn, where, words, sentence):
 
 
 @pytest.mark.slow
-def test_a_metric_that_was_not_logged(minrnn, where):
-    code, _, errors = minrnn("compare", *SMALL, "--mixers=mingru", "--metric=val/los", "--trainer.max_steps=2", *where)
-    assert code == 1
-    assert "left no checkpoint or no 'val/los'; it logged epoch, peak_mb, seconds_per_step, step, val/" in errors
-
-
-@pytest.mark.slow
 def test_a_failed_run_says_why(minrnn, where):
     code, _, errors = minrnn("compare", *SMALL, "--mixers=mingru", "--model.depth=-1", *where)
     assert code == 1
     assert "the run of mingru with seed 0 failed" in errors
     assert "depth must be above 0, got -1" in errors
-    code, _, errors = minrnn("compare", *SMALL, "--mixers=mingru", "--model.depth=0", *where)  # not held to the former
+    args = [*SMALL, "--mixers=mingru", "--metric=val/los", "--trainer.max_steps=2"]  # not held to the former options
+    code, _, errors = minrnn("compare", *args, *where)
     assert code == 1
-    assert "depth must be above 0, got 0" in errors
+    assert "left no checkpoint or no 'val/los'; it logged epoch, peak_mb, seconds_per_step, step, val/" in errors
+
+
+@pytest.mark.slow
+def test_tuned_at_equal_time(minrnn, tmp_path, where, monkeypatch):
+    monkeypatch.setattr("minrnn_lightning.commands.compare_time.ROUNDS", 1)
+    monkeypatch.setattr("minrnn_lightning.commands.compare_tune.EXTENSIONS", 0)
+    args = [*SMALL, "--mixers=mingru", "--tune=0.5", "--equal_time", "--devices=cpu,cpu", "--model.muon_lr=null"]
+    code, out, errors = minrnn("compare", *args, *where)
+    assert code == 0, errors
+    assert "mingru-AdamW-time-0: 0." in out
+    result = json.loads((tmp_path / "results/mingru-0.json").read_bytes())
+    tuning = json.loads((tmp_path / "results/tuning.json").read_bytes())
+    assert {trial["steps"] for trial in tuning["trials"]} == {2}
+    lr = json.loads((tmp_path / "runs/mingru-0/options.json").read_bytes())
+    assert f"--model.lr={result['settings']['lr']}" in lr
+    assert result["tuning"] == {"trials": 3, "steps": 6}
+    assert result["steps"] == result["settings"]["max_steps"] == 4
+    best = min(tuning["trials"], key=lambda trial: trial["best"])
+    assert result["settings"]["lr"] == best["lr"]
+    assert list((tmp_path / "runs/trials").glob("*/version_*/checkpoints/*.ckpt")) == []

@@ -254,7 +254,7 @@ RECIPE = Recipe(Rates(0.004, None), 400, 100, 1, "TextDataModule", can_tune=True
     [
         (
             {"can_tune": False, "data": "MQARDataModule"},
-            ["--tune"],
+            ["--tune", "--equal_time"],
             "as TextDataModule, got MQARDataModule: leave",
         ),
         ({"rates": None}, ["--tune"], "--tune chooses model.lr, which the option optimizer replaces"),

@@ -1,0 +1,54 @@
+"""The tables of results: of those with learning rates of their own, and of those from before there were any."""
+
+import json
+import runpy
+
+import pytest
+
+from minrnn_lightning.commands.recipes import recipes_folder
+
+RUN = {
+    "mixer": "mingru",
+    "seed": 0,
+    "metric": "val/loss",
+    "best": 1.5,
+    "last": 1.6,
+    "steps_to_best": 300,
+    "parameters": 1000,
+    "seconds_per_step": 0.25,
+    "tokens_per_s": 100.0,
+    "peak_mb": 50.0,
+    "minutes": 2.0,
+    "about": {"minrnn-lightning": "a1b2c3d"},
+}
+TUNED = RUN | {"settings": {"lr": 0.008, "muon_lr": 0.04, "max_steps": 250}, "tuning": {"trials": 9, "steps": 3600}}
+
+
+@pytest.fixture
+def table(tmp_path):
+    """Make the table of runs, by the name of their file."""
+    tables = runpy.run_path(str(recipes_folder() / "tables.py"))
+    tables["runs"].__globals__["RESULTS"] = tmp_path
+
+    def make(**runs):
+        (tmp_path / "one").mkdir()
+        for name, run in runs.items():
+            (tmp_path / "one" / f"{name.replace('_', '-')}.json").write_text(json.dumps(run))
+        return tables["table"]("one").splitlines()
+
+    return make
+
+
+def test_results_of_before(table):
+    head, _, row = table(mingru_0=RUN, compare={"rows": []})
+    assert "learning rate" not in head
+    assert row == "| mingru | 1.5000 | 1.6000 | 300 | 1,000 | 0.250 | 100 | 50 | 2.0 | 1 | a1b2c3d |"
+
+
+def test_chosen_settings(table):
+    head, _, first, second = table(
+        gru_0=RUN | {"mixer": "gru", "best": 1.7}, mingru_0=TUNED, tuning={"trials": []}, timing={"times": []}
+    )
+    assert head.split(" | ")[3:6] == ["learning rate", "tuning", "steps"]
+    assert first.split(" | ")[3:6] == ["Muon 0.04, AdamW 0.008", "9 trials, 3,600 steps", "250"]
+    assert second.split(" | ")[3:6] == ["", "", ""]
