@@ -113,7 +113,13 @@ class Tuning:
         return next((trial for trial in self.trials if [trial[name] for name in KEY] == key), None)
 
     def add(self, run: Run, mixer: str, rates: Rates, steps: int) -> Trial:
-        """Add a finished trial to the file, and remove its checkpoints."""
+        """Add a finished trial to the file, and remove its checkpoints.
+
+        Raises:
+            InputError: It was stopped from outside, which says nothing about its learning rates.
+        """
+        if not 0 <= run.process.returncode <= 128:  # ended by a signal, or after one by its own choice
+            raise InputError(f"the trial {run.name} was stopped from outside: give the same command again to resume it")
         trial: Trial = dict(zip(KEY, (mixer, rates.lr, rates.muon_lr, steps), strict=True))
         trial |= {"optimizer": rates.optimizer, "best": None, "steps": steps, "seconds": None, "error": None}
         try:

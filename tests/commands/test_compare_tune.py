@@ -28,6 +28,7 @@ class FakeRun:
     """
 
     started: ClassVar[list["FakeRun"]] = []
+    returncode = 0
     limit = math.inf  # of trainings, after which Ctrl-C is pressed
 
     def __init__(self, mixer, seed, args, runs, device, concurrent, settings=(), name=""):
@@ -35,7 +36,7 @@ class FakeRun:
             raise KeyboardInterrupt
         self.mixer, self.seed, self.args, self.device, self.name = mixer, seed, args, device, name or f"{mixer}-{seed}"
         self.options = dict(option.removeprefix("--").split("=") for option in settings)
-        self.process = SimpleNamespace(poll=lambda: 0, returncode=0)
+        self.process = SimpleNamespace(poll=lambda: 0, returncode=self.returncode)
         self.generation_device = torch.device("cpu")
         self.steps = int(self.options.get("trainer.max_steps", 400))
         self.started.append(self)
@@ -191,6 +192,16 @@ def test_no_trial_is_run_twice(fake, compare, tmp_path):
     fake.limit = math.inf
     assert compare("--mixers=mingru,gru,minlstm", "--tune")[0] == 0
     assert {run.mixer for run in fake.started} == {"minlstm"}
+
+
+@pytest.mark.parametrize("returncode", [-9, 143])
+def test_a_stopped_trial_counts_for_nothing(fake, compare, tmp_path, monkeypatch, returncode):
+    with monkeypatch.context() as patch:
+        patch.setattr(fake, "returncode", returncode)
+        code, errors = compare("--mixers=mingru", "--tune")
+    assert (code, "AdamW0.004-400 was stopped from outside: give the same command again" in errors) == (1, True)
+    assert not (tmp_path / "results/tuning.json").exists()
+    assert compare("--mixers=mingru", "--tune") == (0, "")
 
 
 def test_trials_of_a_share_of_the_steps(fake, compare, tmp_path):
