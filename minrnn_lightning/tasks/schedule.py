@@ -1,10 +1,13 @@
 """The learning rate schedule, and optimizers whose settings are not replaced by those of a checkpoint."""
 
 import math
-from typing import Any
+from typing import Any, Literal
 
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
+
+
+Shape = Literal["cosine", "linear"]
 
 
 def keep_settings(optimizer: Optimizer) -> None:
@@ -26,8 +29,8 @@ def keep_settings(optimizer: Optimizer) -> None:
     optimizer.register_load_state_dict_pre_hook(with_own_settings)
 
 
-class WarmupCosine(LambdaLR):
-    """A learning rate that rises linearly, then falls along a cosine to 0.
+class WarmupDecay(LambdaLR):
+    """A learning rate that rises linearly from 0, then falls to 0, along a cosine or linearly.
 
     Only the number of steps is loaded from a checkpoint: base, warm-up and end stay those of the arguments.
 
@@ -35,24 +38,25 @@ class WarmupCosine(LambdaLR):
         optimizer: Its learning rate is the highest one, reached after the warm-up.
         warmup: Steps over which it rises.
         total: Step at which it reaches 0; infinite for a constant rate after the warm-up.
+        shape: How it falls, cosine or linear.
     """
 
-    def __init__(self, optimizer: Optimizer, warmup: int, total: float) -> None:
-        super().__init__(optimizer, lambda step: warmup_cosine(step, warmup, total))
+    def __init__(self, optimizer: Optimizer, warmup: int, total: float, shape: Shape = "cosine") -> None:
+        super().__init__(optimizer, lambda step: warmup_decay(step, warmup, total, shape))
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Continue at the step of a checkpoint."""
+        """Go on at the step of a checkpoint."""
         super().load_state_dict({**state_dict, "base_lrs": self.base_lrs})
         for group, base, factor in zip(self.optimizer.param_groups, self.base_lrs, self.lr_lambdas, strict=True):
             group["lr"] = base * factor(self.last_epoch)
         self._last_lr = [group["lr"] for group in self.optimizer.param_groups]
 
 
-def warmup_cosine(step: int, warmup: int, total: float) -> float:
-    """Factor of the learning rate: up to 1 in ``warmup`` steps, down along a cosine to 0 at ``total``."""
+def warmup_decay(step: int, warmup: int, total: float, shape: Shape = "cosine") -> float:
+    """Factor of the learning rate: up to 1 in ``warmup`` steps, down to 0 at ``total`` along a cosine or linearly."""
     if step < warmup:
         return (step + 1) / (warmup + 1)
     if math.isinf(total):
         return 1.0
     progress = min(1.0, (step - warmup) / max(1, total - warmup))
-    return 0.5 * (1 + math.cos(math.pi * progress))
+    return 1 - progress if shape == "linear" else 0.5 * (1 + math.cos(math.pi * progress))

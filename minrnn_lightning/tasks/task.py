@@ -3,7 +3,7 @@
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import Any, cast
+from typing import Any, cast, get_args
 
 import torch
 from lightning.pytorch import LightningDataModule, LightningModule
@@ -23,7 +23,7 @@ from minrnn_lightning.nn.dropout import Dropout
 from minrnn_lightning.nn.mixers import Mixer, mixer_name
 from minrnn_lightning.nn.size import flops, matching_dim, parse_count, products
 from minrnn_lightning.tasks.optimizer import MuonAdamW
-from minrnn_lightning.tasks.schedule import WarmupCosine, keep_settings
+from minrnn_lightning.tasks.schedule import Shape, WarmupDecay, keep_settings
 
 FSDP_PREFIX = "_fsdp_wrapped_module."  # in the names of parameters of wrapped modules
 SELECTED_BY = {"AdamW": " (--model.muon_lr null)", "MuonAdamW": " (--model.muon_lr 0.04)"}
@@ -58,7 +58,7 @@ class Task(LightningModule, ABC):
         lr: Highest learning rate of AdamW, reached after the warm-up.
         weight_decay: Decoupled weight decay, on matrices only (not on biases, norms and what is marked
             ``_no_weight_decay``).
-        warmup: Steps over which the learning rates rise from 0; then they fall along a cosine to 0.
+        warmup: Steps over which the learning rates rise from 0; then they fall to 0 at the last step.
         init_from: Checkpoint from which every weight with a matching name and shape is loaded before training.
         compile: Compile the backbone with ``torch.compile``.
         mixer_args: Further arguments of the mixers, by name or path: ``{"attention": {"window": 128}}``.
@@ -66,6 +66,7 @@ class Task(LightningModule, ABC):
             different mixers compare at equal size.
         muon_lr: Highest learning rate of Muon, which then trains the matrices of the linear maps in the backbone;
             without it, AdamW trains everything.
+        schedule: How the learning rates fall after the warm-up: cosine or linear.
 
     Raises:
         InputError: A size is out of range, the mixer unknown, or the number of parameters out of reach.
@@ -98,6 +99,7 @@ class Task(LightningModule, ABC):
         mixer_args: dict[str, dict[str, Any]] | None = None,
         match_parameters: int | str | None = None,
         muon_lr: float | None = None,
+        schedule: Shape = "cosine",
     ) -> None:
         super().__init__()
         _check(input_size=input_size, output_size=output_size, dim=dim)
@@ -107,6 +109,8 @@ class Task(LightningModule, ABC):
             raise InputError(f"dropout must be at least 0 and below 1, got {dropout}")
         if muon_lr is not None and not muon_lr > 0:
             raise InputError(f"muon_lr must be above 0, or null for AdamW alone, got {muon_lr}")
+        if schedule not in get_args(Shape):
+            raise InputError(f"schedule must be cosine or linear, got {schedule!r}")
         if lr <= 0 or weight_decay < 0 or warmup < 0:
             raise InputError(
                 "lr must be above 0, weight_decay and warmup at least 0, "
@@ -126,6 +130,7 @@ class Task(LightningModule, ABC):
         self.dim = self.hparams["dim"]
         self.lr = plain(lr, "lr")
         self.muon_lr = plain(muon_lr, "muon_lr")
+        self.schedule: Shape = schedule
         self.weight_decay = plain(weight_decay, "weight_decay")
         self.warmup = plain(warmup, "warmup")
         self._saved_optimizer = "AdamW"  # of the checkpoint to resume from
@@ -231,8 +236,8 @@ class Task(LightningModule, ABC):
         return torch.optim.AdamW(self.parameter_groups(), lr=self.lr, betas=(0.9, 0.99))
 
     def make_schedule(self, optimizer: Optimizer) -> LRScheduler | ReduceLROnPlateau:
-        """Warm-up, then a cosine to 0 at the last step of the run; it advances with every step."""
-        return WarmupCosine(optimizer, self.warmup, self.trainer.estimated_stepping_batches)
+        """Warm-up, then a fall to 0 at the last step of the run; it advances with every step."""
+        return WarmupDecay(optimizer, self.warmup, self.trainer.estimated_stepping_batches, self.schedule)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """The optimizer and the schedule, which advances with every step."""

@@ -14,7 +14,7 @@ from minrnn_lightning.checkpoint import CheckpointError
 from minrnn_lightning.nn.mixers import MinGRUMixer
 from minrnn_lightning.tasks import LanguageTask, SequenceTask, Task
 from minrnn_lightning.tasks.load import load_task
-from minrnn_lightning.tasks.schedule import warmup_cosine
+from minrnn_lightning.tasks.schedule import warmup_decay
 
 SMALL = {"dim": 8, "depth": 2, "expansion": 1.5, "kernel_size": 3, "mlp_ratio": 2.0}
 
@@ -112,8 +112,10 @@ def test_learning_rate_rises_and_falls_per_step(tmp_path, limit):
 
 
 def test_schedule_of_an_endless_run_stays_up():
-    assert warmup_cosine(10**6, 10, math.inf) == 1.0
-    assert warmup_cosine(100, 10, 100) == pytest.approx(0)
+    assert warmup_decay(10**6, 10, math.inf) == 1.0
+    assert warmup_decay(100, 10, 100) == pytest.approx(0)
+    linear = [warmup_decay(step, 2, 10, "linear") for step in range(12)]
+    assert linear == pytest.approx([1 / 3, 2 / 3, *(1 - step / 8 for step in range(9)), 0])
 
 
 @pytest.mark.parametrize("mixer", ["mingru", "minlstm"])
