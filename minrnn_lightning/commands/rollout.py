@@ -165,7 +165,7 @@ def show(result: dict[str, Any]) -> None:
     if rows[0]["score"] is not None:
         print(
             "The scores use D4RL's references, which were measured in an older MuJoCo and other versions of the "
-            f"environments: those of {env_id} do not compare with published D4RL scores."
+            f"environments: those of {env_id} are not comparable with published D4RL scores."
         )
 
 

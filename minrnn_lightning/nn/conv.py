@@ -23,7 +23,7 @@ class CausalConv(nn.Module):
         super().__init__()
         self.kernel_size = kernel_size
         bound = 1 / math.sqrt(kernel_size)
-        self.weight = nn.Parameter(torch.empty(kernel_size, dim).uniform_(-bound, bound))  # row i: i steps ago
+        self.weight = nn.Parameter(torch.empty(kernel_size, dim).uniform_(-bound, bound))  # row i: lag i
         self.weight._no_muon = True  # type: ignore[attr-defined]  # its entries are no linear map
         self.bias = nn.Parameter(torch.zeros(dim))
 
@@ -44,9 +44,9 @@ class CausalConv(nn.Module):
             return y, padded[:, length:]
         y = self.bias + self.weight[0] * x
         first = _first_visible(reset, past)
-        for ago in range(1, self.kernel_size):
-            visible = torch.arange(past - ago, past - ago + length, device=x.device) >= first
-            y = y + self.weight[ago] * (padded[:, past - ago : past - ago + length] * visible.unsqueeze(-1))
+        for lag in range(1, self.kernel_size):
+            visible = torch.arange(past - lag, past - lag + length, device=x.device) >= first
+            y = y + self.weight[lag] * (padded[:, past - lag : past - lag + length] * visible.unsqueeze(-1))
         kept = torch.arange(length, length + past, device=x.device) >= first[:, -1:]
         return y, padded[:, length:] * kept.unsqueeze(-1)
 
@@ -85,7 +85,7 @@ class _Depthwise(torch.autograd.Function):
         (grad,), (x, weight) = grads, ctx.saved_tensors
         past, length = len(weight) - 1, grad.shape[1]
         d_x = _depthwise(F.pad(grad, (0, 0, past, past)), weight.flip(0), None) if ctx.needs_input_grad[0] else None
-        d_weight = [(grad * x[:, past - ago : past - ago + length]).sum((0, 1)) for ago in range(past + 1)]
+        d_weight = [(grad * x[:, past - lag : past - lag + length]).sum((0, 1)) for lag in range(past + 1)]
         return d_x, torch.stack(d_weight), grad.sum((0, 1))
 
 

