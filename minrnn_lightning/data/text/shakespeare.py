@@ -118,7 +118,7 @@ class ShakespeareDataModule(TextDataModule):
         if self.corpus != "tinyshakespeare":
             rank_zero_warn(
                 f"The text is that of the plays in {self.plays}, because {URL} could not be reached: it differs from "
-                f"the paper's, and losses are not comparable with the paper's; to use that, save it as {self.canonical}."
+                f"the paper's, and its losses are not comparable; to use that, save it as {self.canonical}."
             )
         super().prepare_data()
 
