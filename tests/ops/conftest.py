@@ -53,4 +53,10 @@ def interpreted_kernels():
         mock.patch.object(interpreter.InterpretedFunction, "__call__", call_device_function),
         mock.patch.object(cuda, "TILE", {"BLOCK_L": 64, "BLOCK_D": 512, "STAGES": 1}),  # few steps of the interpreter
     ):
-        yield
+        yield cuda
+
+
+@pytest.fixture(scope="session")
+def cuda(interpreted_kernels):
+    """The module that launches them."""
+    return interpreted_kernels

@@ -1,11 +1,7 @@
 """linear_scan and gated_scan against a float64 step loop that is written here, for every kernel."""
 
 import itertools
-import json
 import math
-import os
-import subprocess
-import sys
 import threading
 from contextlib import contextmanager
 from unittest import mock
@@ -15,6 +11,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scans import assert_close
 
 from minrnn_lightning.ops import gated_scan, linear_scan, use_kernel
 from minrnn_lightning.ops.reference import gated_scan_loop
@@ -77,11 +74,6 @@ def threads(count):
     with mock.patch("minrnn_lightning.ops.cpu.launch.MIN_PARALLEL_ELEMENTS", 0):
         yield
     torch.set_num_threads(before)
-
-
-def assert_close(actual, expected, tolerance):
-    assert actual.shape == expected.shape
-    assert (actual.double() - expected).abs().max() <= tolerance * expected.abs().max().clamp(min=1)
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
@@ -229,130 +221,6 @@ def test_concurrent_calls():
     [t.start() for t in threads]
     [t.join() for t in threads]
     assert all(torch.equal(result, expected) for result in results)
-
-
-def test_runs_in_a_forked_process():
-    code = (
-        "import os, torch; from minrnn_lightning.ops import gated_scan\n"
-        "torch.set_num_threads(2); k = torch.randn(8, 300, 256); h = gated_scan(k, k)\n"
-        "pid = os.fork()\n"
-        "if pid == 0: os._exit(0 if (gated_scan(k, k).numpy() == h.numpy()).all() else 1)\n"  # torch.equal would hang
-        "raise SystemExit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))"
-    )
-    assert subprocess.run([sys.executable, "-c", code], timeout=100).returncode == 0
-
-
-class Scans(torch.utils.data.Dataset):
-    """Every item is a scan, computed where the loader's worker is."""
-
-    def __len__(self):
-        return 3
-
-    def __getitem__(self, index):
-        k = torch.linspace(-3, 3, 8 * 300 * 256).view(8, 300, 256) + index
-        return gated_scan(k, k)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("start", ["fork", "spawn"])
-def test_runs_in_workers_of_a_loader(start):
-    expected = [Scans()[index] for index in range(3)]
-    loader = torch.utils.data.DataLoader(Scans(), batch_size=None, num_workers=2, multiprocessing_context=start)
-    assert all(torch.equal(one, two) for one, two in zip(loader, expected, strict=True))
-
-
-def test_without_a_folder_for_compiled_kernels_they_are_compiled_anew():
-    code = (
-        "from numba.core import caching; caching.CacheImpl._locator_classes = []\n"  # as if nothing could be written
-        "import torch; from minrnn_lightning.ops import gated_scan\n"
-        "k = torch.ones(2, 3, 4); print(gated_scan(k, k)[0, :, 0].tolist())"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    k = torch.ones(2, 3, 4)
-    torch.testing.assert_close(torch.tensor(json.loads(done.stdout)), gated_scan(k, k)[0, :, 0])
-    assert done.stderr.count("compiled kernels cannot be cached (cannot cache function") == 1
-    assert "set NUMBA_CACHE_DIR to a folder that can be written" in done.stderr
-
-
-def test_environment_chooses_the_kernel():
-    code = "import torch; from minrnn_lightning.ops import gated_scan; k = torch.ones(2, 3, 4); gated_scan(k, k)"
-    code += "\nimport sys; raise SystemExit(int('minrnn_lightning.ops.cpu.launch' in sys.modules))"
-    for kernel, loaded in (("torch", 0), ("auto", 1)):
-        done = subprocess.run([sys.executable, "-c", code], env={**os.environ, "MINRNN_KERNEL": kernel})
-        assert done.returncode == loaded
-    wrong = subprocess.run(
-        [sys.executable, "-c", "import minrnn_lightning.ops"],
-        env={**os.environ, "MINRNN_KERNEL": "fast"},
-        capture_output=True,
-        text=True,
-    )
-    assert "MINRNN_KERNEL is 'fast'; it can be auto, torch or triton" in wrong.stderr
-
-
-def test_without_numba_the_torch_kernel_runs_and_says_so():
-    code = (
-        "import sys; sys.modules['numba'] = None; import torch; from minrnn_lightning.ops import gated_scan\n"
-        "k = torch.ones(2, 3, 4); print(gated_scan(k, k)[0, :, 0].tolist())"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    k = torch.ones(2, 3, 4)
-    torch.testing.assert_close(torch.tensor(json.loads(done.stdout)), gated_scan(k, k)[0, :, 0])
-    assert "Numba does not load" in done.stderr
-
-
-@pytest.mark.parametrize(
-    ("arguments", "options", "error", "words"),
-    [
-        (((2, 3), (2, 3)), {}, ValueError, r"gate must have shape \(batch, length, dim\), got \(2, 3\)"),
-        (((2, 3, 4), (2, 3, 5)), {}, ValueError, r"candidate must have the shape of gate.*got \(2, 3, 5\)"),
-        (((2, 3, 4), (2, 3, 4), (1, 4)), {}, ValueError, r"initial must have shape .*\(2, 4\), got \(1, 4\)"),
-        (((2, 3, 4), (2, 3, 4)), {"reset": torch.zeros(2, 4).bool()}, ValueError, r"reset must have .*\(2, 3\), got"),
-        (((2, 3, 4), (2, 3, 4)), {"reset": torch.zeros(2, 3)}, TypeError, "reset must be bool, got torch.float32"),
-        (((2, 3, 4), (2, 3, 4)), {"activation": "tanh"}, ValueError, "activation is 'tanh'; it can be"),
-    ],
-)
-def test_wrong_arguments_are_named(arguments, options, error, words):
-    with pytest.raises(error, match=words):
-        gated_scan(*(torch.ones(shape) for shape in arguments), **options)
-
-
-def test_wrong_types_and_kernels_are_named():
-    with pytest.raises(TypeError, match=r"decay must be float16.*got torch.int64"):
-        linear_scan(torch.ones(1, 2, 3, dtype=torch.int64), torch.ones(1, 2, 3))
-    with (
-        pytest.raises(ValueError, match="the kernel is 'fast'; it can be 'auto', 'torch' or 'triton'"),
-        use_kernel("fast"),
-    ):
-        pass
-
-
-ODD = {
-    "None": lambda x: None,
-    "list": lambda x: x.tolist(),
-    "array": lambda x: x.numpy(),
-    "sparse": lambda x: x.to_sparse(),
-    "nested": lambda x: torch.nested.nested_tensor(list(x)),
-    "mkldnn": lambda x: x.float().to_mkldnn(),
-    "complex": lambda x: x.to(torch.complex64),
-    "integer": lambda x: x.long(),
-    "quantised": lambda x: torch.quantize_per_tensor(x.float(), 0.1, 0, torch.qint8),
-}
-
-
-@pytest.mark.filterwarnings("ignore:.*(Sparse|nested|quant).*")
-@pytest.mark.parametrize("kind", ODD)
-@pytest.mark.parametrize("name", ["decay", "update", "gate", "candidate", "forget", "initial", "reset"])
-def test_what_is_no_dense_tensor_is_refused(name, kind):
-    scan = linear_scan if name in ("decay", "update") else gated_scan
-    names = ("decay", "update") if scan is linear_scan else ("gate", "candidate")
-    given = {key: torch.rand(2, 3, 4) for key in names}
-    value = {"initial": torch.rand(2, 4), "reset": torch.rand(2, 3) < 0.5}.get(name, torch.rand(2, 3, 4))
-    if kind == "None" and name in ("initial", "reset", "forget"):  # which is what these are by default
-        scan(**{**given, name: None})
-        return
-    with pytest.raises(TypeError, match=f"^{name} must be ") as refused:
-        scan(**{**given, name: ODD[kind](value)})
-    assert "\n" not in str(refused.value)
 
 
 @pytest.mark.parametrize("kernel", ["auto", "torch"])
