@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from argparse import ArgumentError
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,7 +27,7 @@ def check_arguments(args: list[str]) -> None:
             has a key twice.
         ArgumentError: A file is not YAML, or an option of a class or of the Trainer has no value.
     """
-    for arg, following in zip(args, [*args[1:], "--"], strict=True):
+    for arg, following in pairwise([*args, "--"]):
         without = arg.startswith("--") and following.startswith("--") and "=" not in arg
         if without and "." in arg and not arg.endswith(".help"):  # jsonargparse would name what is before the dot
             raise ArgumentError(None, f"{arg}: expected one argument")
