@@ -52,22 +52,28 @@ def measurement(name: str, length: int, seconds: list[float], batch_size: int, p
     return {"name": name, "length": length, **timing(seconds, batch_size * length), "peak_mb": peak / 1e6}
 
 
-def in_turns(steps: Mapping[str, Step], repeats: int, device: torch.device) -> Seconds:
+def in_turns(
+    steps: Mapping[str, Step],
+    repeats: int,
+    device: torch.device,
+    clock: Callable[[], float] = time.perf_counter,
+) -> Seconds:
     """Seconds of every repeat of every step; the steps take turns, so that a noisy machine disturbs them alike.
 
     Args:
         steps: What to time; every step has run before, see ``warm_up``.
         repeats: How often each is timed.
         device: Device on which they run; a GPU is synchronised.
+        clock: Returns seconds; those that elapse by default.
     """
     seconds: Seconds = {name: [] for name in steps}
     for _ in range(repeats):
         for name, step in steps.items():
             _wait(device)
-            start = time.perf_counter()
+            start = clock()
             step()
             _wait(device)
-            seconds[name].append(time.perf_counter() - start)
+            seconds[name].append(clock() - start)
     return seconds
 
 

@@ -1,5 +1,6 @@
 """``minrnn benchmark step``: time of single steps after a context, against the batch size."""
 
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -99,6 +100,7 @@ def step(
     products: bool = False,
     steps: int = 64,
     threads: int = 1,
+    processor_time: bool = False,
     dtype: DType = "float32",
     repeats: int = 50,
     device: str = "cpu",
@@ -124,6 +126,8 @@ def step(
         products: Also measure the matrix products of a step alone, where they are calls of linear maps.
         steps: Steps after the context that are timed together.
         threads: Threads of PyTorch.
+        processor_time: Count the time that the process has a processor, for a machine that others use too, instead of
+            the time that elapses; for one thread on the CPU.
         dtype: Type of input and parameters.
         repeats: Number of times that each is timed, in turns.
         device: cpu, cuda or cuda:N.
@@ -131,8 +135,8 @@ def step(
         compare: The step.json of an earlier run; adds the ratio to it.
 
     Raises:
-        InputError: A size is below 1, or a layer, a mixer or the device is unknown, or there is
-            nothing to measure.
+        InputError: A size is below 1, or a layer, a mixer or the device is unknown, there is
+            nothing to measure, or processor_time is not for this device and number of threads.
     """
     makers: dict[str, Callable[[int, int], Stepper]] = {}
     makers |= dict(LAYERS[name] for name in _chosen("layers", layers, LAYERS))
@@ -145,8 +149,12 @@ def step(
     dims, contexts = parse_sizes("dim", dim, "128,256"), parse_sizes("lengths", lengths, "512,2048")
     torch_device, torch_dtype = parse_device(device), getattr(torch, dtype)
     check_sizes(depth=depth, steps=steps, threads=threads, repeats=repeats)
+    if processor_time and (threads > 1 or torch_device.type != "cpu"):
+        raise InputError(f"processor_time is for one thread on the CPU, got threads {threads} and device {device}")
+    clock = time.process_time if processor_time else time.perf_counter
     about: dict[str, object] = {"dtype": dtype, "depth": depth, "steps": steps, "repeats": repeats}
     about |= {"kernel_size": kernel_size, "mlp_ratio": mlp_ratio} if chosen else {}
+    about |= {"clock": "time on a processor"} if processor_time else {}
     with torch_threads(threads), torch.inference_mode():
         report = Report("step", ["ms", "us_per_token"], about, torch_device, output, compare, axis="batch_size")
         for width in dims:
@@ -162,7 +170,7 @@ def step(
                     ready = warm_up(walks)
                     if products:
                         ready |= warm_up(products_alone({name: stacks[name] for name in ready}, x[:, 0], steps))
-                    seconds = in_turns(ready, repeats, torch_device)
+                    seconds = in_turns(ready, repeats, torch_device, clock)
                     for name, times in seconds.items():
                         row = {"name": name, "length": length, "batch_size": batch, "dim": width}
                         row |= timing([each / steps for each in times], batch)

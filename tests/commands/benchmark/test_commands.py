@@ -227,6 +227,7 @@ def test_help(minrnn, kind):
         (["step", "--layers=mingru,s5"], ["layers", "'s5'", ",".join(step.LAYERS)]),
         (["step", "--mixer=s5"], ["mixer", "'s5'", "mingru"]),
         (["step", "--threads=0"], ["threads must be at least 1, got 0"]),
+        (["step", "--threads=2", "--processor_time"], ["processor_time is for one thread", "got threads 2"]),
         (["step", "--layers=none"], ["layers and mixer are both none"]),
         (["policy", "--env=Hoper-v5"], ["Gymnasium cannot make the environment 'Hoper-v5'"]),
         (["policy", "--env=CartPole-v1"], ["env must have vectors of real numbers", "Hopper-v5", "got CartPole-v1"]),

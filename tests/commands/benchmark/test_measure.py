@@ -1,5 +1,7 @@
 """Steps take turns, the peak of memory is what it should be, and copying moves the right number of bytes."""
 
+import time
+
 import torch
 
 from minrnn_lightning.commands.benchmark.measure import in_turns, peak_memory, ratio, warm_up
@@ -13,6 +15,15 @@ def test_steps_take_turns():
     seconds = in_turns({name: lambda name=name: calls.append(name) for name in "ab"}, 3, CPU)
     assert calls == ["a", "b"] * 3
     assert {name: len(times) for name, times in seconds.items()} == {"a": 3, "b": 3}
+
+
+def test_processor_time_leaves_out_waiting():
+    def wait():
+        time.sleep(0.05)
+
+    elapsed = in_turns({"wait": wait}, 3, CPU)["wait"]
+    used = in_turns({"wait": wait}, 3, CPU, time.process_time)["wait"]
+    assert min(elapsed) >= 0.05 > 2 * min(used)
 
 
 def test_ratio_is_taken_within_each_repeat():
