@@ -17,6 +17,8 @@ from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCL
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.plugins import CheckpointIO
 from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities.types import LRSchedulerTypeTuple
+from torch.optim import Optimizer
 
 from minrnn_lightning.callbacks import AtTrainEnd, InterruptibleCheckpoint, SeedEveryBatch, StopOnDivergence
 from minrnn_lightning.checkpoint import AtomicCheckpointIO, check_fits, find_checkpoint, read_checkpoint
@@ -43,7 +45,11 @@ SHORTER = {  # than Lightning's help
     "ckpt_path": "Checkpoint to resume from or to evaluate: its file, or last or best for those of the latest run in "
     "trainer.default_root_dir.",
     "weights_only": "Always true: a checkpoint is read without executing code.",
+    "optimizer": "Optimizer of PyTorch, by name, instead of the task's own: SGD, with --optimizer.lr and the like.",
+    "lr_scheduler": "Schedule of PyTorch, by name, instead of the task's own; it counts steps: StepLR, with "
+    "--lr_scheduler.step_size and the like.",
 }
+WITHOUT_TYPE = ("optimizer", "lr_scheduler")  # which lists dozens of classes
 
 
 def native_precision(accelerator: str) -> str:
@@ -66,13 +72,17 @@ def native_precision(accelerator: str) -> str:
 
 
 class ShortHelp(DefaultHelpFormatter):
-    """Help without the dozens of options of Lightning's Trainer, and with shorter texts for two others."""
+    """Help without the dozens of options of Lightning's Trainer, and with shorter texts for some others."""
 
     def add_argument(self, action: Any) -> None:
-        """Add an option unless it is one of the Trainer."""
-        if "trainer" not in action.dest:
+        """Add an option unless it is one of the Trainer, or set by another one and no option at all."""
+        if "trainer" not in action.dest and "-->" not in "".join(action.option_strings):
             action.help = SHORTER.get(action.dest, action.help)
             super().add_argument(action)
+
+    def _get_help_string(self, action: Any) -> str:
+        """The text of an option with type and default."""
+        return str(action.help) if action.dest in WITHOUT_TYPE else super()._get_help_string(action)
 
     def add_usage(self, usage: Any, actions: Any, groups: Any, prefix: str | None = None) -> None:
         """Add the usage line without the options of the Trainer."""
@@ -133,6 +143,10 @@ class MinRNNCLI(LightningCLI):
             help="Write last.ckpt after so many minutes, in addition to validations; less often where that would take "
             "more than a hundredth of the time; 0 for validations only.",
         )
+        parser.add_optimizer_args((Optimizer,))
+        parser.add_lr_scheduler_args(LRSchedulerTypeTuple)
+        groups = parser.groups or {}
+        groups["optimizer"].title, groups["lr_scheduler"].title = "Optimizer", "Learning rate schedule"
         for size in ("input_size", "output_size"):
             parser.link_arguments(f"data.{size}", f"model.init_args.{size}", apply_on="instantiate")
 

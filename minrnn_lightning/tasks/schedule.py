@@ -6,7 +6,6 @@ from typing import Any, Literal
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-
 Shape = Literal["cosine", "linear"]
 
 
