@@ -24,6 +24,7 @@ if TYPE_CHECKING:
         TextDataModule,
         TrajectoryBatch,
         TrajectoryDataModule,
+        WordProblemDataModule,
     )
     from minrnn_lightning.nn import Backbone, MinGRU, MinLSTM
     from minrnn_lightning.tasks import ClassificationTask, LanguageTask, PolicyTask, SequenceTask, TaggingTask, Task
@@ -55,6 +56,7 @@ __all__ = [
     "TextSamples",
     "TrajectoryBatch",
     "TrajectoryDataModule",
+    "WordProblemDataModule",
 ]
 
 __version__ = "0.1.0"

@@ -12,6 +12,7 @@ from minrnn_lightning.data.synthetic.formal_languages import FormalLanguageDataM
 from minrnn_lightning.data.synthetic.mqar import MQARDataModule
 from minrnn_lightning.data.synthetic.recall import AssociativeRecallDataModule, InductionHeadsDataModule
 from minrnn_lightning.data.synthetic.selective_copying import SelectiveCopyingDataModule
+from minrnn_lightning.data.synthetic.word_problems import WordProblemDataModule
 from minrnn_lightning.data.text.module import TextDataModule
 from minrnn_lightning.data.text.shakespeare import ShakespeareDataModule
 
@@ -31,4 +32,5 @@ __all__ = [
     "TextDataModule",
     "TrajectoryBatch",
     "TrajectoryDataModule",
+    "WordProblemDataModule",
 ]

@@ -9,22 +9,26 @@ from typing import Any
 from minrnn_lightning.errors import InputError
 from minrnn_lightning.nn.mixers.attention import AttentionMixer
 from minrnn_lightning.nn.mixers.base import Mixer
+from minrnn_lightning.nn.mixers.deltanet import DeltaNetMixer
 from minrnn_lightning.nn.mixers.gated_mingru import GatedMinGRUMixer
 from minrnn_lightning.nn.mixers.gated_minlstm import GatedMinLSTMMixer
 from minrnn_lightning.nn.mixers.gru import GRUMixer
 from minrnn_lightning.nn.mixers.lstm import LSTMMixer
 from minrnn_lightning.nn.mixers.mamba import MambaMixer
+from minrnn_lightning.nn.mixers.matrix_mingru import MatrixMinGRUMixer
 from minrnn_lightning.nn.mixers.mingru import MinGRUMixer
 from minrnn_lightning.nn.mixers.minlstm import MinLSTMMixer
 from minrnn_lightning.nn.mixers.s4d import S4DMixer
 
 MIXERS: dict[str, type[Mixer]] = {
     "attention": AttentionMixer,
+    "deltanet": DeltaNetMixer,
     "gated_mingru": GatedMinGRUMixer,
     "gated_minlstm": GatedMinLSTMMixer,
     "gru": GRUMixer,
     "lstm": LSTMMixer,
     "mamba": MambaMixer,
+    "matrix_mingru": MatrixMinGRUMixer,
     "mingru": MinGRUMixer,
     "minlstm": MinLSTMMixer,
     "s4d": S4DMixer,

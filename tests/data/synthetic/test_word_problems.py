@@ -1,0 +1,74 @@
+"""Word problems of groups: the answers against permutations applied one after the other."""
+
+from itertools import permutations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from minrnn_lightning.data import WordProblemDataModule
+from minrnn_lightning.data.synthetic.word_problems import GROUPS, elements, products, word_problem
+
+ORDERS = {"S3": 6, "S4": 24, "S5": 120, "A4": 12, "A5": 60}
+
+
+def sign(permutation):
+    """By the lengths of its cycles."""
+    seen, result = set(), 1
+    for start in range(len(permutation)):
+        length = 0
+        while start not in seen:
+            seen.add(start)
+            start, length = permutation[start], length + 1
+        if length:
+            result *= (-1) ** (length - 1)
+    return result
+
+
+@pytest.mark.parametrize("group", GROUPS)
+def test_elements(group):
+    found = [tuple(row) for row in elements(group).tolist()]
+    expected = [p for p in permutations(range(int(group[1]))) if group[0] == "S" or sign(p) == 1]
+    assert found == expected
+    assert len(found) == ORDERS[group] == WordProblemDataModule(group).input_size
+
+
+@pytest.mark.parametrize("group", GROUPS)
+def test_products_are_those_of_a_group(group):
+    table = products(group)
+    everything = np.arange(len(table))
+    assert (table[0] == everything).all()  # the first element is the identity
+    assert (table[:, 0] == everything).all()
+    assert (np.sort(table, axis=0) == everything[:, None]).all()
+    assert (np.sort(table, axis=1) == everything).all()
+    p, q, r = np.random.default_rng(0).integers(len(table), size=(3, 500))
+    assert (table[table[p, q], r] == table[p, table[q, r]]).all()
+    assert (table != table.T).any()
+
+
+@settings(deadline=None, max_examples=25)
+@given(st.sampled_from(GROUPS), st.integers(1, 12), st.integers(0, 1000))
+def test_answers(group, length, seed):
+    rows = elements(group).tolist()
+    batch = word_problem(np.random.default_rng(seed), 4, length, products(group))
+    assert batch.inputs.shape == batch.targets.shape == (4, length)
+    assert batch.lengths.tolist() == [length] * 4
+    for tokens, answers in zip(batch.inputs.tolist(), batch.targets.tolist(), strict=True):
+        points = list(range(int(group[1])))
+        for token, answer in zip(tokens, answers, strict=True):
+            points = [rows[token][point] for point in points]
+            assert rows[answer] == points
+
+
+def test_data_module():
+    data = WordProblemDataModule("S3", batch_size=5, length=7, eval_lengths=[7, 9], eval_batches=2)
+    assert (data.input_size, data.output_size, data.chance) == (6, 6, 1 / 6)
+    assert data.training_examples()[0].inputs.shape == (5, 7)
+    assert [batch.inputs.shape for batch in data.val_dataloader()] == [(5, 7), (5, 7), (5, 9), (5, 9)]
+    assert abs(data.baseline - 1 / 6) < 0.02
+
+
+def test_unknown_group():
+    with pytest.raises(ValueError, match="group must be one of S3, S4, S5, A4, A5, got D3"):
+        WordProblemDataModule("D3")
