@@ -20,6 +20,7 @@ from minrnn_lightning.tasks.load import load_task
 
 Item = TypeVar("Item")
 
+COLDEST = 1e-20  # temperatures below it, by which logits could not be divided, take the most probable token as 0 does
 CHUNK = 4096  # tokens of the prompt per forward pass, which bounds the memory
 
 
@@ -111,7 +112,7 @@ def sample(
             f"the logits of the model hold {highest[~highest.isfinite()][0].item()}, so that no token can be chosen: "
             "its training has diverged; use an earlier checkpoint, or train with a lower learning rate"
         )
-    if temperature == 0:
+    if temperature < COLDEST:
         return logits.argmax(-1)
     logits = logits.float() / temperature
     if top_k is not None and top_k < logits.shape[-1]:

@@ -11,7 +11,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from minrnn_lightning.data.offline_rl.d4rl import normalized_score
 from minrnn_lightning.errors import InputError
-from minrnn_lightning.rl.environments import environment_of
+from minrnn_lightning.rl.environments import environment_of, make
 from minrnn_lightning.rl.rollout import Mode, rollout
 from minrnn_lightning.tasks import PolicyTask
 
@@ -52,9 +52,14 @@ class EnvironmentReturn(Callback):
         self.validations = 0
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Refuse another task before the training starts."""
+        """Refuse another task and an unknown environment before the training starts."""
         if not isinstance(pl_module, PolicyTask):
             raise MisconfigurationException("EnvironmentReturn needs a PolicyTask")
+        if self.env_id:
+            try:
+                make(self.env_id).close()
+            except InputError as error:
+                raise InputError(f"env_id: {error}") from error
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Run a rollout if one is due."""

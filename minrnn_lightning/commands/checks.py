@@ -17,6 +17,7 @@ Check = Callable[[Any], str | None]  # what must hold, in words after "must be",
 
 INT64 = 2**63 - 1
 SEEDS = 2**32 - 1  # the largest seed of NumPy's generator, which Lightning and Gymnasium seed too
+MOST_WORKERS = max(64, os.cpu_count() or 1)  # processes that prepare batches
 DURATION = re.compile(r"\s*\d+:\d\d:\d\d:\d\d\s*")
 
 
@@ -128,6 +129,24 @@ FIT: dict[str, Check] = {  # options of fit, validate, test and predict
     "trainer.profiler": one_of("simple", "advanced", "pytorch", "xla"),
     "trainer.reload_dataloaders_every_n_epochs": at_least(0),
     "trainer.default_root_dir": not_empty,
+    "trainer.callbacks.max_new_tokens": at_least(1, 10**6),
+    "trainer.callbacks.temperature": at_least(0),
+    "trainer.callbacks.top_k": at_least(1),
+    "trainer.callbacks.top_p": above(0, 1),
+    "trainer.callbacks.seed": at_least(0, SEEDS),
+    "trainer.callbacks.env_id": not_empty,
+    "trainer.callbacks.episodes": at_least(1, 10**6),
+    "trainer.callbacks.targets": finite,
+    "trainer.callbacks.window": at_least(1, 10**8),
+    "trainer.callbacks.every_n_validations": at_least(1),
+    "model.init_from": not_empty,
+    "model.max_timestep": at_least(0, 10**8),
+    "data.data_dir": not_empty,
+    "data.dataset": not_empty,
+    "data.eval_batches": at_least(0, 10**6),
+    "data.num_workers": at_least(0, MOST_WORKERS),
+    "data.seed": at_least(0),
+    "data.shortest": at_least(1),
 }
 
 
