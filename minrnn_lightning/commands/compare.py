@@ -132,7 +132,8 @@ def _parse(args: list[str]) -> tuple[Namespace, list[str]]:
     for name in [*options.mixers, *filter(None, [options.equal_time])] or [""]:
         if unknown := [part for part in name.split("+") if part not in MIXERS and "." not in part]:
             accepted = ", ".join(sorted(MIXERS))
-            raise InputError(f"mixers must be some of {accepted} or paths of classes, got {unknown[0]!r}")
+            option = "mixers" if name in options.mixers or not name else "equal_time"
+            raise InputError(f"{option} must be some of {accepted} or paths of classes, got {unknown[0]!r}")
     if options.tune is not None and not 0 < options.tune <= 1:
         raise InputError(f"tune must be a share of the steps, above 0 and at most 1, got {options.tune}")
     seeds = split_commas(options.seeds)
@@ -163,6 +164,8 @@ def _read_results(
         InputError: A file is not a result, or one with another metric, other options or other settings.
     """
     results: list[Result] = []
+    chosen = dict.fromkeys(["lr", "muon_lr"], "to choose") if options.tune is not None else {}
+    chosen |= {"max_steps": "to choose"} if options.equal_time is not None else {}
     for file in sorted(folder.glob("*-[0-9]*.json")):
         try:
             result = json.loads(file.read_bytes())
@@ -178,10 +181,11 @@ def _read_results(
                 f"{file} was made with the metric {before[0]} and the options {' '.join(before[1])!r}, now there are "
                 f"{options.metric} and {' '.join(args)!r}: remove it or give another --output"
             )
-        if plans and mixer in plans and settings != plans[mixer].record.get("settings"):
+        now = plans[mixer].record.get("settings") if plans and mixer in plans else chosen
+        if list(settings or {}) != list(chosen) or (plans and mixer in plans and settings != now):
             raise InputError(
-                f"{file} was made with {_settings(settings)}, now there are "
-                f"{_settings(plans[mixer].record.get('settings'))}: remove it or give another --output"
+                f"{file} was made with {_settings(settings)}, now there are {_settings(now)}: remove it or give "
+                "another --output"
             )
     return results
 
