@@ -104,7 +104,7 @@ def test_a_run_ends_with_the_comparison_and_leaves_a_checkpoint(tmp_path, where,
     [
         (["--mixers=mingru,mamba9"], "mixers must be some of attention, "),
         (["--mixers="], "mixers must be some of attention, "),
-        (["--mixers=mingru", "--seeds="], "seeds must be whole numbers separated by commas, got ''"),
+        (["--mixers=mingru", "--seeds="], "seeds must be given, not empty, got ''"),
         (["--mixers=mingru", "--seeds=0,x"], "seeds must be whole numbers separated by commas, got '0,x'"),
         (["--mixers=mingru", "--devices=cpu,99"], "devices must be some of cpu"),
         (["--seeds=0"], "the following arguments are required: --mixers"),

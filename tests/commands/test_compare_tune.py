@@ -194,6 +194,16 @@ def test_no_trial_is_run_twice(fake, compare, tmp_path):
     assert {run.mixer for run in fake.started} == {"minlstm"}
 
 
+def test_results_of_before_are_refused_before_anything_runs(fake, compare):
+    assert compare("--mixers=mingru")[0] == 0
+    fake.started.clear()
+    for words, now in ((["--tune"], "lr to choose, muon_lr to choose"), (["--equal_time"], "max_steps to choose")):
+        code, errors = compare("--mixers=mingru", *words)
+        assert code == 1
+        assert f"was made with those of the recipe, now there are {now}: remove it or give another" in errors
+        assert fake.started == []
+
+
 @pytest.mark.parametrize("returncode", [-9, 143])
 def test_a_stopped_trial_counts_for_nothing(fake, compare, tmp_path, monkeypatch, returncode):
     with monkeypatch.context() as patch:
