@@ -4,7 +4,6 @@ from minrnn_lightning.nn.mixers.attention import AttentionMixer
 from minrnn_lightning.nn.mixers.base import Mixer
 from minrnn_lightning.nn.mixers.deltanet import DeltaNetMixer
 from minrnn_lightning.nn.mixers.gated_mingru import GatedMinGRUMixer
-from minrnn_lightning.nn.mixers.gated_minlstm import GatedMinLSTMMixer
 from minrnn_lightning.nn.mixers.gru import GRUMixer
 from minrnn_lightning.nn.mixers.lstm import LSTMMixer
 from minrnn_lightning.nn.mixers.mamba import MambaMixer
@@ -20,7 +19,6 @@ __all__ = [
     "DeltaNetMixer",
     "GRUMixer",
     "GatedMinGRUMixer",
-    "GatedMinLSTMMixer",
     "LSTMMixer",
     "MambaMixer",
     "MatrixMinGRUMixer",

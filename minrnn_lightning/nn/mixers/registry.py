@@ -11,7 +11,6 @@ from minrnn_lightning.nn.mixers.attention import AttentionMixer
 from minrnn_lightning.nn.mixers.base import Mixer
 from minrnn_lightning.nn.mixers.deltanet import DeltaNetMixer
 from minrnn_lightning.nn.mixers.gated_mingru import GatedMinGRUMixer
-from minrnn_lightning.nn.mixers.gated_minlstm import GatedMinLSTMMixer
 from minrnn_lightning.nn.mixers.gru import GRUMixer
 from minrnn_lightning.nn.mixers.lstm import LSTMMixer
 from minrnn_lightning.nn.mixers.mamba import MambaMixer
@@ -24,7 +23,6 @@ MIXERS: dict[str, type[Mixer]] = {
     "attention": AttentionMixer,
     "deltanet": DeltaNetMixer,
     "gated_mingru": GatedMinGRUMixer,
-    "gated_minlstm": GatedMinLSTMMixer,
     "gru": GRUMixer,
     "lstm": LSTMMixer,
     "mamba": MambaMixer,
