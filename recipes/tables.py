@@ -145,24 +145,21 @@ def single_steps(name: str) -> list[Row]:
 
 
 def small_steps(name: str) -> list[Row]:
-    """One row for each stack of ``minrnn benchmark step``, relative to nn.GRU and to its own matrix products."""
+    """One row for each width and stack; in brackets the ratios to nn.GRU and to its own matrix products."""
     record = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
-    table: dict[str, Row] = {}
+    stacks: dict[tuple[int, str], Row] = {}
     for row in record["rows"]:
-        if row["name"].startswith("products of "):
-            continue
-        cells = table.setdefault(row["name"], {"": row["name"]})
-        head = f"batch {row['batch_size']}"
-        cells[f"{head}: µs"] = f"{1e3 * row['ms']:,.0f}"
-        cells[f"{head}: times nn.GRU"] = measured(row, "times_gru")
-        cells[f"{head}: times its products"] = measured(row, "times_products")
-    return list(table.values())
+        if not row["name"].startswith("products of "):
+            cells = stacks.setdefault((row["dim"], row["name"]), {"dim": str(row["dim"]), "": row["name"]})
+            ratios = [f"{row[column]:.2g}" for column in ("times_gru", "times_products") if column in row]
+            cells[f"batch {row['batch_size']}"] = f"{1e3 * row['ms']:,.0f} ({', '.join(ratios)})"
+    return list(stacks.values())
 
 
 def table(name: str) -> str:
     """A table in Markdown."""
     forms = {"formal_languages": formal_languages, "parity": parity, "benchmarks/step": single_steps}
-    forms |= dict.fromkeys(("benchmarks/step_128", "benchmarks/step_384"), small_steps)
+    forms["benchmarks/step_small"] = small_steps
     rows = forms.get(name, compared)(name)
     lines = ["| " + " | ".join(rows[0]) + " |", "|---" * len(rows[0]) + "|"]
     return "\n".join([*lines, *("| " + " | ".join(row.values()) + " |" for row in rows)]) + "\n"
