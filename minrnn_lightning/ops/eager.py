@@ -1,12 +1,13 @@
 """The scan in plain PyTorch: runs on every device and type, in about 2·√length tensor operations."""
 
 import math
-from typing import Any
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+LinearScan = Callable[[Tensor, Tensor, Tensor | None, bool], Tensor]  # of a, b, the initial state and reverse
 STORAGE = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
@@ -37,11 +38,8 @@ def forward(
     k: Tensor, v: Tensor, f: Tensor | None, initial: Tensor | None, reset: Tensor | None, kind: str, reverse: bool
 ) -> Tensor:
     """Every state of the scan, (batch, length, dim), in the type of ``k``."""
-    dtype = k.dtype
-    k, v, f, reset = (_forward_in_time(x, reverse) for x in (k, v, f, reset))
     a, b = _transition(k, v, f, reset, kind)
-    h: Tensor = _forward_in_time(recurrence(a, b, initial), reverse)
-    return h.to(dtype).contiguous()
+    return recurrence(a, b, initial, reverse).to(k.dtype).contiguous()
 
 
 def backward(
@@ -56,34 +54,63 @@ def backward(
     reverse: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The gradients of k, v, f (an empty one if there is none) and the initial state, from that of every state."""
-    dtype = k.dtype
-    grad, k, v, f, h, reset = (_forward_in_time(x, reverse) for x in (grad, k, v, f, h, reset))
-    a, _ = _transition(k, v, f, reset, kind)
-    k, v, h, grad = (x.to(a.dtype) for x in (k, v, h, grad))
-    first = torch.zeros_like(h[:, :1]) if initial is None else initial.unsqueeze(1).to(h.dtype)
-    h_prev = torch.cat([first, h], 1)[:, : h.shape[1]]
-    if reset is not None:
-        h_prev = h_prev.masked_fill(reset.unsqueeze(-1), 0)
-
-    a_next = torch.cat([a[:, 1:], torch.zeros_like(a[:, :1])], 1)[:, : a.shape[1]]
-    g = recurrence(a_next.flip(1), grad.flip(1), None).flip(1)  # G_t = ∂L/∂h_t + a_{t+1} · G_{t+1}
-    d_f = torch.empty_like(h[:, :0])
-    if kind == "linear":
-        d_k, d_v = g * h_prev, g
-    else:
-        f = None if f is None else f.to(a.dtype)
-        z = torch.sigmoid(gate_logit(k, f))
-        d_k = g * (candidate(v, kind) - h_prev) * z * (1 - z)
-        d_v = g * z * candidate_slope(v, kind)
-        if f is not None:
-            d_k, d_f = d_k * torch.sigmoid(-k), -d_k * torch.sigmoid(-f)
-    d_initial = (a * g)[:, :1].sum(1)
-    d_k, d_v, d_f = (_forward_in_time(x, reverse).to(dtype).contiguous() for x in (d_k, d_v, d_f))
+    sequences, d_initial = vjp(recurrence, grad, k, v, f, h, initial, reset, kind, reverse)
+    d_k, d_v, d_f = (x.contiguous() for x in (*sequences, torch.empty_like(k[:, :0]))[:3])
     return d_k, d_v, d_f, d_initial
 
 
-def recurrence(a: Tensor, b: Tensor, initial: Tensor | None) -> Tensor:
+def vjp(
+    linear_scan: LinearScan,
+    grad: Tensor,
+    k: Tensor,
+    v: Tensor,
+    f: Tensor | None,
+    h: Tensor,
+    initial: Tensor | None,
+    reset: Tensor | None,
+    kind: str,
+    reverse: bool,
+) -> tuple[list[Tensor], Tensor]:
+    """The gradients of k, v and (if there is one) f, and that of the initial state, from that of every state.
+
+    With G_t = ∂L/∂h_t + a_{t+1} · G_{t+1}, a ``linear_scan`` run the other way, they are G_t · ∂h_t/∂k_t and so on.
+    """
+    a, partials = _linearized(k, v, f, h, initial, reset, kind, reverse)
+    a_next = _before(a, None, not reverse)
+    g = linear_scan(a_next, grad.to(a.dtype), None, not reverse)
+    d_initial = (a * g)[:, -1:] if reverse else (a * g)[:, :1]
+    return [(g * partial).to(k.dtype) for partial in partials], d_initial.sum(1)
+
+
+def jvp(
+    linear_scan: LinearScan,
+    tangents: list[Tensor | None],
+    d_initial: Tensor | None,
+    k: Tensor,
+    v: Tensor,
+    f: Tensor | None,
+    h: Tensor,
+    initial: Tensor | None,
+    reset: Tensor | None,
+    kind: str,
+    reverse: bool,
+) -> Tensor:
+    """The tangent of every state, from those of k, v and (if there is one) f, and that of the initial state.
+
+    dh_t = a_t · dh_{t-1} + ∂h_t/∂k_t · dk_t + ∂h_t/∂v_t · dv_t + …, a ``linear_scan`` with the same decay.
+    """
+    a, partials = _linearized(k, v, f, h, initial, reset, kind, reverse)
+    update = torch.zeros_like(a)
+    for partial, tangent in zip(partials, tangents, strict=False):
+        if tangent is not None:
+            update = update + partial * tangent
+    return linear_scan(a, update, d_initial, reverse).to(k.dtype)
+
+
+def recurrence(a: Tensor, b: Tensor, initial: Tensor | None, reverse: bool) -> Tensor:
     """h_t = a_t · h_{t-1} + b_t: √length blocks at once, then the carry from block to block."""
+    if reverse:
+        return recurrence(a.flip(1), b.flip(1), initial, False).flip(1)
     batch, length, dim = b.shape
     width = max(1, math.isqrt(length))
     blocks = -(-length // width)
@@ -111,6 +138,33 @@ def _transition(k: Tensor, v: Tensor, f: Tensor | None, reset: Tensor | None, ki
     return (a if reset is None else a.masked_fill(reset.unsqueeze(-1), 0)), b
 
 
-def _forward_in_time(x: Tensor | None, reverse: bool) -> Any:
-    """The sequence in the order of the scan, and back."""
-    return x.flip(1) if reverse and x is not None else x
+def _linearized(
+    k: Tensor,
+    v: Tensor,
+    f: Tensor | None,
+    h: Tensor,
+    initial: Tensor | None,
+    reset: Tensor | None,
+    kind: str,
+    reverse: bool,
+) -> tuple[Tensor, list[Tensor]]:
+    """Of each step, ∂h_t/∂h_{t-1} = a_t, and ∂h_t/∂k_t, ∂h_t/∂v_t and (if there is one) ∂h_t/∂f_t, h_{t-1} held."""
+    a, _ = _transition(k, v, f, reset, kind)
+    k, v, h = (x.to(a.dtype) for x in (k, v, h))
+    h_prev = _before(h, initial, reverse)
+    if reset is not None:
+        h_prev = h_prev.masked_fill(reset.unsqueeze(-1), 0)
+    if kind == "linear":
+        return a, [h_prev, torch.ones_like(v)]
+    f = None if f is None else f.to(a.dtype)
+    z = torch.sigmoid(gate_logit(k, f))
+    to_gate, to_v = (candidate(v, kind) - h_prev) * z * (1 - z), z * candidate_slope(v, kind)
+    if f is None:
+        return a, [to_gate, to_v]
+    return a, [to_gate * torch.sigmoid(-k), to_v, -to_gate * torch.sigmoid(-f)]
+
+
+def _before(x: Tensor, first: Tensor | None, reverse: bool) -> Tensor:
+    """x_{t-1} at every step, in the order of the scan; ``first``, or zeros, at its first step."""
+    edge = x.new_zeros(x.shape[0], 1, x.shape[2]) if first is None else first.unsqueeze(1).to(x.dtype)
+    return torch.cat([x, edge], 1)[:, 1:] if reverse else torch.cat([edge, x], 1)[:, : x.shape[1]]

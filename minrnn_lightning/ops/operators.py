@@ -8,26 +8,28 @@
 
 The last two are minGRU of "Were RNNs All We Needed?" (https://arxiv.org/abs/2410.01201, sections 3.1 and B.2) with
 z = σ(k), and with a third sequence f its minLSTM, z = σ(k) / (σ(k) + σ(f)) (sections 3.2 and B.2).
-Backward, with G_t = ∂L/∂h_t + a_{t+1} · G_{t+1} for h_t = a_t · h_{t-1} + b_t, is the same scan run the other way.
+Backward, with G_t = ∂L/∂h_t + a_{t+1} · G_{t+1} for h_t = a_t · h_{t-1} + b_t, is the same scan run the other way, and
+a tangent is one more scan, dh_t = a_t · dh_{t-1} + da_t · h_{t-1} + db_t. A first gradient is one fused operator; a
+gradient that is differentiated in turn is made of operators that have derivatives themselves, the linear scan included.
 """
 
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch._functorch.utils import enable_single_level_autograd_function
+from torch.autograd.forward_ad import _set_fwd_grad_enabled, unpack_dual
+from torch.autograd.function import _SingleLevelFunction
 
 from minrnn_lightning.ops import eager
 from minrnn_lightning.ops.kernel_choice import run_kernel
 
 # Not torch.library.custom_op: its first call imports torch._dynamo, which takes longer than all the rest.
-torch.library.define(
-    "minrnn::scan",
-    "(Tensor k, Tensor v, Tensor? f, Tensor? initial, Tensor? reset, str kind, bool reverse) -> Tensor",
-)
-torch.library.define(
-    "minrnn::scan_backward",
-    "(Tensor grad, Tensor k, Tensor v, Tensor? f, Tensor h, Tensor? initial, Tensor? reset, str kind, bool reverse)"
-    " -> (Tensor, Tensor, Tensor, Tensor)",
+_library: Any = torch.library.Library("minrnn", "FRAGMENT")  # type: ignore[no-untyped-call]
+_library.define("scan(Tensor k, Tensor v, Tensor? f, Tensor? initial, Tensor? reset, str kind, bool reverse) -> Tensor")
+_library.define(
+    "scan_backward(Tensor grad, Tensor k, Tensor v, Tensor? f, Tensor h, Tensor? initial, Tensor? reset, str kind,"
+    " bool reverse) -> (Tensor, Tensor, Tensor, Tensor)"
 )
 scan = torch.ops.minrnn.scan.default
 scan_backward = torch.ops.minrnn.scan_backward.default
@@ -62,19 +64,83 @@ def _fake_scan_backward(
     )
 
 
-def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    k, v, f, initial, reset, ctx.kind, ctx.reverse = inputs
-    ctx.save_for_backward(k, v, f, output, initial, reset)
+class _Scan(_SingleLevelFunction):
+    """The operator with its derivatives, at one level of ``torch.func``'s nested transforms."""
+
+    @staticmethod
+    def forward(keyset: Any, grad_enabled: bool, *args: Any) -> Tensor:
+        with torch.set_grad_enabled(grad_enabled), _set_fwd_grad_enabled(True):  # the outer levels differentiate too
+            return _below_autograd(keyset, *args)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        _, _, k, v, f, initial, reset, ctx.kind, ctx.reverse = inputs
+        ctx.save_for_backward(k, v, f, output, initial, reset)
+        ctx.save_for_forward(k, v, f, output, initial, reset)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        k, v, f, h, initial, reset = ctx.saved_tensors
+        given = grad, k, v, f, h, initial, reset, ctx.kind, ctx.reverse
+        if torch.is_grad_enabled() or _has_tangent(grad, k, v, f, initial):  # the gradient is differentiated in turn
+            (d_k, d_v, *d_f), d_initial = eager.vjp(_linear_scan, *given)
+        else:
+            d_k, d_v, *d_f, d_initial = scan_backward(*given)
+        gradients = d_k, d_v, None if f is None else d_f[0], None if initial is None else d_initial
+        return None, None, *gradients, None, None, None
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> Tensor:
+        _, _, d_k, d_v, d_f, d_initial, *_ = tangents
+        with _set_fwd_grad_enabled(True):  # the outer levels differentiate this; at its own level a tangent has none
+            k, v, f, h, initial, reset = map(_primal, ctx.saved_tensors)
+            given = k, v, f, h, initial, reset, ctx.kind, ctx.reverse
+            return eager.jvp(_linear_scan, [d_k, d_v, d_f], d_initial, *given)
 
 
-def _gradient(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    k, v, f, h, initial, reset = ctx.saved_tensors
-    d_k, d_v, d_f, d_initial = scan_backward(grad, k, v, f, h, initial, reset, ctx.kind, ctx.reverse)
-    return d_k, d_v, None if f is None else d_f, None if initial is None else d_initial, None, None, None
+_apply: Any = _Scan.apply  # type: ignore[attr-defined]
+_unpack: Any = unpack_dual  # PyTorch does not say its types
 
 
-def _no_second_gradient(*_: Any) -> Any:
-    raise RuntimeError("the gradient of a scan has no gradient of its own: call backward without create_graph")
+def _linear_scan(a: Tensor, b: Tensor, initial: Tensor | None, reverse: bool) -> Tensor:
+    states: Tensor = scan(a, b, None, initial, None, "linear", reverse)
+    return states
+
+
+def _autograd(keyset: Any, *args: Any) -> Tensor:
+    """The operator where gradients or tangents may be asked for.
+
+    What ``torch.library.register_autograd`` makes of a formula has no forward mode and is refused by ``torch.func``.
+    """
+    tensors = [x for x in args if isinstance(x, Tensor)]
+    if torch._C._are_functorch_transforms_active():
+        with enable_single_level_autograd_function():
+            states: Tensor = _apply(keyset, torch.is_grad_enabled(), *args)
+    elif (torch.is_grad_enabled() and any(x.requires_grad for x in tensors)) or _has_tangent(*tensors):
+        states = _apply(keyset, torch.is_grad_enabled(), *args)
+    else:
+        states = _below_autograd(keyset, *args)
+    return states
+
+
+def _below_autograd(keyset: Any, *args: Any) -> Tensor:
+    with torch._C._AutoDispatchBelowAutograd():
+        states: Tensor = scan.redispatch(keyset & torch._C._after_autograd_keyset, *args)
+    return states
+
+
+def _primal(x: Any) -> Any:
+    """The tensor without its tangent, if it has one."""
+    return x if x is None else _unpack(x, level=0).primal
+
+
+def _has_tangent(*tensors: Tensor | None) -> bool:
+    """Whether one of the tensors is differentiated in forward mode."""
+    return any(x is not None and _unpack(x).tangent is not None for x in tensors)
+
+
+def _no_gradient(*_: Any) -> Any:
+    raise RuntimeError("minrnn::scan_backward has no gradient of its own; that of minrnn::scan has every one")
 
 
 def _batched(op: Any) -> Any:
@@ -101,8 +167,8 @@ def _batched(op: Any) -> Any:
 
 
 for _op, _kernel, _fake in ((scan, _scan, _fake_scan), (scan_backward, _scan_backward, _fake_scan_backward)):
-    torch.library.impl(_op.name(), "CompositeExplicitAutograd", _kernel)  # type: ignore[no-untyped-call]
+    _library.impl(_op, _kernel, "CompositeExplicitAutograd")
     torch.library.register_fake(_op, _fake)
     torch.library.register_vmap(_op, _batched(_op))
-torch.library.register_autograd(scan, _gradient, setup_context=_keep)
-torch.library.register_autograd(scan_backward, _no_second_gradient)
+_library.impl(scan, _autograd, "Autograd", with_keyset=True)
+torch.library.register_autograd(scan_backward, _no_gradient)

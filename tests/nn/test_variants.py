@@ -61,6 +61,7 @@ def test_signed_counts_modulo_two():
 @pytest.mark.parametrize(("layer", "options"), LAYERS)
 @pytest.mark.parametrize("activation", ["positive", "identity"])
 def test_learned_initial_state(layer, options, activation):
+    torch.manual_seed(0)  # one in 128 identity starts has no negative unit
     rnn = layer(5, 7, batch_first=True, learn_initial_state=True, activation=activation, **options).double()
     x = torch.randn(3, 30, 5, dtype=torch.float64)
     start = rnn.initial_state(3)[0]

@@ -127,13 +127,6 @@ def test_vmap_of_the_gradient():
         torch.testing.assert_close([x[i] for x in batched], list(single))
 
 
-def test_a_second_derivative_is_refused():
-    k, v = (x.requires_grad_() for x in inputs("positive", 2, 6, 5))
-    (d_k,) = torch.autograd.grad(gated_scan(k, v).sum(), k, create_graph=True)
-    with pytest.raises(RuntimeError, match="no gradient of its own"):
-        d_k.sum().backward()
-
-
 def test_the_first_scan_imports_no_compiler():
     """Importing torch._dynamo takes longer than all the rest of a first call."""
     code = "import sys, torch; from minrnn_lightning.ops import gated_scan; k = torch.ones(2, 3, 4, requires_grad=True)"
