@@ -10,7 +10,7 @@ import numpy as np
 
 from minrnn_lightning.batches import AnswerBatch
 from minrnn_lightning.data.synthetic.batches import Rule, Tokens, answer_batch
-from minrnn_lightning.data.synthetic.module import GeneratedDataModule
+from minrnn_lightning.data.synthetic.module import GeneratedDataModule, TrainingExamples
 from minrnn_lightning.errors import InputError
 
 GROUPS = ("S3", "S4", "S5", "A4", "A5")
@@ -39,7 +39,25 @@ def products(group: str) -> Tokens:
     return table
 
 
-def word_problem(random: np.random.Generator, batch_size: int, length: int, table: Tokens) -> AnswerBatch:
+def generators(group: str) -> Tokens:
+    """The numbers of two elements of which all others are products: the shortest cycle in the group, and a longest."""
+    points = int(group[1:])
+    if group[0] == "S":
+        two = [[1, 0, *range(2, points)], [*range(1, points), 0]]
+    else:
+        first = 1 - points % 2  # an even permutation is a cycle of an odd number of points
+        two = [[1, 2, 0, *range(3, points)], [*range(first), *range(first + 1, points), first]]
+    return np.array([elements(group).tolist().index(row) for row in two])
+
+
+def word_problem(
+    random: np.random.Generator,
+    batch_size: int,
+    length: int,
+    table: Tokens,
+    frequent: Tokens | None = None,
+    share: float = 0.0,
+) -> AnswerBatch:
     """Random elements of a group; the answer at each step is the product of those up to there.
 
     Args:
@@ -47,8 +65,13 @@ def word_problem(random: np.random.Generator, batch_size: int, length: int, tabl
         batch_size: Words.
         length: Elements of a word.
         table: The product of every two elements, (elements, elements).
+        frequent: Elements from which ``share`` of the steps are drawn, (count,).
+        share: A probability.
     """
     tokens = random.integers(len(table), size=(batch_size, length))
+    if frequent is not None:
+        drawn = random.random(tokens.shape) < share
+        tokens = np.where(drawn, random.choice(frequent, size=tokens.shape), tokens)
     answers = tokens.copy()
     for t in range(1, length):
         answers[:, t] = table[answers[:, t - 1], tokens[:, t]]
@@ -67,6 +90,9 @@ class WordProblemDataModule(GeneratedDataModule):
         group: ``S3``, ``S4`` or ``S5``, all permutations of so many points, or ``A4`` or ``A5``, the even ones.
         batch_size: Words in a batch, per process in training, of all processes together in evaluation.
         length: Elements of a training word.
+        generator_share: The probability with which an element of a training word is drawn from two generators of the
+            group instead of all its elements. Generators are learned first, and after them every other element by its
+            rare occurrences. Held-out words are of all elements, equally likely.
         shortest: The shortest training length, where every batch draws its own; ``length`` if None.
         curriculum: Rows of steps, length and batch size, which apply to the first steps of training, row after row.
         eval_lengths: Lengths to validate and test on; ``length`` if None.
@@ -83,6 +109,7 @@ class WordProblemDataModule(GeneratedDataModule):
         group: Literal["S3", "S4", "S5", "A4", "A5"] = "S3",
         batch_size: int = 64,
         length: int = 32,
+        generator_share: float = 0.0,
         shortest: int | None = None,
         curriculum: list[tuple[int, int, int]] | None = None,
         eval_lengths: list[int] | None = None,
@@ -92,7 +119,9 @@ class WordProblemDataModule(GeneratedDataModule):
     ) -> None:
         if group not in GROUPS:
             raise InputError(f"group must be one of {', '.join(GROUPS)}, got {group}")
-        self.group = group
+        if not 0 <= generator_share <= 1:
+            raise InputError(f"generator_share must be from 0 to 1, got {generator_share}")
+        self.group, self.generator_share = group, generator_share
         held_out = [n for n in ([length] if eval_lengths is None else eval_lengths) for _ in range(eval_batches)]
         super().__init__(
             batch_size, length, held_out, steps_per_epoch, num_workers, shortest=shortest, curriculum=curriculum
@@ -120,5 +149,13 @@ class WordProblemDataModule(GeneratedDataModule):
 
     @property
     def rule(self) -> Rule:
-        """``word_problem`` of the group."""
+        """``word_problem`` of the group, with all elements equally likely."""
         return partial(word_problem, table=self.table)
+
+    def training_examples(self) -> TrainingExamples:
+        """This process's share of the training stream, in which generators are more frequent."""
+        examples = super().training_examples()
+        if self.generator_share:
+            frequent = generators(self.group)
+            examples.rule = partial(word_problem, table=self.table, frequent=frequent, share=self.generator_share)
+        return examples

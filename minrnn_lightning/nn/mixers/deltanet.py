@@ -22,8 +22,9 @@ class DeltaNetMixer(MatrixStateMixer):
     A transition I − β k kᵀ is a projection for β = 1 and a reflection for β = 2. With ``negative``, β is in (0, 2), so
     that eigenvalues can be negative (Grazzi et al. 2024, https://arxiv.org/abs/2411.12537). The product of n
     ``householders`` at each step (DeltaProduct, Siems et al. 2025, https://arxiv.org/abs/2502.10297) can be any
-    rotation of n dimensions: permutations of n + 1 elements need up to n. Words in groups are tracked without a decay
-    (``gated=False``), from an initial state that is not zero, which the transitions would leave at zero.
+    rotation of n dimensions: permutations of n + 1 elements need up to n. To track the product of permutations, the
+    state neither decays (``gated=False``) nor is written to (``values=False``): it starts from a learned one, since the
+    transitions leave zero at zero.
 
     Args:
         dim: Width of input and output.
@@ -35,10 +36,12 @@ class DeltaNetMixer(MatrixStateMixer):
         negative: Whether β is in (0, 2) instead of (0, 1).
         householders: Keys and values that are written one after the other at each step.
         learn_initial_state: Whether the state before the first step is learned; else it is zero.
+        values: Whether values are written; without, v is 0, and the state is learned at the start and multiplied.
         timescale: The longest time constant, in steps, of the decays' initialisation.
 
     Raises:
-        InputError: The heads do not divide the width, or a size or ``timescale`` is out of range.
+        InputError: The heads do not divide the width, a size or ``timescale`` is out of range, or there are neither
+            values nor a learned initial state.
     """
 
     def __init__(
@@ -53,11 +56,16 @@ class DeltaNetMixer(MatrixStateMixer):
         negative: bool = False,
         householders: int = 1,
         learn_initial_state: bool = False,
+        values: bool = True,
         timescale: float = 64.0,
     ) -> None:
         if householders < 1:
             raise InputError(f"householders must be at least 1, got {householders}")
-        super().__init__(dim, expansion, heads=heads, key_size=key_size, d_conv=d_conv, writes=householders)
+        if not values and not learn_initial_state:
+            raise InputError("without values the state stays as it starts, at zero; set learn_initial_state to true")
+        super().__init__(
+            dim, expansion, heads=heads, key_size=key_size, d_conv=d_conv, writes=householders, values=values
+        )
         self.negative = negative
         self.beta_proj = nn.Linear(dim, self.heads * householders)
         self.decay_proj = None

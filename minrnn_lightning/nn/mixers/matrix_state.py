@@ -33,6 +33,7 @@ class MatrixStateMixer(Mixer):
         key_size: Channels of a key and a query; as many as of a value if None.
         d_conv: Steps that an output of the convolution depends on; 0 leaves it out.
         writes: Keys and values of a head at each step.
+        values: Whether there are values; else they are zero.
 
     Raises:
         InputError: The heads do not divide the width, or a size is out of range.
@@ -41,7 +42,15 @@ class MatrixStateMixer(Mixer):
     has_convolution = True
 
     def __init__(
-        self, dim: int, expansion: float, *, heads: int | None, key_size: int | None, d_conv: int, writes: int = 1
+        self,
+        dim: int,
+        expansion: float,
+        *,
+        heads: int | None,
+        key_size: int | None,
+        d_conv: int,
+        writes: int = 1,
+        values: bool = True,
     ) -> None:
         super().__init__()
         width = hidden_size(dim, expansion)
@@ -55,8 +64,8 @@ class MatrixStateMixer(Mixer):
         self.heads, self.key_size, self.value_size, self.writes = heads, key_size, width // heads, writes
         self.q_proj = nn.Linear(dim, heads * key_size, bias=False)
         self.k_proj = nn.Linear(dim, heads * writes * key_size, bias=False)
-        self.v_proj = nn.Linear(dim, heads * writes * self.value_size, bias=False)
-        channels = (1 + writes) * heads * key_size + writes * width
+        self.v_proj = nn.Linear(dim, heads * writes * self.value_size, bias=False) if values else None
+        channels = (1 + writes) * heads * key_size + writes * width * values
         self.conv = CausalConv(channels, d_conv) if d_conv else None
         self.norm = nn.Parameter(torch.ones(self.value_size))
         self.output_gate = nn.Linear(dim, width, bias=False)
@@ -118,15 +127,18 @@ class MatrixStateMixer(Mixer):
 
     def _project(self, x: Tensor) -> Tensor:
         """The channels of queries, keys and values, (..., channels)."""
-        return torch.cat([self.q_proj(x), self.k_proj(x), self.v_proj(x)], -1)
+        projections = [self.q_proj, self.k_proj] + ([] if self.v_proj is None else [self.v_proj])
+        return torch.cat([projection(x) for projection in projections], -1)
 
     def _heads(self, channels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Queries (..., heads, key_size), keys and values (..., heads, writes, size), in the type of the state."""
         channels = channels.to(state_dtype(channels.dtype))
-        sizes = [self.q_proj.out_features, self.k_proj.out_features, self.v_proj.out_features]
-        q, k, v = torch.split(channels, sizes, -1)
-        k, v = (torch.unflatten(each, -1, (self.heads, self.writes, -1)) for each in (k, v))
-        return torch.unflatten(q, -1, (self.heads, -1)), k, v
+        queries, keys = self.q_proj.out_features, self.k_proj.out_features
+        q = torch.unflatten(channels[..., :queries], -1, (self.heads, -1))
+        k = torch.unflatten(channels[..., queries : queries + keys], -1, (self.heads, self.writes, -1))
+        if self.v_proj is None:
+            return q, k, k.new_zeros(*k.shape[:-1], self.value_size)
+        return q, k, torch.unflatten(channels[..., queries + keys :], -1, (self.heads, self.writes, -1))
 
     def _normalized(self, y: Tensor) -> Tensor:
         """RMSNorm of (..., heads, value_size), as (..., heads · value_size)."""

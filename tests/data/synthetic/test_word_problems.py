@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from minrnn_lightning.data import WordProblemDataModule
-from minrnn_lightning.data.synthetic.word_problems import GROUPS, elements, products, word_problem
+from minrnn_lightning.data.synthetic.word_problems import GROUPS, elements, generators, products, word_problem
 
 ORDERS = {"S3": 6, "S4": 24, "S5": 120, "A4": 12, "A5": 60}
 
@@ -47,6 +47,15 @@ def test_products_are_those_of_a_group(group):
     assert (table != table.T).any()
 
 
+@pytest.mark.parametrize("group", GROUPS)
+def test_generators_make_the_group(group):
+    table, two = products(group), generators(group)
+    found = {0}
+    for _ in range(20):
+        found |= {int(table[p, q]) for p in found for q in two}
+    assert len(found) == ORDERS[group]
+
+
 @settings(deadline=None, max_examples=25)
 @given(st.sampled_from(GROUPS), st.integers(1, 12), st.integers(0, 1000))
 def test_answers(group, length, seed):
@@ -69,6 +78,24 @@ def test_data_module():
     assert abs(data.baseline - 1 / 6) < 0.02
 
 
-def test_unknown_group():
-    with pytest.raises(ValueError, match="group must be one of S3, S4, S5, A4, A5, got D3"):
-        WordProblemDataModule("D3")
+def test_generators_are_frequent_in_training_only():
+    data = WordProblemDataModule("S5", batch_size=200, length=50, generator_share=0.75, eval_batches=1)
+    two, table = generators("S5"), products("S5")
+    (held_out,) = data.val_dataloader()
+    for batch, share in ((data.training_examples()[0], 0.75 + 0.25 / 60), (held_out, 1 / 60)):
+        assert abs(np.isin(batch.inputs.numpy(), two).mean() - share) < 0.02
+        tokens, answers = batch.inputs.numpy(), batch.targets.numpy()
+        assert (table[answers[:, :-1], tokens[:, 1:]] == answers[:, 1:]).all()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"group": "D3"}, "group must be one of S3, S4, S5, A4, A5, got D3"),
+        ({"generator_share": 1.5}, "generator_share must be from 0 to 1, got 1.5"),
+        ({"length": 0}, "length must be at least 1, got 0"),
+    ],
+)
+def test_bad_options(options, message):
+    with pytest.raises(ValueError, match=message):
+        WordProblemDataModule(**options)

@@ -177,6 +177,27 @@ def test_sizes(cls):
             cls(96, **arguments)
 
 
+def test_without_values_the_state_is_a_product():
+    """Of the transitions, from the learned initial state, which reflections leave as large as it was."""
+    torch.manual_seed(0)
+    options = {"gated": False, "negative": True, "learn_initial_state": True, "values": False}
+    mixer = DeltaNetMixer(16, heads=2, key_size=6, d_conv=0, **options).double()
+    torch.nn.init.constant_(mixer.beta_proj.bias, 40.0)  # β = 2
+    x = torch.randn(1, 30, 16, dtype=torch.float64)
+    _, (after,) = mixer(x)
+    k = F.normalize(torch.unflatten(mixer.k_proj(x), -1, (2, 6)), dim=-1)
+    expected = mixer.initial
+    for t in range(30):
+        expected = expected - 2 * torch.einsum("hi,hj,hjv->hiv", k[0, t], k[0, t], expected)
+    torch.testing.assert_close(after[0], expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(after.norm(), mixer.initial.norm(), rtol=1e-4, atol=0)
+
+
+def test_without_values_the_initial_state_is_learned():
+    with pytest.raises(ValueError, match="without values the state stays as it starts, at zero"):
+        DeltaNetMixer(8, values=False)
+
+
 def test_householders_are_at_least_one():
     with pytest.raises(ValueError, match="householders must be at least 1, got 0"):
         DeltaNetMixer(8, householders=0)
