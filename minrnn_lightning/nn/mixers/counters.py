@@ -3,6 +3,11 @@
 A unit whose z is small sums its inputs instead of averaging them. The z of a counter is initially a million times
 smaller, and its state is multiplied by a million in the linear map after it, so that it represents Σ exp(k) c(v), where
 k lacks that part of its bias. Other units can represent the fraction of steps with a property, these their number.
+
+They are an initialisation and not another recurrence: the factors z and 1 − z of minGRU add up to 1, so that only a z
+near 0 sums, and training does not find it from the usual initialisation: without counters the accuracy in
+recipes/formal_languages falls from 0.999 to 0.492 in bucket sort and from 0.791 to 0.566 in majority. Gates that are
+independent of each other sum without them, as those of minLSTM with ``normalize=False``, but that is not minGRU.
 """
 
 import torch
