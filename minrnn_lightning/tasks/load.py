@@ -36,7 +36,7 @@ def load_task(path: str | Path, task_class: type[T], use: str) -> tuple[T, dict[
     values = {name: value for name, value in checkpoint.get("hyper_parameters", {}).items() if name in known}
     try:
         task = task_class(**values)
-    except TypeError as error:
+    except (TypeError, ValueError, RuntimeError, AttributeError) as error:  # values may be anything
         raise CheckpointError(f"{path} is not a checkpoint of a {task_class.__name__}: {error}") from error
     check_fits(task, checkpoint, path)
     task.load_state_dict(checkpoint["state_dict"])

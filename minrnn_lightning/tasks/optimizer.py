@@ -11,7 +11,6 @@ from torch.optim.adamw import adamw
 
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # of Jordan's page: the largest slope at 0 that keeps values near 1
 ITERATIONS = 5
-MOMENTUM = 0.95
 EPS = 1e-7  # norm below which a gradient counts as zero
 ADAM_RMS = 0.2  # the root mean square of an AdamW update in the course of a training
 
@@ -48,7 +47,7 @@ class MuonAdamW(Optimizer):
     """Muon in the groups with ``muon`` true, AdamW in the others; one state, one learning rate schedule.
 
     Muon moves a matrix along its orthogonalised momentum (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon;
-    Nesterov momentum 0.95). The update is scaled by 0.2 √max(rows, columns), as Liu et al. 2025
+    Nesterov momentum). The update is scaled by 0.2 √max(rows, columns), as Liu et al. 2025
     (https://arxiv.org/abs/2502.16982), so that its entries are as large as those of AdamW and one learning rate serves
     all widths. The weight decay is decoupled in both. ``torch.optim.Muon`` with ``match_rms_adamw`` computes the same
     in bfloat16, from torch 2.9 on; this one computes in the parameters' type, needs no newer torch than the package,
@@ -61,6 +60,7 @@ class MuonAdamW(Optimizer):
         betas: Of AdamW.
         eps: Of AdamW.
         weight_decay: Decoupled weight decay.
+        momentum: Of Muon.
     """
 
     def __init__(
@@ -70,8 +70,10 @@ class MuonAdamW(Optimizer):
         betas: tuple[float, float] = (0.9, 0.99),
         eps: float = 1e-8,
         weight_decay: float = 0.1,
+        momentum: float = 0.95,
     ) -> None:
-        super().__init__(groups, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "muon": False})
+        shared = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "momentum": momentum}
+        super().__init__(groups, {**shared, "muon": False})
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
@@ -91,21 +93,23 @@ class MuonAdamW(Optimizer):
             if parameter.grad is not None or parameter.shape != shape:  # other processes may hold its gradient
                 by_shape.setdefault(tuple(shape), []).append(parameter)
         for shape, parameters in by_shape.items():
-            directions = torch.stack([_gather(self._direction(parameter), shape) for parameter in parameters])
+            directions = torch.stack(
+                [_gather(self._direction(parameter, group["momentum"]), shape) for parameter in parameters]
+            )
             scale = ADAM_RMS * max(shape) ** 0.5
             for parameter, update in zip(parameters, orthogonalize(directions), strict=True):
                 parameter.mul_(1 - group["lr"] * group["weight_decay"])
                 parameter.add_(_own_shard(update, parameter), alpha=-group["lr"] * scale)
 
-    def _direction(self, parameter: nn.Parameter) -> Tensor:
+    def _direction(self, parameter: nn.Parameter, momentum: float) -> Tensor:
         """The gradient after Nesterov momentum."""
         gradient = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
         state = self.state[parameter]
         if not state:
             state["momentum_buffer"] = torch.zeros_like(gradient)
-        momentum: Tensor = state["momentum_buffer"]
-        momentum.lerp_(gradient, 1 - MOMENTUM)
-        return gradient.lerp(momentum, MOMENTUM)
+        average: Tensor = state["momentum_buffer"]
+        average.lerp_(gradient, 1 - momentum)
+        return gradient.lerp(average, momentum)
 
     def _adamw(self, group: dict[str, Any]) -> None:
         """PyTorch's AdamW."""

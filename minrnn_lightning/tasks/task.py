@@ -66,6 +66,7 @@ class Task(LightningModule, ABC):
             different mixers compare at equal size.
         muon_lr: Highest learning rate of Muon, which then trains the matrices of the linear maps in the backbone;
             without it, AdamW trains everything.
+        muon_momentum: Momentum of Muon; trainings of a few hundred steps want less.
         schedule: How the learning rates fall after the warm-up: cosine or linear.
 
     Raises:
@@ -99,6 +100,7 @@ class Task(LightningModule, ABC):
         mixer_args: dict[str, dict[str, Any]] | None = None,
         match_parameters: int | str | None = None,
         muon_lr: float | None = None,
+        muon_momentum: float = 0.95,
         schedule: Shape = "cosine",
     ) -> None:
         super().__init__()
@@ -109,6 +111,8 @@ class Task(LightningModule, ABC):
             raise InputError(f"dropout must be at least 0 and below 1, got {dropout}")
         if muon_lr is not None and not muon_lr > 0:
             raise InputError(f"muon_lr must be above 0, or null for AdamW alone, got {muon_lr}")
+        if not 0 <= muon_momentum < 1:
+            raise InputError(f"muon_momentum must be at least 0 and below 1, got {muon_momentum}")
         if schedule not in get_args(Shape):
             raise InputError(f"schedule must be cosine or linear, got {schedule!r}")
         if lr <= 0 or weight_decay < 0 or warmup < 0:
@@ -130,6 +134,7 @@ class Task(LightningModule, ABC):
         self.dim = self.hparams["dim"]
         self.lr = plain(lr, "lr")
         self.muon_lr = plain(muon_lr, "muon_lr")
+        self.muon_momentum = plain(muon_momentum, "muon_momentum")
         self.schedule: Shape = schedule
         self.weight_decay = plain(weight_decay, "weight_decay")
         self.warmup = plain(warmup, "warmup")
@@ -231,7 +236,7 @@ class Task(LightningModule, ABC):
     def make_optimizer(self) -> Optimizer:
         """AdamW, and Muon where ``muon_lr`` is given, with decay on matrices only."""
         if self.muon_lr is not None:
-            return MuonAdamW(self.parameter_groups(), lr=self.lr)
+            return MuonAdamW(self.parameter_groups(), lr=self.lr, momentum=self.muon_momentum)
         # Not fused: Lightning does not clip the gradients of a fused optimizer in mixed precision.
         return torch.optim.AdamW(self.parameter_groups(), lr=self.lr, betas=(0.9, 0.99))
 

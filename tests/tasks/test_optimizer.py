@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 from minrnn_lightning import LanguageTask
 from minrnn_lightning.errors import InputError
 from minrnn_lightning.nn import MIXERS
-from minrnn_lightning.tasks.optimizer import MOMENTUM, NEWTON_SCHULZ, MuonAdamW, orthogonalize
+from minrnn_lightning.tasks.optimizer import NEWTON_SCHULZ, MuonAdamW, orthogonalize
 
 
 def by_singular_values(matrix):
@@ -70,11 +70,11 @@ def test_updates_are_those_of_pytorch():
 def test_updates_follow_the_definition():
     weight = nn.Parameter(torch.randn(6, 4, dtype=torch.float64))
     before, momentum = weight.detach().clone(), torch.zeros(6, 4, dtype=torch.float64)
-    optimizer = MuonAdamW(groups(weight, nn.Parameter(torch.zeros(1)), weight_decay=0.5))
+    optimizer = MuonAdamW(groups(weight, nn.Parameter(torch.zeros(1)), weight_decay=0.5), momentum=0.8)
     for _ in range(3):
         weight.grad = torch.randn_like(weight)
-        momentum = MOMENTUM * momentum + (1 - MOMENTUM) * weight.grad
-        update = by_singular_values(MOMENTUM * momentum + (1 - MOMENTUM) * weight.grad)
+        momentum = 0.8 * momentum + 0.2 * weight.grad
+        update = by_singular_values(0.8 * momentum + 0.2 * weight.grad)
         before = (1 - 0.02 * 0.5) * before - 0.02 * 0.2 * 6**0.5 * update
         optimizer.step()
         torch.testing.assert_close(weight.detach(), before)
@@ -176,3 +176,9 @@ def test_the_state_of_another_optimizer_is_refused(tmp_path):
 def test_the_learning_rate_is_positive(muon_lr):
     with pytest.raises(InputError, match="muon_lr must be above 0"):
         LanguageTask(7, 7, dim=8, depth=1, muon_lr=muon_lr)
+
+
+@pytest.mark.parametrize("momentum", [-0.1, 1.0, float("nan")])
+def test_the_momentum_is_below_one(momentum):
+    with pytest.raises(InputError, match="muon_momentum must be at least 0 and below 1"):
+        LanguageTask(7, 7, dim=8, depth=1, muon_lr=0.1, muon_momentum=momentum)
