@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.forward_ad import _set_fwd_grad_enabled, unpack_dual
 from torch.nn import functional as F
 
 
@@ -37,7 +38,8 @@ class CausalConv(nn.Module):
         if length == 0:
             return x, padded
         if reset is None:
-            if x.is_cpu and not torch.compiler.is_compiling():
+            traced = torch.compiler.is_compiling() or torch.jit.is_tracing()  # type: ignore[attr-defined,no-untyped-call]
+            if x.is_cpu and not traced:
                 y: Tensor = _Depthwise.apply(*_autocast(padded, self.weight, self.bias))  # type: ignore[no-untyped-call]
             else:
                 y = _depthwise(padded, self.weight, self.bias)
@@ -79,6 +81,14 @@ class _Depthwise(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         ctx.save_for_backward(*inputs[:2])
+        ctx.save_for_forward(*inputs[:2])
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Tensor) -> Tensor:
+        d_x, d_weight, d_bias = tangents
+        with _set_fwd_grad_enabled(True):  # for an outer jvp; at this level a tangent has none
+            x, weight = (unpack_dual(saved, level=0).primal for saved in ctx.saved_tensors)  # type: ignore[no-untyped-call]
+            return _depthwise(d_x, weight, None) + _depthwise(x, d_weight, d_bias)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor, Tensor]:

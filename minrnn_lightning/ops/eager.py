@@ -84,7 +84,7 @@ def vjp(
 
 def jvp(
     linear_scan: LinearScan,
-    tangents: list[Tensor | None],
+    tangents: list[Tensor],
     d_initial: Tensor | None,
     k: Tensor,
     v: Tensor,
@@ -100,10 +100,7 @@ def jvp(
     dh_t = a_t · dh_{t-1} + ∂h_t/∂k_t · dk_t + ∂h_t/∂v_t · dv_t + …, a ``linear_scan`` with the same decay.
     """
     a, partials = _linearized(k, v, f, h, initial, reset, kind, reverse)
-    update = torch.zeros_like(a)
-    for partial, tangent in zip(partials, tangents, strict=False):
-        if tangent is not None:
-            update = update + partial * tangent
+    update = sum((partial * tangent for partial, tangent in zip(partials, tangents, strict=True)), torch.zeros_like(a))
     return linear_scan(a, update, d_initial, reverse).to(k.dtype)
 
 

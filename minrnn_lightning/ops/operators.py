@@ -95,7 +95,7 @@ class _Scan(_SingleLevelFunction):
         with _set_fwd_grad_enabled(True):  # the outer levels differentiate this; at its own level a tangent has none
             k, v, f, h, initial, reset = map(_primal, ctx.saved_tensors)
             given = k, v, f, h, initial, reset, ctx.kind, ctx.reverse
-            return eager.jvp(_linear_scan, [d_k, d_v, d_f], d_initial, *given)
+            return eager.jvp(_linear_scan, [d_k, d_v] if f is None else [d_k, d_v, d_f], d_initial, *given)
 
 
 _apply: Any = _Scan.apply  # type: ignore[attr-defined]
