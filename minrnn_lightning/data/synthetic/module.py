@@ -32,6 +32,7 @@ class TrainingExamples(Dataset[AnswerBatch]):
         mixed: Draw a length for each example instead of one for the batch.
         seed: Seed of the stream.
         rank: Rank of this process.
+        curriculum_rule: Generates the batches of the curriculum; ``rule`` if None.
     """
 
     def __init__(
@@ -44,7 +45,9 @@ class TrainingExamples(Dataset[AnswerBatch]):
         mixed: bool = False,
         seed: int = 0,
         rank: int = 0,
+        curriculum_rule: Rule | None = None,
     ) -> None:
+        self.curriculum_rule = rule if curriculum_rule is None else curriculum_rule
         self.rule, self.batch_size, self.lengths, self.batches = rule, batch_size, lengths, batches
         self.curriculum, self.mixed, self.seed, self.rank = curriculum, mixed, seed, rank
 
@@ -54,11 +57,12 @@ class TrainingExamples(Dataset[AnswerBatch]):
     def __getitem__(self, position: int) -> AnswerBatch:
         random = np.random.default_rng((TRAINING, self.seed, position, self.rank))
         (shortest, longest), batch_size = self.stage(position)
+        rule = self.curriculum_rule if position < sum(row[0] for row in self.curriculum) else self.rule
         lengths = random.integers(shortest, longest + 1, size=batch_size if self.mixed else 1)
         if not self.mixed:
-            return self.rule(random, batch_size, int(lengths[0]))
+            return rule(random, batch_size, int(lengths[0]))
         values, counts = np.unique(lengths, return_counts=True)
-        return concatenate([self.rule(random, int(count), int(n)) for n, count in zip(values, counts, strict=True)])
+        return concatenate([rule(random, int(count), int(n)) for n, count in zip(values, counts, strict=True)])
 
     def stage(self, position: int) -> tuple[tuple[int, int], int]:
         """Range of lengths and batch size at a position of the stream."""
@@ -160,6 +164,11 @@ class GeneratedDataModule(BaseDataModule):
         """Generates a batch from a random generator, a batch size and a length; workers must be able to unpickle it."""
 
     @property
+    def curriculum_rule(self) -> Rule:
+        """Generates the batches of the curriculum."""
+        return self.rule
+
+    @property
     @abstractmethod
     def chance(self) -> float:
         """Accuracy of a random guess among the answers that are possible at all."""
@@ -189,7 +198,7 @@ class GeneratedDataModule(BaseDataModule):
         """This process's share of the training stream."""
         rank, _ = self.processes
         shape = (self.batch_size, self.lengths, self.steps_per_epoch, self.curriculum, self.mixed)
-        return TrainingExamples(self.rule, *shape, self.global_seed, rank)  # type: ignore[arg-type]
+        return TrainingExamples(self.rule, *shape, self.global_seed, rank, self.curriculum_rule)  # type: ignore[arg-type]
 
     def train_dataloader(self) -> DataLoader[Any]:
         """The training stream, from the current position on."""

@@ -10,7 +10,7 @@ import numpy as np
 
 from minrnn_lightning.batches import AnswerBatch
 from minrnn_lightning.data.synthetic.batches import Rule, Tokens, answer_batch
-from minrnn_lightning.data.synthetic.module import GeneratedDataModule, TrainingExamples
+from minrnn_lightning.data.synthetic.module import GeneratedDataModule
 from minrnn_lightning.errors import InputError
 
 GROUPS = ("S3", "S4", "S5", "A4", "A5")
@@ -90,9 +90,9 @@ class WordProblemDataModule(GeneratedDataModule):
         group: ``S3``, ``S4`` or ``S5``, all permutations of so many points, or ``A4`` or ``A5``, the even ones.
         batch_size: Words in a batch, per process in training, of all processes together in evaluation.
         length: Elements of a training word.
-        generator_share: The probability with which an element of a training word is drawn from two generators of the
-            group instead of all its elements. Generators are learned first, and after them every other element by its
-            rare occurrences. Held-out words are of all elements, equally likely.
+        generator_share: The probability with which an element of a word in the curriculum is drawn from two generators
+            of the group instead of all its elements: the generators are learned first, and from them the others, which
+            are rare. All other words, and those held out, are of all elements, equally likely.
         shortest: The shortest training length, where every batch draws its own; ``length`` if None.
         curriculum: Rows of steps, length and batch size, which apply to the first steps of training, row after row.
         eval_lengths: Lengths to validate and test on; ``length`` if None.
@@ -152,10 +152,8 @@ class WordProblemDataModule(GeneratedDataModule):
         """``word_problem`` of the group, with all elements equally likely."""
         return partial(word_problem, table=self.table)
 
-    def training_examples(self) -> TrainingExamples:
-        """This process's share of the training stream, in which generators are more frequent."""
-        examples = super().training_examples()
-        if self.generator_share:
-            frequent = generators(self.group)
-            examples.rule = partial(word_problem, table=self.table, frequent=frequent, share=self.generator_share)
-        return examples
+    @property
+    def curriculum_rule(self) -> Rule:
+        """``word_problem`` of the group, with two generators more frequent than the other elements."""
+        frequent = generators(self.group)
+        return partial(word_problem, table=self.table, frequent=frequent, share=self.generator_share)

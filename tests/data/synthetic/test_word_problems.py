@@ -78,11 +78,13 @@ def test_data_module():
     assert abs(data.baseline - 1 / 6) < 0.02
 
 
-def test_generators_are_frequent_in_training_only():
-    data = WordProblemDataModule("S5", batch_size=200, length=50, generator_share=0.75, eval_batches=1)
+def test_generators_are_frequent_in_the_curriculum_only():
+    data = WordProblemDataModule(
+        "S5", batch_size=200, length=50, generator_share=0.75, curriculum=[[2, 40, 300]], eval_batches=1
+    )
     two, table = generators("S5"), products("S5")
-    (held_out,) = data.val_dataloader()
-    for batch, share in ((data.training_examples()[0], 0.75 + 0.25 / 60), (held_out, 1 / 60)):
+    words, (held_out,) = data.training_examples(), data.val_dataloader()
+    for batch, share in ((words[1], 0.75 + 0.25 / 60), (words[2], 1 / 60), (held_out, 1 / 60)):
         assert abs(np.isin(batch.inputs.numpy(), two).mean() - share) < 0.02
         tokens, answers = batch.inputs.numpy(), batch.targets.numpy()
         assert (table[answers[:, :-1], tokens[:, 1:]] == answers[:, 1:]).all()
