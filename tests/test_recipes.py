@@ -47,6 +47,7 @@ REDUCED_DATA = {  # where a short length alone is not enough
     "retrieval": ["--data.data_dir={files}"],
     "rl": ["--data.data_dir={files}"],
     "selective_copying": ["--data.eval_lengths=[16]", "--data.eval_batches=2"],
+    "word_problems": ["--data.eval_lengths=[16]"],
 }
 IMAGES = ("cifar10", "pathfinder")  # whose length is that of the images
 
