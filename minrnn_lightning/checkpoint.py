@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import enum
 import os
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile, ZipFile
@@ -17,6 +17,20 @@ from tokenizers import Tokenizer
 from torch import nn
 
 from minrnn_lightning.errors import InputError
+
+TYPES: dict[str, type] = {  # of the parts that Lightning and this package write
+    "callbacks": dict,
+    "datamodule_hyper_parameters": dict,
+    "epoch": int,
+    "global_step": int,
+    "hyper_parameters": dict,
+    "loops": dict,
+    "lr_schedulers": list,
+    "max_steps": int,
+    "optimizer_states": list,
+    "pytorch-lightning_version": str,
+    "task": str,
+}
 
 
 class CheckpointError(InputError):
@@ -84,7 +98,40 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         ) from error
     if not (isinstance(checkpoint, dict) and isinstance(checkpoint.get("state_dict"), dict)):
         raise CheckpointError(f"{path} is a PyTorch file, but not a checkpoint of Lightning: it has no `state_dict`")
+    _check_types(checkpoint, path)
     return checkpoint
+
+
+def _check_types(checkpoint: dict[str, Any], path: str | Path) -> None:
+    """Refuse parts of another type than Lightning writes; a part that is missing is left to what needs it."""
+    for name, expected in TYPES.items():
+        part = checkpoint.get(name)
+        if name in checkpoint and (not isinstance(part, expected) or isinstance(part, bool)):
+            raise CheckpointError(
+                f"{path} is damaged or from another program: {name} must be a {expected.__name__}, "
+                f"got a {type(part).__name__}"
+            )
+
+
+@contextmanager
+def damaged(path: str | Path) -> Iterator[None]:
+    """Say that a checkpoint is damaged where restoring it fails inside the context.
+
+    Args:
+        path: Path of the checkpoint.
+
+    Raises:
+        CheckpointError: A part of it is missing or of another kind; Lightning and PyTorch find that in many ways.
+    """
+    try:
+        yield
+    except InputError:
+        raise
+    except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        raise CheckpointError(
+            f"{path} cannot be restored: a part of it is missing or of another kind ({type(error).__name__}: {error}); "
+            "start from its weights with --model.init_from"
+        ) from error
 
 
 def load_matching(module: nn.Module, path: str | Path) -> tuple[list[str], list[str]]:
@@ -101,6 +148,7 @@ def load_matching(module: nn.Module, path: str | Path) -> tuple[list[str], list[
         CheckpointError: The checkpoint cannot be read, or no tensor in it matches.
     """
     saved = read_checkpoint(path)["state_dict"]
+    check_weights(saved, path)
     own = module.state_dict()
     loaded = [name for name, tensor in own.items() if name in saved and saved[name].shape == tensor.shape]
     if not loaded:
@@ -118,15 +166,39 @@ def check_fits(module: nn.Module, checkpoint: dict[str, Any], path: str | Path) 
         path: Its path, for the error message.
 
     Raises:
-        CheckpointError: A tensor is missing, unknown or of another shape; the message names the first of them.
+        CheckpointError: A tensor is missing, unknown, of another shape or not finite; the message names the first.
     """
     saved, own = checkpoint["state_dict"], module.state_dict()
+    check_weights(saved, path)
     for name in sorted(own.keys() | saved.keys()):
         expected, found = (str(tuple(state[name].shape)) if name in state else "missing" for state in (own, saved))
         if expected != found:
             raise CheckpointError(
                 f"{path} does not fit this {type(module).__name__}: {name} is {expected} in the model and {found} in "
                 "the checkpoint; use the recipe it was trained with, or start from its weights with --model.init_from"
+            )
+
+
+def check_weights(tensors: Mapping[str, torch.Tensor], path: str | Path) -> None:
+    """Refuse weights that are no tensors, or hold NaN.
+
+    Args:
+        tensors: The weights by name.
+        path: Path of the checkpoint, for the error message.
+
+    Raises:
+        CheckpointError: One of them is none or does; the message names the first.
+    """
+    for name, tensor in tensors.items():
+        if not (isinstance(name, str) and isinstance(tensor, torch.Tensor)):
+            raise CheckpointError(
+                f"{path} is damaged or from another program: {name!r} in its state_dict must be a tensor, "
+                f"got a {type(tensor).__name__}"
+            )
+        if tensor.isnan().any():
+            raise CheckpointError(
+                f"{path} holds NaN in {name}: its training has diverged; use an earlier checkpoint, or train with a "
+                "lower learning rate"
             )
 
 

@@ -1,5 +1,8 @@
 """What is read from Lightning's loops without a public interface, each with its reason, in one module."""
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+
 from lightning.pytorch import Trainer
 
 
@@ -25,3 +28,23 @@ def validates_next(trainer: Trainer) -> bool:
     """Whether a validation follows the training batch that has just ended."""
     loop = trainer.fit_loop.epoch_loop
     return loop._should_check_val_fx(trainer.fit_loop._data_fetcher) and not loop.val_loop.skip  # type: ignore[arg-type]
+
+
+def restore_within(trainer: Trainer, context: Callable[[], AbstractContextManager[None]]) -> None:
+    """Let a Trainer restore a checkpoint inside a context, which can translate errors of a damaged one.
+
+    Args:
+        trainer: The Trainer.
+        context: Makes the context.
+    """
+    connector = trainer._checkpoint_connector
+    for name in ("_restore_modules_and_callbacks", "restore_training_state"):
+        setattr(connector, name, _within(context, getattr(connector, name)))
+
+
+def _within(context: Callable[[], AbstractContextManager[None]], function: Callable[..., None]) -> Callable[..., None]:
+    def call(*args: object, **kwargs: object) -> None:
+        with context():
+            function(*args, **kwargs)
+
+    return call

@@ -30,6 +30,7 @@ BELOW = {  # what each folder, or module beside the folders, may import; nothing
         *(
             "errors",
             "signals",
+            "lightning_internals",
             "memory",
             "batches",
             "results",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import warnings
 from argparse import ArgumentError
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from lightning.pytorch.utilities.types import LRSchedulerTypeTuple
 from torch.optim import Optimizer
 
 from minrnn_lightning.callbacks import AtTrainEnd, InterruptibleCheckpoint, SeedEveryBatch, StopOnDivergence
-from minrnn_lightning.checkpoint import AtomicCheckpointIO, check_fits, find_checkpoint, read_checkpoint
+from minrnn_lightning.checkpoint import AtomicCheckpointIO, check_fits, damaged, find_checkpoint, read_checkpoint
 from minrnn_lightning.commands.checks import FIT, check_options, flatten
 from minrnn_lightning.commands.hardware import check_hardware
 from minrnn_lightning.commands.option_names import parser_options
@@ -29,6 +30,7 @@ from minrnn_lightning.commands.options import explain, refuse_null
 from minrnn_lightning.commands.progress import ModuleSummary, ProgressLines, TrainingProgressBar, shows_bar
 from minrnn_lightning.data import BaseDataModule
 from minrnn_lightning.errors import InputError
+from minrnn_lightning.lightning_internals import restore_within
 from minrnn_lightning.tasks import Task
 
 CPUINFO = Path("/proc/cpuinfo")  # of Linux; elsewhere float32 is safe
@@ -242,6 +244,7 @@ class MinRNNCLI(LightningCLI):
         path = config.ckpt_path
         if path:
             check_fits(self.model, read_checkpoint(path), path)
+            restore_within(self.trainer, partial(damaged, path))
         if subcommand != "fit" and not path and not config.trainer.fast_dev_run:
             raise MisconfigurationException(
                 f"minrnn {subcommand} needs trained weights: add --ckpt_path with a checkpoint of this recipe"

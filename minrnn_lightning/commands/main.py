@@ -47,6 +47,9 @@ measure
              accuracy  rounding errors of the scans against the sequence length
              train     a recipe's training step: minrnn benchmark train --config shakespeare
 
+in the shell
+  completion print a script that completes commands, recipes and options at TAB: minrnn completion bash
+
 A recipe is a file of options; `minrnn recipes` lists them, recipes first, then overlays that are given after a recipe:
   for hardware       minrnn fit --config shakespeare --config hardware/bf16
   for two CPU cores  minrnn fit --config mqar --config small/mqar
@@ -68,6 +71,7 @@ FUNCTIONS = {  # commands whose options are the parameters of a function, in ``m
     "benchmark policy": "benchmark.policy.policy",
     "benchmark accuracy": "benchmark.accuracy.accuracy",
 }
+COMMANDS = (*TRAINER, "compare", *FUNCTIONS, "benchmark train", "completion")
 
 
 def main(args: list[str] | None = None) -> None:
@@ -132,10 +136,14 @@ def _run(args: list[str]) -> None:
     elif name in FUNCTIONS:
         module, _, function = FUNCTIONS[name].rpartition(".")
         call_function(getattr(import_module(f"minrnn_lightning.commands.{module}"), function), name, rest)
+    elif name == "completion":
+        from minrnn_lightning.commands.completion import print_completion
+
+        print_completion(rest)
     elif args[0] == "benchmark":
         _fail("minrnn benchmark is followed by layer, scan, generate, step, policy, accuracy or train", 2)
     else:
-        accepted = ", ".join([*TRAINER, "compare", *dict.fromkeys(name.split()[0] for name in FUNCTIONS)])
+        accepted = ", ".join(dict.fromkeys(name.split()[0] for name in COMMANDS))
         _fail(f"{name!r} is not a command; the first argument is one of {accepted}", 2)
 
 

@@ -46,6 +46,8 @@ def options_of(command: str) -> Options:
     """Options of a command, by its name in ``commands.main``."""
     from minrnn_lightning.commands import main
 
+    if command == "completion":
+        return {}
     if command in main.FUNCTIONS:
         module, _, function = main.FUNCTIONS[command].rpartition(".")
         return function_options(getattr(import_module(f"minrnn_lightning.commands.{module}"), function))

@@ -87,15 +87,15 @@ def type_hints(owner: Callable[..., object]) -> Mapping[str, Any]:
 
 def accepted(hint: Any) -> str:
     """What a type accepts, in words."""
-    values = [repr(value) for part in _parts(hint) if get_origin(part) is Literal for value in get_args(part)]
-    names = [NAMES.get(part, str(part)) for part in _parts(hint) if get_origin(part) is not Literal]
+    values = [repr(value) for part in members(hint) if get_origin(part) is Literal for value in get_args(part)]
+    names = [NAMES.get(part, str(part)) for part in members(hint) if get_origin(part) is not Literal]
     return " or ".join(([f"one of {', '.join(values)}"] if values else []) + names)
 
 
-def _parts(hint: Any) -> list[Any]:
+def members(hint: Any) -> list[Any]:
     """Members of a union; another type itself."""
     if get_origin(hint) in (Union, UnionType):
-        return [part for member in get_args(hint) for part in _parts(member)]
+        return [part for member in get_args(hint) for part in members(member)]
     return [NoneType if hint is None else hint]
 
 
@@ -120,7 +120,7 @@ def refuse_null(part: str, class_path: str, options: Mapping[str, Any]) -> None:
         parameter = parameters.get(name)  # none where a class hands it to something else than its base
         if value is not None or parameter is None or parameter.default in (None, parameter.empty):
             continue
-        if name in hints and not {NoneType, Any} & set(_parts(hints[name])):
+        if name in hints and not {NoneType, Any} & set(members(hints[name])):
             raise InputError(
                 f"{part}.{name} must be {accepted(hints[name])}, got null: leave it out for the default, "
                 f"{parameter.default}"
