@@ -210,11 +210,14 @@ def tokenizer_of(checkpoint: dict[str, Any], path: str | Path = "the checkpoint"
         path: Its path, for the error message.
 
     Raises:
-        CheckpointError: The model was not trained through one of the text data modules.
+        CheckpointError: The model was not trained through one of the text data modules, or the vocabulary is damaged.
     """
     for name, entry in checkpoint.items():
         if isinstance(entry, dict) and "tokenizer" in entry and not name.endswith("hyper_parameters"):
-            return Tokenizer.from_str(entry["tokenizer"])
+            try:
+                return Tokenizer.from_str(entry["tokenizer"])
+            except Exception as error:  # tokenizers raises nothing more specific
+                raise CheckpointError(f"{path} holds a vocabulary that cannot be read: {error}") from error
     raise CheckpointError(
         f"{path} holds no vocabulary: it was not trained on text through TextDataModule or ShakespeareDataModule"
     )

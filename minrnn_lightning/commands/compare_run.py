@@ -28,6 +28,19 @@ PROMPT, STEPS = 256, 200  # tokens of the prompt, and tokens whose generation is
 PR_SET_PDEATHSIG = 1  # <sys/prctl.h>, Linux
 
 
+def _end_with_parent() -> None:
+    """In a new process, where the system can: end as at Ctrl-C when this one ends, however that may be."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # which a shell in the background leaves ignored
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGINT)
+
+
+# Options of a process; Windows has neither sessions nor code that runs between its start and the program's.
+OF_THEIR_OWN: dict[str, Any] = (
+    {} if sys.platform == "win32" else {"start_new_session": True, "preexec_fn": _end_with_parent}
+)
+
+
 class Run:
     """The training of one mixer with one seed, in a process of its own that does not outlive this one.
 
@@ -83,9 +96,7 @@ class Run:
         )
         self.started = time.perf_counter()
         with self.log.open("ab") as log:  # in a session of its own, Ctrl-C reaches it through ``stop`` alone
-            self.process = subprocess.Popen(
-                command, stdout=log, stderr=log, env=environment, start_new_session=True, preexec_fn=_end_with_parent
-            )
+            self.process = subprocess.Popen(command, stdout=log, stderr=log, env=environment, **OF_THEIR_OWN)
 
     @property
     def generation_device(self) -> torch.device:
@@ -95,7 +106,10 @@ class Run:
 
     def stop(self) -> None:
         """Stop it after the step in progress, with a checkpoint."""
-        self.process.send_signal(signal.SIGINT)
+        if sys.platform == "win32":  # which cannot send Ctrl-C to another process alone: the last checkpoint remains
+            self.process.terminate()
+        else:
+            self.process.send_signal(signal.SIGINT)
         self.process.wait()
 
     def remove_checkpoints(self) -> None:
@@ -203,13 +217,6 @@ def last_line(text: str) -> str:
     """The last line that is not empty, without the name of the command."""
     lines = text.strip().splitlines()
     return lines[-1].removeprefix("minrnn: ") if lines else ""
-
-
-def _end_with_parent() -> None:
-    """In a new process, where the system can: end as at Ctrl-C when this one ends, however that may be."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # which a shell in the background leaves ignored
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGINT)
 
 
 def _logged(folder: Path) -> dict[str, dict[int, float]]:

@@ -1,0 +1,211 @@
+"""Every option of every command with every kind of bad value, and files and values that are bad in odder ways."""
+
+import io
+import os
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from bad_inputs import KINDS, TRAINER, Case, answer_all, run
+from command_line import check_refused, command, read
+
+from minrnn_lightning.commands.main import COMMANDS
+
+OTHERS = [name for name in COMMANDS if name not in (*TRAINER, "completion")]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("pattern", "least"),
+    [
+        ("^fit (?!(model|data|trainer.callbacks)[.])", 500),
+        ("^fit (model|data|trainer.callbacks)[.]", 600),
+        (f"^({'|'.join(OTHERS)}) ", 900),
+        # validate, test and predict have the options of fit, which are checked before a command is chosen
+        ("^(validate|test|predict) trainer.*(zero|unreadable)$", 200),
+    ],
+    ids=["fit", "classes", "other commands", "evaluation"],
+)
+def test_every_option_of_every_command(pattern, least):
+    """The table of all of them is printed by ``python tests/fixtures/bad_inputs.py``."""
+    answered = answer_all(pattern)
+    assert len(answered) > least
+    assert not [(case.command, case.option, case.kind, case.wrong, case.sentence) for case in answered if case.wrong]
+
+
+@pytest.mark.parametrize(
+    ("answer", "wrong"),
+    [
+        ((1, "minrnn: batch must be at least 1, got 0"), []),
+        ((None, "KeyError: 'batch'"), ["traceback"]),
+        ((0, ""), ["accepted"]),
+        ((3, "minrnn: batch is wrong"), ["exit code 3"]),
+        ((1, "batch is wrong"), ["not one sentence"]),
+        ((1, "minrnn: it is wrong"), ["does not name the option"]),
+    ],
+)
+def test_wrong_answers_are_found(answer, wrong):
+    case = Case("generate", "batch", "zero", [], *answer)
+    case.judge()
+    assert case.wrong == wrong
+
+
+def test_a_traceback_is_found(monkeypatch):
+    monkeypatch.setattr("minrnn_lightning.commands.recipes.recipes_folder", lambda: {}["mistake"])
+    assert run(Case("recipes", "none", "empty", ["recipes"])).wrong == ["traceback"]
+    assert len(KINDS) == 11
+
+
+BOMB = "\n".join(
+    [
+        "a0: &a0 [x, x, x, x, x, x, x, x, x, x]",
+        *(f"a{n}: &a{n} [{', '.join(10 * [f'*a{n - 1}'])}]" for n in range(1, 9)),
+    ]
+)
+
+
+@pytest.mark.parametrize(
+    ("content", "part", "code"),
+    [
+        (b"# caf\xe9\nmodel: LanguageTask\n", "not text in UTF-8 (byte 0xe9 at position 5)", 1),
+        ("model: LanguageTask\n".encode("utf-16"), "not text in UTF-8", 1),
+        (b"\x00\x01\x02", "is not YAML", 2),
+        (b"\xff\xd8\xff\xe0" * 100, "not text in UTF-8", 1),
+        (b"a: &a [*a]\n", "refers to itself", 1),
+        (b"model: &m {class_path: LanguageTask, init_args: *m}\n", "refers to itself", 1),
+        (b"seed_everything: 1\nseed_everything: 2\n", "has the key 'seed_everything' twice, again in line 2", 1),
+        (b"trainer: {max_steps: 1, max_steps: 2}\n", "has the key 'max_steps' twice", 1),
+        (BOMB.encode(), "more than 10,000 values", 1),
+        (b"[" * 5000, "nested too deeply", 1),
+        (b"- model\n- data\n", "holds no options", 2),
+        (b"", "holds no options", 2),
+    ],
+)
+@pytest.mark.parametrize("option", ["--config", "--trainer"])
+def test_bad_recipe_files(minrnn, tmp_path, content, part, code, option):
+    (tmp_path / "x.yaml").write_bytes(content)
+    started = time.perf_counter()
+    check_refused(minrnn("fit", option, tmp_path / "x.yaml"), "x.yaml", part, code=code)
+    assert time.perf_counter() - started < 10
+
+
+def test_recipes_that_use_anchors(minrnn, small, tmp_path):
+    (tmp_path / "x.yaml").write_text("trainer: {max_steps: &n 3, min_steps: *n}\n")
+    code, out, _ = minrnn("fit", *small, "--config", tmp_path / "x.yaml", "--print_config")
+    assert code == 0
+    assert "min_steps: 3" in out
+
+
+@pytest.mark.parametrize("value", ["&a [*a]", "{dim: 8, dim: 16}", "&a {b: *a}"])
+def test_bad_yaml_in_values(minrnn, small, value):
+    check_refused(minrnn("fit", *small, f"--model.mixer_args={value}"), "model.mixer_args")
+
+
+@pytest.mark.parametrize(
+    ("words", "part"),
+    [
+        (["--trainer.devices=1000000"], "trainer.devices must be from 1 to"),
+        (["--trainer.strategy=fsdp"], "trainer.strategy fsdp needs a GPU"),
+        (["--trainer.barebones=true"], "do not go together"),
+        (["--seed_everything=4294967296"], "seed_everything must be from 0 to 4294967295"),
+        (["--trainer.callbacks+=TextSamples", "--trainer.callbacks.top_p=2"], "top_p must be at most 1"),
+        (["--data.num_workers=1000000"], "data.num_workers must be at most"),
+        (["--model.depth=100000"], "depth must be at most 10000"),
+        (["--model.expansion=1e12"], "expansion"),
+    ],
+)
+def test_bad_numbers(minrnn, small, words, part):
+    check_refused(minrnn("fit", *small, *words), part)
+
+
+def test_words_of_jsonargparse_are_replaced(minrnn, small):
+    result = minrnn("fit", *small, "--seed_everything=x")
+    check_refused(result, "seed_everything must be true or false or a whole number, got x", code=2)
+
+
+def test_a_comparison_needs_a_folder(minrnn, small):
+    check_refused(minrnn("compare", *small, "--mixers=gru", "--output", ""), "output must be given, not empty")
+
+
+@pytest.mark.parametrize("given", [["--target_return", "-100,-200"], ["--target_return=-100,-200"]])
+def test_negative_targets(minrnn, given):
+    check_refused(minrnn("rollout", "--checkpoint", "none.ckpt", *given), "none.ckpt: there is no such file")
+
+
+def test_cold_temperatures_are_greedy(minrnn, checkpoint):
+    words = ["generate", f"--checkpoint={checkpoint}", "--max_new_tokens=20"]
+    greedy = minrnn(*words, "--temperature=0")
+    assert greedy[0] == 0
+    for temperature in ("1e-40", "1e-19"):
+        assert minrnn(*words, f"--temperature={temperature}") == greedy
+
+
+@pytest.mark.parametrize("dropout", [0.5 / 512, 511.5 / 512])
+def test_dropout_near_its_bounds(minrnn, small, dropout):
+    assert minrnn("fit", *small, f"--model.dropout={dropout}", "--trainer.max_steps=2")[0] == 0
+
+
+@pytest.mark.parametrize("mode", ["0", "1"], ids=["system's encoding", "UTF-8 mode"])
+def test_prompts_that_are_not_utf8(checkpoint, mode):
+    words = command("generate", f"--checkpoint={checkpoint}", "--prompt=-", "--max_new_tokens=2")
+    run = subprocess.run(words, input=b"caf\xe9", capture_output=True, env={**os.environ, "PYTHONUTF8": mode})
+    check_refused((run.returncode, "", run.stderr.decode()), "prompt", "UTF-8")
+
+
+def test_a_prompt_from_standard_input(minrnn, checkpoint, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", io.StringIO("the king"))
+    code, out, _ = minrnn("generate", f"--checkpoint={checkpoint}", "--prompt=-", "--max_new_tokens=2")
+    assert code == 0
+    assert out.startswith("the king")
+
+
+@pytest.mark.parametrize("odd", [None, [1], float("nan")], ids=repr)
+def test_odd_insides_of_checkpoints(minrnn, small, checkpoint, tmp_path, odd):
+    """Every part of another type: generate, or resuming a training, either works or says what is wrong."""
+    good, bad = read(checkpoint), tmp_path / "bad.ckpt"
+    parts = [(name,) for name in good]
+    parts += [("hyper_parameters", name) for name in good["hyper_parameters"]]
+    parts += [("TextDataModule", name) for name in good["TextDataModule"]]
+    refused = 0
+    for *above, name in parts:
+        changed = read(checkpoint)
+        (changed[above[0]] if above else changed)[name] = odd
+        torch.save(changed, bad)
+        result = minrnn("generate", f"--checkpoint={bad}", "--max_new_tokens=1")
+        if result[0]:
+            check_refused(result, "bad.ckpt")
+            refused += 1
+    assert refused >= 5
+
+
+@pytest.mark.parametrize("part", ["loops", "callbacks", "optimizer_states", "lr_schedulers", "TextDataModule"])
+@pytest.mark.parametrize("odd", ["missing", "empty", "other"])
+def test_odd_states_of_a_training(minrnn, small, checkpoint, tmp_path, part, odd):
+    changed = read(checkpoint)
+    empty = type(changed[part])()
+    other = {"fit_loop": {"state_dict": 3}} if isinstance(empty, dict) else [{"state": 3}]
+    changed |= {part: {"empty": empty, "other": other}.get(odd)}
+    if odd == "missing":
+        del changed[part]
+    torch.save(changed, tmp_path / "bad.ckpt")
+    result = minrnn("fit", *small, "--trainer.max_steps=4", f"--ckpt_path={tmp_path}/bad.ckpt")
+    if result[0]:
+        check_refused(result, "bad.ckpt" if odd == "other" else "")
+
+
+@pytest.mark.parametrize(
+    ("weights", "part"),
+    [
+        (lambda state: {name: tensor * float("nan") for name, tensor in state.items()}, "holds NaN in"),
+        (lambda state: {**state, "encoder.weight": 3}, "'encoder.weight' in its state_dict must be a tensor"),
+        (lambda state: {1: 2}, "1 in its state_dict must be a tensor"),
+    ],
+)
+def test_bad_weights(minrnn, small, checkpoint, tmp_path, weights, part):
+    bad = tmp_path / "bad.ckpt"
+    torch.save({**read(checkpoint), "state_dict": weights(read(checkpoint)["state_dict"])}, bad)
+    check_refused(minrnn("generate", f"--checkpoint={bad}"), "bad.ckpt", part)
+    check_refused(minrnn("test", *small, f"--ckpt_path={bad}"), "bad.ckpt", part)
+    check_refused(minrnn("fit", *small, "--trainer.max_steps=4", f"--model.init_from={bad}"), "bad.ckpt", part)
