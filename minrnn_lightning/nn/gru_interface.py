@@ -5,6 +5,7 @@ import warnings
 from collections.abc import Callable
 from typing import Any, ClassVar, overload
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -13,11 +14,11 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_
 from minrnn_lightning.nn.checks import check_arguments, check_sequence, check_step
 from minrnn_lightning.nn.functional import activate
 from minrnn_lightning.ops import Activation
-from minrnn_lightning.ops.eager import STORAGE
+from minrnn_lightning.ops.eager import STORAGE, state_dtype
 from minrnn_lightning.ops.scan import check_dense
 
 
-class MinRNN(nn.Module):
+class MinRNN(nn.RNNBase):
     """The interface of ``torch.nn.GRU``; subclasses define the recurrence and the number of its blocks of logits."""
 
     _function: ClassVar[Callable[..., Tensor]]
@@ -40,15 +41,18 @@ class MinRNN(nn.Module):
         activation: Activation = "positive",
         signed: bool = False,
         learn_initial_state: bool = False,
+        proj_size: int = 0,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__()
+        nn.Module.__init__(self)  # that of RNNBase makes the weights of nn.GRU
+        num_layers = int(num_layers) if isinstance(num_layers, np.integer) else num_layers
         check_arguments(
             dropout,
             {"bias": bias, "batch_first": batch_first},
             {"input_size": input_size, "hidden_size": hidden_size, "num_layers": num_layers},
             activation,
+            proj_size,
         )
         if dropout > 0 and num_layers == 1:
             warnings.warn(
@@ -66,14 +70,19 @@ class MinRNN(nn.Module):
         self.activation: Activation = activation
         self.signed = signed
         self.learn_initial_state = learn_initial_state
+        self.proj_size = proj_size
 
         self._directions = ("", "_reverse") if bidirectional else ("",)
         rows = len(self._hold_logits) * hidden_size
+        self._all_weights: list[list[str]] = []
         for layer in range(num_layers):
             columns = input_size if layer == 0 else hidden_size * len(self._directions)
             for direction in self._directions:
-                for name, shape in zip(self._names(layer, direction), ((rows, columns), (rows,)), strict=False):
+                self._all_weights.append(self._names(layer, direction))
+                for name, shape in zip(self._all_weights[-1], ((rows, columns), (rows,)), strict=False):
                     setattr(self, name, nn.Parameter(torch.empty(shape, device=device, dtype=dtype)))
+        self._flat_weights_names = [name for names in self._all_weights for name in names]
+        self._init_flat_weights()
         initial = torch.empty(num_layers * len(self._directions), hidden_size, device=device, dtype=dtype)
         self.register_parameter("initial", nn.Parameter(initial) if learn_initial_state else None)
         self.reset_parameters()
@@ -92,7 +101,13 @@ class MinRNN(nn.Module):
 
     @overload
     def forward(
-        self, input: Tensor, hx: Tensor | None = None, *, reset: Tensor | None = None, delta_t: Tensor | None = None
+        self,
+        input: Tensor,
+        hx: Tensor | None = None,
+        *,
+        reset: Tensor | None = None,
+        delta_t: Tensor | None = None,
+        mask: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]: ...
 
     @overload
@@ -103,6 +118,7 @@ class MinRNN(nn.Module):
         *,
         reset: Tensor | None = None,
         delta_t: Tensor | None = None,
+        mask: Tensor | None = None,
     ) -> tuple[PackedSequence, Tensor]: ...
 
     def forward(
@@ -112,6 +128,7 @@ class MinRNN(nn.Module):
         *,
         reset: Tensor | None = None,
         delta_t: Tensor | None = None,
+        mask: Tensor | None = None,
     ) -> tuple[Tensor | PackedSequence, Tensor]:
         """Run a sequence; in chunks, with h_n passed on as ``hx``, the result is the same.
 
@@ -125,15 +142,18 @@ class MinRNN(nn.Module):
             delta_t: Shaped like ``reset``, at least 0: the time since the step before, for samples at irregular times.
                 The state is forgotten as in so many steps, z becomes 1 − (1 − z)^Δt; 1 changes nothing. Decay by the
                 time that has passed is that of GRU-D (Che et al. 2018, https://arxiv.org/abs/1606.01865).
+            mask: Bool, shaped like ``reset``, False at padding, through which the state of each direction is carried
+                unchanged, as it is between the sequences of a ``PackedSequence``: h_n is that of the last real step.
 
         Returns:
             The states of the last layer, laid out like ``input``, with directions · hidden_size features, and h_n, the
             final state of each layer and direction, laid out like ``hx``.
 
         Raises:
-            ValueError: The input has a wrong number of dimensions or a type other than the weights', or ``reset`` does
-                not fit.
-            RuntimeError: A size of ``input`` or ``hx`` does not fit.
+            ValueError: The input has a wrong number of dimensions or a type other than the weights', or ``reset``,
+                ``delta_t`` or ``mask`` does not fit.
+            RuntimeError: A size of ``input`` or ``hx`` does not fit, the sequence is empty, or ``hx`` is float64 and
+                ``input`` is not.
             TypeError: ``hx`` is the pair of states that ``nn.LSTM`` takes, or an argument is no dense tensor, or of a
                 type that it cannot have.
         """
@@ -141,31 +161,41 @@ class MinRNN(nn.Module):
         if isinstance(hx, tuple):
             raise TypeError(f"{name}: hx should be one tensor, there is no cell state; got a tuple of {len(hx)}")
         if isinstance(input, PackedSequence):
-            if reset is not None or delta_t is not None:
-                raise ValueError(f"{name}: reset and delta_t need padded input, got a PackedSequence")
+            if not (reset is None and delta_t is None and mask is None):
+                raise ValueError(f"{name}: mask, reset and delta_t need padded input, got a PackedSequence")
             check_dense(f"{name}: input", input.data)
             if hx is not None:
                 check_dense(f"{name}: hx", hx)
             return self._run_packed(input, hx)
-        check_sequence(name, input, hx, reset, delta_t, self.signed)
+        check_sequence(name, input, hx, {"reset": reset, "mask": mask}, delta_t, self.signed)
+        each_step = [reset, delta_t, None if mask is None else ~mask]
         if input.dim() == 2:
             hx = None if hx is None else hx.unsqueeze(1)
-            reset, delta_t = (None if each is None else each.unsqueeze(0) for each in (reset, delta_t))
-            output, h_n = self._run(input.unsqueeze(0), hx, reset, delta_t)
+            each_step = [None if x is None else x.unsqueeze(0) for x in each_step]
+            output, h_n = self._run(input.unsqueeze(0), hx, *each_step)
             return output.squeeze(0), h_n.squeeze(1)
         if self.batch_first:
-            return self._run(input, hx, reset, delta_t)
-        reset, delta_t = (None if each is None else each.transpose(0, 1) for each in (reset, delta_t))
-        output, h_n = self._run(input.transpose(0, 1), hx, reset, delta_t)
+            return self._run(input, hx, *each_step)
+        each_step = [None if x is None else x.transpose(0, 1) for x in each_step]
+        output, h_n = self._run(input.transpose(0, 1), hx, *each_step)
         return output.transpose(0, 1).contiguous(), h_n  # models written for nn.GRU rely on it with .view
 
-    def step(self, input_t: Tensor, h: Tensor | None = None, *, delta_t: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def step(
+        self,
+        input_t: Tensor,
+        h: Tensor | None = None,
+        *,
+        reset: Tensor | None = None,
+        delta_t: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
         """Run one time step, with gradients, at constant cost.
 
         Args:
             input_t: (batch, input_size) or unbatched (input_size,).
             h: The state of all layers, (num_layers, batch, hidden_size), without batch where the input has none;
                 the learned one, or else zeros, if None.
+            reset: Bool (batch,), or () where the input has no batch, True where a new sequence starts: ``h`` is
+                replaced by the learned initial state, or else zeros, as in ``forward``.
             delta_t: (batch,), or () where the input has no batch: the time since the step before; see ``forward``.
 
         Returns:
@@ -177,12 +207,15 @@ class MinRNN(nn.Module):
             ValueError: The input has a wrong number of dimensions or a type other than the weights'.
             TypeError: An argument is no dense tensor, or of a type that it cannot have.
         """
-        check_step(type(self).__name__, input_t, h, delta_t, self.signed, self.bidirectional)
+        check_step(type(self).__name__, input_t, h, reset, delta_t, self.signed, self.bidirectional)
         if input_t.dim() == 1:
-            h, delta_t = None if h is None else h.unsqueeze(1), None if delta_t is None else delta_t.unsqueeze(0)
-            output_t, h = self.step(input_t.unsqueeze(0), h, delta_t=delta_t)
+            h = None if h is None else h.unsqueeze(1)
+            reset, delta_t = (None if x is None else x.unsqueeze(0) for x in (reset, delta_t))
+            output_t, h = self.step(input_t.unsqueeze(0), h, reset=reset, delta_t=delta_t)
             return output_t.squeeze(0), h.squeeze(1)
         x, h_0 = self._checked(input_t, h)
+        if reset is not None:
+            h_0 = torch.where(reset.unsqueeze(-1), self.initial_state(x.shape[0]), h_0)
         final: list[Tensor] = []
         for layer, before in enumerate(h_0.unbind()):
             logits = self._project(x, layer)
@@ -191,11 +224,21 @@ class MinRNN(nn.Module):
         return x, torch.stack(final)
 
     def initial_state(self, batch_size: int) -> Tensor:
-        """The state before the first step where none is given: (num_layers · directions, batch, hidden_size)."""
+        """The state before the first step where none is given: (num_layers · directions, batch, hidden_size).
+
+        It is float32, or float64 where the weights are.
+        """
+        starts = self._starts()
+        if starts is None:
+            weight, layers = self.weight_ih_l0, self.num_layers * len(self._directions)
+            return weight.new_zeros(layers, batch_size, self.hidden_size, dtype=state_dtype(weight.dtype))
+        return starts.unsqueeze(1).expand(-1, batch_size, -1)
+
+    def _starts(self) -> Tensor | None:
+        """The learned initial state of each layer and direction, (num_layers · directions, hidden_size)."""
         if self.initial is None:
-            layers = self.num_layers * len(self._directions)
-            return self.weight_ih_l0.new_zeros(layers, batch_size, self.hidden_size)
-        return activate(self.initial, self.activation).unsqueeze(1).expand(-1, batch_size, -1)
+            return None
+        return activate(self.initial.to(state_dtype(self.initial.dtype)), self.activation)
 
     def _options(self) -> dict[str, Any]:
         return {"activation": self.activation, "signed": self.signed}
@@ -210,7 +253,9 @@ class MinRNN(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """Every layer and direction over (batch, length, features)."""
         x, h_0 = self._checked(x, h_0)
-        starts = None if self.initial is None else activate(self.initial, self.activation)
+        if x.shape[1] == 0:
+            raise RuntimeError("Expected sequence length to be larger than 0 in RNN")
+        starts = self._starts()
         final: list[Tensor] = []
         for layer in range(self.num_layers):
             outputs = []
@@ -218,7 +263,7 @@ class MinRNN(nn.Module):
                 logits, before = self._project(x, layer, direction), h_0[len(final)]
                 if padding is not None:
                     held = zip(logits, self._hold_logits, strict=True)
-                    logits = [logit.masked_fill(padding, hold) for logit, hold in held]
+                    logits = [logit.masked_fill(padding.unsqueeze(2), hold) for logit, hold in held]
                 h = self._function(
                     *logits,
                     before,
@@ -228,7 +273,7 @@ class MinRNN(nn.Module):
                     initial_state=None if starts is None else starts[len(final)],
                     **self._options(),
                 )
-                final.append(h[:, 0 if reverse else -1] if h.shape[1] else before.to(h.dtype))
+                final.append(h[:, 0 if reverse else -1])
                 outputs.append(h)
             x = self._between(layer, torch.cat(outputs, -1) if self.bidirectional else outputs[0])
         return x, torch.stack(final)
@@ -240,7 +285,7 @@ class MinRNN(nn.Module):
             raise RuntimeError(f"input must have 2 dimensions, got {data.dim()}")
         x, lengths = pad_packed_sequence(PackedSequence(data, batch_sizes), batch_first=True)  # the longest first
         _, hx = self._checked(x, hx)
-        padding = (torch.arange(x.shape[1]) >= lengths.unsqueeze(1)).unsqueeze(2).to(x.device)
+        padding = (torch.arange(x.shape[1]) >= lengths.unsqueeze(1)).to(x.device)
         output, h_n = self._run(x, hx if order is None else hx.index_select(1, order), padding=padding)
         output = pack_padded_sequence(output, lengths, batch_first=True).data
         return packed._replace(data=output), h_n if unorder is None else h_n.index_select(1, unorder)
@@ -267,23 +312,22 @@ class MinRNN(nn.Module):
                 f"input.size(-1) must be equal to input_size. Expected {self.input_size}, got {x.shape[-1]}"
             )
         expected = (self.num_layers * len(self._directions), x.shape[0], self.hidden_size)
-        h_0 = self.initial_state(x.shape[0]).to(x.dtype) if h_0 is None else h_0
+        h_0 = self.initial_state(x.shape[0]) if h_0 is None else h_0
         if h_0.shape != expected:
             raise RuntimeError(f"Expected hidden size {expected}, got {list(h_0.shape)}")
         if h_0.dtype not in STORAGE:
             raise TypeError(
                 f"{type(self).__name__}: h_0 must be float16, bfloat16, float32 or float64, got {h_0.dtype}"
             )
+        if h_0.dtype == torch.float64 != dtype:
+            raise RuntimeError(
+                f"{type(self).__name__}: h_0 must be at most float32, the type of the state, for weights of {dtype}, "
+                "got torch.float64"
+            )
         return x, h_0
 
     def _names(self, layer: int, direction: str) -> list[str]:
         return [f"{name}_ih_l{layer}{direction}" for name in ("weight", "bias")[: 1 + self.bias]]
-
-    @property
-    def all_weights(self) -> list[list[nn.Parameter]]:
-        """The parameters of each layer and direction."""
-        layers = range(self.num_layers)
-        return [[getattr(self, n) for n in self._names(layer, d)] for layer in layers for d in self._directions]
 
     def flatten_parameters(self) -> None:
         """Do nothing; ``nn.GRU`` has it for cuDNN."""

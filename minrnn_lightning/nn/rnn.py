@@ -35,14 +35,17 @@ class MinGRU(MinRNN):
             (Grazzi et al. 2024, https://arxiv.org/abs/2411.12537).
         learn_initial_state: Whether h_0, where none is given, and the state after a reset are learned for each unit,
             instead of zero, as in the code of the paper's authors.
+        proj_size: 0, as in ``nn.GRU``: there is no projection.
         device: Device of the parameters.
         dtype: The type of the parameters.
 
     Raises:
-        ValueError: A size is not above zero, the dropout not in [0, 1], or the activation unknown.
+        ValueError: A size is not above zero, the dropout not in [0, 1], the activation unknown, or there
+            is a projection.
         TypeError: A size is not an int, or a flag not a bool.
     """
 
+    mode = "MinGRU"
     _function = staticmethod(min_gru)
     _step_function = staticmethod(min_gru_step)
     _hold_logits = (CLOSED, 0.0)
@@ -77,6 +80,7 @@ class MinLSTM(MinRNN):
             The code of the paper's authors does not, so that a state can accumulate its inputs.
         forget_bias: Added to the initial bias of the forget gate; above zero, the state initially decays more slowly
             (Jozefowicz et al. 2015, https://proceedings.mlr.press/v37/jozefowicz15.html).
+        proj_size: 0, as in ``nn.GRU``: there is no projection.
         device: Device of the parameters.
         dtype: The type of the parameters.
 
@@ -86,6 +90,7 @@ class MinLSTM(MinRNN):
         TypeError: A size is not an int, or a flag not a bool.
     """
 
+    mode = "MinLSTM"
     _function = staticmethod(min_lstm)
     _step_function = staticmethod(min_lstm_step)
     _hold_logits = (OPEN, CLOSED, 0.0)
@@ -105,6 +110,7 @@ class MinLSTM(MinRNN):
         learn_initial_state: bool = False,
         normalize: bool = True,
         forget_bias: float = 0.0,
+        proj_size: int = 0,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -123,6 +129,7 @@ class MinLSTM(MinRNN):
             activation=activation,
             signed=signed,
             learn_initial_state=learn_initial_state,
+            proj_size=proj_size,
             device=device,
             dtype=dtype,
         )

@@ -69,12 +69,8 @@ def test_shapes_are_those_of_gru(cell, bidirectional, batch_first, layers):
 
 
 @every_class
-@pytest.mark.parametrize("length", [0, 1])
-def test_the_shortest_sequences(cell, length):
-    h_0 = torch.rand(2, 2, 5)
-    output, h_n = cell(3, 5, 2)(torch.randn(length, 2, 3), h_0)
-    assert output.shape == (length, 2, 5)
-    assert torch.equal(h_n, h_0) == (length == 0)
+def test_the_smallest_sequences(cell):
+    assert cell(3, 5, 2)(torch.randn(1, 2, 3))[0].shape == (1, 2, 5)
     assert cell(3, 5, 2)(torch.randn(4, 0, 3))[1].shape == (2, 0, 5)
 
 
@@ -85,6 +81,7 @@ BAD_CALLS = {
     "features": (torch.randn(4, 2, 7),),
     "unbatched features": (torch.randn(4, 7),),
     "type": (X.double(),),
+    "length zero": (torch.randn(0, 0, 3),),
     "2-D state for 3-D input": (X, H[:, 0]),
     "3-D state for 2-D input": (X[:, 0], H),
     "batch of the state": (X, torch.randn(2, 4, 5)),
@@ -123,6 +120,7 @@ BAD_ARGUMENTS = [
     {"hidden_size": "5"},
     {"hidden_size": -1},
     {"num_layers": 0},
+    {"proj_size": 2},
 ]
 
 
