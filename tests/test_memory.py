@@ -1,12 +1,14 @@
 """Memory that is freed is used again."""
 
+import ctypes
 import os
 import subprocess
 import sys
 
 import pytest
 
-from minrnn_lightning.memory import keep_freed_memory, peak_memory
+from minrnn_lightning.errors import InputError
+from minrnn_lightning.memory import check_memory, keep_freed_memory, machine_memory, peak_memory
 
 FAULTS = """
 import resource, torch
@@ -47,3 +49,48 @@ def test_peak_memory(monkeypatch):
     assert peak_memory() > len(held) / 1e6
     monkeypatch.setitem(sys.modules, "resource", None)  # as on Windows
     assert peak_memory() is None
+
+
+def test_peak_memory_on_windows(monkeypatch):
+    """The structure and the call are those of the documentation; there is no Windows here."""
+
+    class Kernel:
+        class GetCurrentProcess:
+            restype = None
+
+            def __new__(cls):
+                return 7
+
+        def __init__(self, name):
+            assert name == "kernel32"
+
+        @property
+        def K32GetProcessMemoryInfo(self):  # noqa: N802
+            return query
+
+    def query(process, counters, size):
+        assert process == 7
+        assert size == 2 * 4 + 8 * ctypes.sizeof(ctypes.c_size_t)  # two DWORDs, eight SIZE_Ts
+        counters._obj.PeakWorkingSetSize = 12_500_000
+        return 1
+
+    monkeypatch.setattr(ctypes, "WinDLL", Kernel, raising=False)
+    monkeypatch.setattr(sys, "platform", "win32")
+    assert peak_memory() == 12.5
+
+
+def test_what_does_not_fit_into_memory_is_refused(monkeypatch):
+    memory = machine_memory()
+    assert memory is None or memory > 1 << 28
+    monkeypatch.setattr("minrnn_lightning.memory.machine_memory", lambda: 8_000_000_000)
+    check_memory(8e9, "a model")
+    with pytest.raises(InputError, match="a model would take 9 GB at least, and this machine has 8 GB of memory"):
+        check_memory(9e9, "a model")
+
+
+def test_the_limit_of_a_container_counts(monkeypatch, tmp_path):
+    monkeypatch.setattr("minrnn_lightning.memory.CONTAINER_LIMIT", tmp_path / "memory.max")
+    whole = machine_memory()
+    for text, expected in (("1000000\n", 1_000_000), ("max\n", whole)):
+        (tmp_path / "memory.max").write_text(text)
+        assert machine_memory() == (expected if whole else None)
