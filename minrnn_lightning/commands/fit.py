@@ -44,6 +44,12 @@ NOISE = (
 )
 
 SHORTER = {  # than Lightning's help
+    "config": "A recipe: the name of a packaged one, see `minrnn recipes`, or a YAML file. It can be given several "
+    "times; later ones, and options, change what earlier ones say.",
+    "data": "The data, by the name of a class, and its options, such as --data.batch_size 32.",
+    "model": "The task, by the name of a class, and its options, such as --model.dim 256.",
+    "print_config": "Print all options with their values instead of running, as a recipe.",
+    "seed_everything": "Seed of all random numbers; true for a random one, false for none.",
     "ckpt_path": "Checkpoint to resume from or to evaluate: its file, or last or best for those of the latest run in "
     "trainer.default_root_dir.",
     "weights_only": "Always true: a checkpoint is read without executing code.",
@@ -52,6 +58,16 @@ SHORTER = {  # than Lightning's help
     "--lr_scheduler.step_size and the like.",
 }
 WITHOUT_TYPE = ("optimizer", "lr_scheduler")  # which lists dozens of classes
+
+DESCRIPTIONS = {
+    "fit": "Train a model. A recipe says which task, data and training; options change single values: "
+    "minrnn fit --config shakespeare --model.mixer minlstm --trainer.max_steps 1000",
+    "validate": "Loss and metrics of a checkpoint on the validation data: "
+    "minrnn validate --config shakespeare --ckpt_path last.ckpt",
+    "test": "Loss and metrics of a checkpoint on the test data: minrnn test --config shakespeare --ckpt_path last.ckpt",
+    "predict": "Predictions of a checkpoint on the test data: "
+    "minrnn predict --config shakespeare --ckpt_path last.ckpt",
+}
 
 
 def native_precision(accelerator: str) -> str:
@@ -116,7 +132,8 @@ class MinRNNCLI(LightningCLI):
             "exit_on_error": False,  # the command turns errors into one sentence
             "allow_abbrev": False,  # a misspelt option is an error
             "formatter_class": ShortHelp,
-            "epilog": "Every option of Lightning's Trainer exists as --trainer.NAME; --print_config shows all of them.",
+            "epilog": "Every option of Lightning's Trainer exists as --trainer.NAME; --print_config shows all of them. "
+            f"Those of a task or of data: minrnn {self.command} --model.help=LanguageTask, --data.help=TextDataModule.",
         }
         super().__init__(
             Task,
@@ -128,7 +145,11 @@ class MinRNNCLI(LightningCLI):
             trainer_defaults={"default_root_dir": "runs"},
             seed_everything_default=0,
             load_from_checkpoint_support=False,  # hyper-parameters are then the arguments of the class
-            parser_kwargs={"prog": "minrnn", **about, self.command: about},
+            parser_kwargs={
+                "prog": "minrnn",
+                **about,
+                self.command: {**about, "description": DESCRIPTIONS[self.command]},
+            },
             args=args,
         )
 

@@ -112,7 +112,7 @@ def _check_yaml(text: str, source: str, is_file: bool) -> None:
         raise InputError(f"{source} is nested too deeply") from error
     if copies > MOST_COPIES:
         raise InputError(f"{source} expands to more than {MOST_COPIES:,} values by its aliases (*name): write fewer")
-    if is_file and not isinstance(root, yaml.MappingNode):
+    if is_file and not (root is None or isinstance(root, yaml.MappingNode)):  # an empty one has no options
         raise ArgumentError(None, f"{source} holds no options: a recipe is a mapping in YAML, such as `model: ...`")
 
 
