@@ -75,7 +75,7 @@ def test_collect_command_runs(minrnn, tmp_path, monkeypatch):
 def test_rollout_command_parses(minrnn, tmp_path, monkeypatch):
     (command,) = (c for c in COMMANDS if c.startswith("minrnn rollout"))
     monkeypatch.chdir(tmp_path)
-    assert minrnn(*shlex.split(command)[1:])[2].startswith("minrnn: last.ckpt: there is no such file")
+    assert minrnn(*shlex.split(command)[1:])[2].startswith("minrnn: checkpoint: last.ckpt: there is no such file")
 
 
 def test_the_two_set_up_commands_are_there():

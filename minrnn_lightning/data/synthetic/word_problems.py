@@ -79,7 +79,7 @@ def word_problem(
 
 
 class WordProblemDataModule(GeneratedDataModule):
-    """The word problem of a group of permutations: which permutation do the tokens so far make, one after the other?
+    """The word problem of a group of permutations: the permutation that the tokens so far make, one after the other.
 
     Tokens and answers are the numbers of the group's elements in lexicographic order. For S5 and A5, whose products are
     not those of a solvable group, the problem is complete for NC¹: no recurrence with diagonal transitions of fixed

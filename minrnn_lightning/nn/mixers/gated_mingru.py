@@ -17,7 +17,7 @@ State = tuple[Tensor, Tensor]
 
 
 class GatedMinGRUMixer(Mixer):
-    """minGRU with a short convolution and an output gate: y = W_o [RMSNorm(h + D·u) ⊙ SiLU(W_g x)].
+    """A minGRU with a short convolution and an output gate: y = W_o [RMSNorm(h + D·u) ⊙ SiLU(W_g x)].
 
     h_t = h_{t-1} + σ(k_t) · (u_t − h_{t-1}) with u = SiLU(conv(W_u x)) and k = W_2 W_1 u + b, of low rank. Convolution,
     low rank, skip D and output gate are those of "Mamba: Linear-Time Sequence Modeling with Selective State Spaces" (Gu

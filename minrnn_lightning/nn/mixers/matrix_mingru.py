@@ -11,7 +11,7 @@ from minrnn_lightning.nn.mixers.ssm import undecayed
 
 
 class MatrixMinGRUMixer(MatrixStateMixer):
-    """minGRU with a matrix for a state: S_t = (1 − z_t) S_{t−1} + z_t k_t v_tᵀ, y_t = S_tᵀ q_t, for each head.
+    """A minGRU with a matrix for a state: S_t = (1 − z_t) S_{t−1} + z_t k_t v_tᵀ, y_t = S_tᵀ q_t, for each head.
 
     z_t = σ(·) is one number for each head and step. The candidate of minGRU is an outer product, so that a query finds
     the value that was written under its key, which no state of single channels can do for several keys. It is linear
