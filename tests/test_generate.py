@@ -229,7 +229,7 @@ def test_stats(minrnn, checkpoint):
     ("args", "message", "code"),
     [
         (["--prompt=the µ king"], "outside the vocabulary: 'µ'", 1),
-        (["--temperature=-0.5"], "temperature must be 0 or a positive number, got -0.5", 1),
+        (["--temperature=-0.5"], "temperature must be at least 0, got -0.5", 1),
         (["--top_k=0"], "top_k must be at least 1", 1),
         (["--top_p=2"], "top_p must be in (0, 1]", 1),
         (["--max_new_tokens=-3"], "max_new_tokens must be at least 1, got -3", 1),

@@ -36,7 +36,7 @@ GATES = {
     "mingru": {"timescale": 1, "learn_initial_state": True},
     "minlstm": {"timescale": 1, "learn_initial_state": True, "normalize": False, "forget_bias": 3},
 }
-CODE = {"model": {"norm": "rms", "mixer_args": GATES}}
+CODE = {"model": {"mixer_args": GATES}}
 D4RL = {
     "model": {"depth": 3, "kernel_size": 0, "dropout": 0.1, "weight_decay": 1e-4, "warmup": 10_000},
     "data": {"batch_size": 64, "length": 20},  # length: of Ota's code, which the paper follows

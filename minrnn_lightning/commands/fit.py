@@ -18,8 +18,6 @@ from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCL
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.plugins import CheckpointIO
 from lightning.pytorch.utilities import rank_zero_info
-from lightning.pytorch.utilities.types import LRSchedulerTypeTuple
-from torch.optim import Optimizer
 
 from minrnn_lightning.callbacks import AtTrainEnd, InterruptibleCheckpoint, SeedEveryBatch, StopOnDivergence
 from minrnn_lightning.checkpoint import AtomicCheckpointIO, check_fits, damaged, find_checkpoint, read_checkpoint
@@ -57,7 +55,7 @@ SHORTER = {  # than Lightning's help
     "lr_scheduler": "Schedule of PyTorch, by name, instead of the task's own; it counts steps: StepLR, with "
     "--lr_scheduler.step_size and the like.",
 }
-WITHOUT_TYPE = ("optimizer", "lr_scheduler")  # which lists dozens of classes
+WITHOUT_TYPE = ("optimizer", "lr_scheduler", "weights_only")  # dozens of classes, and a choice of one
 
 DESCRIPTIONS = {
     "fit": "Train a model. A recipe says which task, data and training; options change single values: "
@@ -166,8 +164,8 @@ class MinRNNCLI(LightningCLI):
             help="Write last.ckpt after so many minutes, in addition to validations; less often where that would take "
             "more than a hundredth of the time; 0 for validations only.",
         )
-        parser.add_optimizer_args((Optimizer,))
-        parser.add_lr_scheduler_args(LRSchedulerTypeTuple)
+        parser.add_optimizer_args()
+        parser.add_lr_scheduler_args()
         groups = parser.groups or {}
         groups["optimizer"].title, groups["lr_scheduler"].title = "Optimizer", "Learning rate schedule"
         for size in ("input_size", "output_size"):
