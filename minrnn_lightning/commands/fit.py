@@ -51,11 +51,12 @@ SHORTER = {  # than Lightning's help
     "ckpt_path": "Checkpoint to resume from or to evaluate: its file, or last or best for those of the latest run in "
     "trainer.default_root_dir.",
     "weights_only": "Always true: a checkpoint is read without executing code.",
-    "optimizer": "Optimizer of PyTorch, by name, instead of the task's own: SGD, with --optimizer.lr and the like.",
+    "optimizer": "Optimizer of PyTorch, by name, instead of the task's own: SGD, with the options that --optimizer.help=SGD "
+    "lists.",
     "lr_scheduler": "Schedule of PyTorch, by name, instead of the task's own; it counts steps: StepLR, with "
-    "--lr_scheduler.step_size and the like.",
+    "the options that --lr_scheduler.help=StepLR lists.",
 }
-WITHOUT_TYPE = ("optimizer", "lr_scheduler", "weights_only")  # dozens of classes, and a choice of one
+WITHOUT_TYPE = ("optimizer", "lr_scheduler", "ckpt_path", "weights_only")  # dozens of classes, and a choice of one
 
 DESCRIPTIONS = {
     "fit": "Train a model. A recipe says which task, data and training; options change single values: "
@@ -91,8 +92,9 @@ class ShortHelp(DefaultHelpFormatter):
     """Help without the dozens of options of Lightning's Trainer, and with shorter texts for some others."""
 
     def add_argument(self, action: Any) -> None:
-        """Add an option unless it is one of the Trainer, or set by another one and no option at all."""
-        if "trainer" not in action.dest and "-->" not in "".join(action.option_strings):
+        """Add an option unless it is one of the Trainer, help on a class of PyTorch, or set by another option."""
+        hidden = "trainer" in action.dest or action.dest in ("optimizer.help", "lr_scheduler.help")
+        if not hidden and "-->" not in "".join(action.option_strings):
             action.help = SHORTER.get(action.dest, action.help)
             super().add_argument(action)
 
