@@ -51,8 +51,8 @@ SHORTER = {  # than Lightning's help
     "ckpt_path": "Checkpoint to resume from or to evaluate: its file, or last or best for those of the latest run in "
     "trainer.default_root_dir.",
     "weights_only": "Always true: a checkpoint is read without executing code.",
-    "optimizer": "Optimizer of PyTorch, by name, instead of the task's own: SGD, with the options that --optimizer.help=SGD "
-    "lists.",
+    "optimizer": "Optimizer of PyTorch, by name, instead of the task's own: SGD, with the options that "
+    "--optimizer.help=SGD lists.",
     "lr_scheduler": "Schedule of PyTorch, by name, instead of the task's own; it counts steps: StepLR, with "
     "the options that --lr_scheduler.help=StepLR lists.",
 }
