@@ -93,13 +93,13 @@ class MuonAdamW(Optimizer):
             if parameter.grad is not None or parameter.shape != shape:  # other processes may hold its gradient
                 by_shape.setdefault(tuple(shape), []).append(parameter)
         for shape, parameters in by_shape.items():
-            directions = torch.stack(
-                [_gather(self._direction(parameter, group["momentum"]), shape) for parameter in parameters]
-            )
+            directions = [self._direction(parameter, group["momentum"]) for parameter in parameters]
+            shards = [None if each.shape == shape else _own_shard(each) for each in directions]
+            matrices = torch.stack([_gather(*each, shape) for each in zip(directions, shards, strict=True)])
             scale = ADAM_RMS * max(shape) ** 0.5
-            for parameter, update in zip(parameters, orthogonalize(directions), strict=True):
+            for parameter, shard, update in zip(parameters, shards, orthogonalize(matrices), strict=True):
                 parameter.mul_(1 - group["lr"] * group["weight_decay"])
-                parameter.add_(_own_shard(update, parameter), alpha=-group["lr"] * scale)
+                parameter.add_(update if shard is None else update.flatten()[shard], alpha=-group["lr"] * scale)
 
     def _direction(self, parameter: nn.Parameter, momentum: float) -> Tensor:
         """The gradient after Nesterov momentum."""
@@ -136,28 +136,20 @@ class MuonAdamW(Optimizer):
         )
 
 
-def _gather(shard: Tensor, shape: tuple[int, ...]) -> Tensor:
+def _own_shard(part: Tensor) -> slice:
+    """The elements of a flattened matrix of which this process holds ``part``."""
+    sizes = torch.zeros(distributed.get_world_size(), dtype=torch.long, device=part.device)
+    sizes[distributed.get_rank()] = part.numel()
+    distributed.all_reduce(sizes)
+    start = int(sizes[: distributed.get_rank()].sum())
+    return slice(start, start + part.numel())
+
+
+def _gather(part: Tensor, shard: slice | None, shape: tuple[int, ...]) -> Tensor:
     """The matrix of which each process holds a flat shard, or the matrix itself where nothing is sharded."""
-    if shard.shape == shape:
-        return shard
-    matrix = shard.new_zeros(math.prod(shape))
-    start = _shard_start(shard)
-    matrix[start : start + shard.numel()] = shard
+    if shard is None:
+        return part
+    matrix = part.new_zeros(math.prod(shape))
+    matrix[shard] = part
     distributed.all_reduce(matrix)  # shards have different sizes, which not every backend can gather
     return matrix.view(shape)
-
-
-def _own_shard(matrix: Tensor, parameter: Tensor) -> Tensor:
-    """The part of a matrix that this process holds of its parameter."""
-    if parameter.shape == matrix.shape:
-        return matrix
-    start = _shard_start(parameter)
-    return matrix.flatten()[start : start + parameter.numel()]
-
-
-def _shard_start(shard: Tensor) -> int:
-    """Number of elements in the shards of the processes before this one."""
-    sizes = torch.zeros(distributed.get_world_size(), dtype=torch.long, device=shard.device)
-    sizes[distributed.get_rank()] = shard.numel()
-    distributed.all_reduce(sizes)
-    return int(sizes[: distributed.get_rank()].sum())
