@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import enum
 import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+import sys
+from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
+from types import UnionType
 from typing import Any
 from zipfile import BadZipFile, ZipFile
 
@@ -16,21 +18,26 @@ from lightning.fabric.plugins import TorchCheckpointIO
 from tokenizers import Tokenizer
 from torch import nn
 
-from minrnn_lightning.errors import InputError
+from minrnn_lightning.errors import InputError, packages_passed
 
-TYPES: dict[str, type] = {  # of the parts that Lightning and this package write
+TYPES: dict[str, Any] = {  # of the parts that Lightning and this package write, down to what their readers rely on
     "callbacks": dict,
     "datamodule_hyper_parameters": dict,
+    "environment": {"action_low": [int | float], "action_high": [int | float]},
     "epoch": int,
     "global_step": int,
     "hyper_parameters": dict,
-    "loops": dict,
-    "lr_schedulers": list,
+    "loops": {"fit_loop": dict, "validate_loop": dict, "test_loop": dict, "predict_loop": dict},
+    "lr_schedulers": [dict],
     "max_steps": int,
-    "optimizer_states": list,
+    "optimizer": str,
+    "optimizer_states": [{"state": dict, "param_groups": [dict]}],
     "pytorch-lightning_version": str,
+    "seed": int | None,
     "task": str,
 }
+LIBRARIES = {"lightning", "torch", *sys.stdlib_module_names}  # that read their own parts of a checkpoint
+READING_ERRORS = (LookupError, TypeError, ValueError, AttributeError, RuntimeError)  # which they raise if it is damaged
 
 
 class CheckpointError(InputError):
@@ -98,36 +105,43 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         ) from error
     if not (isinstance(checkpoint, dict) and isinstance(checkpoint.get("state_dict"), dict)):
         raise CheckpointError(f"{path} is a PyTorch file, but not a checkpoint of Lightning: it has no `state_dict`")
-    _check_types(checkpoint, path)
+    _check_types(checkpoint, TYPES, "", path)
     return checkpoint
 
 
-def _check_types(checkpoint: dict[str, Any], path: str | Path) -> None:
-    """Refuse parts of another type than Lightning writes; a part that is missing is left to what needs it."""
-    for name, expected in TYPES.items():
-        part = checkpoint.get(name)
-        if name in checkpoint and (not isinstance(part, expected) or isinstance(part, bool)):
-            raise CheckpointError(
-                f"{path} is damaged or from another program: {name} must be a {expected.__name__}, "
-                f"got a {type(part).__name__}"
-            )
+def _check_types(part: Any, expected: Any, name: str, path: str | Path) -> None:
+    """Refuse a part of another type than is expected, its items included; what is missing is left to what needs it."""
+    kind: Any = expected if isinstance(expected, type | UnionType) else type(expected)
+    if not isinstance(part, kind) or isinstance(part, bool):
+        raise CheckpointError(
+            f"{path} is damaged or from another program: {name} must be a {getattr(kind, '__name__', kind)}, "
+            f"got a {type(part).__name__}"
+        )
+    if isinstance(expected, list):
+        for item in part:
+            _check_types(item, expected[0], f"an item of {name}", path)
+    elif isinstance(expected, dict):
+        for key in expected.keys() & part.keys():
+            _check_types(part[key], expected[key], f"{key} of {name}" if name else key, path)
 
 
-@contextmanager
-def damaged(path: str | Path) -> Iterator[None]:
-    """Say that a checkpoint is damaged where restoring it fails inside the context.
+def explain_damage(path: str | Path, error: Exception) -> None:
+    """Raise another error instead of one of restoring a checkpoint, where the checkpoint is at fault.
+
+    It is where Lightning and PyTorch cannot read their own part of it, which they find in many ways. An error that has
+    passed a function of another package, such as this one, keeps its traceback: each checks what it reads.
 
     Args:
         path: Path of the checkpoint.
+        error: What was raised, as `restore_with` has caught it.
 
     Raises:
-        CheckpointError: A part of it is missing or of another kind; Lightning and PyTorch find that in many ways.
+        CheckpointError: A part of the checkpoint is missing or of another kind.
     """
-    try:
-        yield
-    except InputError:
-        raise
-    except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+    if isinstance(error, InputError):
+        if str(path) not in str(error):
+            raise CheckpointError(f"{path} cannot be restored: {error}") from error
+    elif isinstance(error, READING_ERRORS) and LIBRARIES.issuperset(packages_passed(error)[1:]):
         raise CheckpointError(
             f"{path} cannot be restored: a part of it is missing or of another kind ({type(error).__name__}: {error}); "
             "start from its weights with --model.init_from"

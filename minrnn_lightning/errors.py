@@ -1,4 +1,8 @@
-"""``InputError``: what the caller gave is at fault, not the program."""
+"""``InputError``: what the caller gave is at fault, not the program; and what can be told from a library's error."""
+
+from collections.abc import Iterator
+from opcode import opmap
+from types import TracebackType
 
 
 class InputError(ValueError):
@@ -7,3 +11,37 @@ class InputError(ValueError):
     The ``minrnn`` command prints the message of this error alone. Any other exception is a mistake of the program and
     keeps its traceback.
     """
+
+
+def raised_by(error: BaseException, package: str) -> bool:
+    """Whether a ``raise`` statement of a package is where an error comes from: the package refuses its arguments.
+
+    An operation that fails there, such as ``int("x")`` or a missing key, is a mistake of the program instead.
+
+    Args:
+        error: A caught exception.
+        package: Name of the package.
+    """
+    *_, innermost = _calls(error)
+    code = innermost.tb_frame.f_code.co_code
+    return _package(innermost) == package and code[innermost.tb_lasti] == opmap["RAISE_VARARGS"]
+
+
+def packages_passed(error: BaseException) -> list[str]:
+    """The packages of the functions that an error has passed, from the one that caught it to the innermost.
+
+    Args:
+        error: A caught exception.
+    """
+    return [_package(call) for call in _calls(error)]
+
+
+def _calls(error: BaseException) -> Iterator[TracebackType]:
+    call = error.__traceback__
+    while call is not None:
+        yield call
+        call = call.tb_next
+
+
+def _package(call: TracebackType) -> str:
+    return str(call.tb_frame.f_globals.get("__name__", "")).partition(".")[0]

@@ -1,7 +1,6 @@
 """What is read from Lightning's loops without a public interface, each with its reason, in one module."""
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 
 from lightning.pytorch import Trainer
 
@@ -30,21 +29,24 @@ def validates_next(trainer: Trainer) -> bool:
     return loop._should_check_val_fx(trainer.fit_loop._data_fetcher) and not loop.val_loop.skip  # type: ignore[arg-type]
 
 
-def restore_within(trainer: Trainer, context: Callable[[], AbstractContextManager[None]]) -> None:
-    """Let a Trainer restore a checkpoint inside a context, which can translate errors of a damaged one.
+def restore_with(trainer: Trainer, explain: Callable[[Exception], None]) -> None:
+    """Let a Trainer pass the errors of restoring a checkpoint to a function, which may raise another one instead.
 
     Args:
         trainer: The Trainer.
-        context: Makes the context.
+        explain: Called with the error, whose traceback begins at the caller of Lightning's function.
     """
     connector = trainer._checkpoint_connector
     for name in ("_restore_modules_and_callbacks", "restore_training_state"):
-        setattr(connector, name, _within(context, getattr(connector, name)))
+        setattr(connector, name, _explained(explain, getattr(connector, name)))
 
 
-def _within(context: Callable[[], AbstractContextManager[None]], function: Callable[..., None]) -> Callable[..., None]:
+def _explained(explain: Callable[[Exception], None], function: Callable[..., None]) -> Callable[..., None]:
     def call(*args: object, **kwargs: object) -> None:
-        with context():
+        try:
             function(*args, **kwargs)
+        except Exception as error:
+            explain(error)
+            raise
 
     return call

@@ -12,6 +12,7 @@ import minrnn_lightning
 PACKAGE = Path(minrnn_lightning.__file__).parent
 BELOW = {  # what each folder, or module beside the folders, may import; nothing else
     "errors": set(),
+    "annotations": set(),
     "signals": set(),
     "batches": set(),
     "lightning_internals": set(),
@@ -22,13 +23,14 @@ BELOW = {  # what each folder, or module beside the folders, may import; nothing
     "nn": {"errors", "memory", "ops"},
     "testing": {"errors", "nn"},
     "data": {"errors", "memory", "batches", "checkpoint", "lightning_internals"},
-    "tasks": {"errors", "memory", "batches", "checkpoint", "ops", "nn"},
+    "tasks": {"errors", "annotations", "memory", "batches", "checkpoint", "ops", "nn"},
     "generate": {"errors", "checkpoint", "memory", "tasks"},
     "rl": {"errors", "checkpoint", "data", "tasks"},
     "callbacks": {"errors", "lightning_internals", "signals", "memory", "batches", "data", "tasks", "generate", "rl"},
     "commands": {
         *(
             "errors",
+            "annotations",
             "signals",
             "lightning_internals",
             "memory",

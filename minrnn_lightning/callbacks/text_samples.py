@@ -13,6 +13,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 
 from minrnn_lightning.batches import data_facts
 from minrnn_lightning.data.text.tokenizer import encode
+from minrnn_lightning.errors import InputError
 from minrnn_lightning.generate import DivergedError, generate
 
 
@@ -61,7 +62,7 @@ class TextSamples(Callback):
         tokenizer = data_facts(trainer).tokenizer
         try:
             prompt = encode(tokenizer, self.prompt) or [0]
-        except ValueError:  # the vocabulary is not that of the recipe
+        except InputError:  # the vocabulary is not that of the recipe
             prompt = [0]
         device = pl_module.device
         generator = torch.Generator(device).manual_seed(self.seed)

@@ -8,8 +8,8 @@ from collections.abc import Iterable
 from types import NoneType
 from typing import Any, Literal, get_args, get_origin
 
+from minrnn_lightning.annotations import members
 from minrnn_lightning.commands.option_names import class_options, options_of
-from minrnn_lightning.commands.options import members
 from minrnn_lightning.commands.recipes import recipes_folder
 
 BASH = """# minrnn in bash: minrnn completion bash > ~/.local/share/bash-completion/completions/minrnn

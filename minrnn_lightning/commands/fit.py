@@ -20,15 +20,15 @@ from lightning.pytorch.plugins import CheckpointIO
 from lightning.pytorch.utilities import rank_zero_info
 
 from minrnn_lightning.callbacks import AtTrainEnd, InterruptibleCheckpoint, SeedEveryBatch, StopOnDivergence
-from minrnn_lightning.checkpoint import AtomicCheckpointIO, check_fits, damaged, find_checkpoint, read_checkpoint
+from minrnn_lightning.checkpoint import AtomicCheckpointIO, check_fits, explain_damage, find_checkpoint, read_checkpoint
 from minrnn_lightning.commands.checks import FIT, check_options, flatten
 from minrnn_lightning.commands.hardware import check_hardware
 from minrnn_lightning.commands.option_names import parser_options
 from minrnn_lightning.commands.options import explain, refuse_null
 from minrnn_lightning.commands.progress import ModuleSummary, ProgressLines, TrainingProgressBar, shows_bar
 from minrnn_lightning.data import BaseDataModule
-from minrnn_lightning.errors import InputError
-from minrnn_lightning.lightning_internals import restore_within
+from minrnn_lightning.errors import InputError, raised_by
+from minrnn_lightning.lightning_internals import restore_with
 from minrnn_lightning.tasks import Task
 
 CPUINFO = Path("/proc/cpuinfo")  # of Linux; elsewhere float32 is safe
@@ -240,7 +240,9 @@ class MinRNNCLI(LightningCLI):
             kwargs["plugins"] = [*plugins, AtomicCheckpointIO()]
         try:
             return super().instantiate_trainer(**kwargs)
-        except (ValueError, TypeError, RuntimeError, ImportError) as error:  # options that exclude each other
+        except (ValueError, TypeError, RuntimeError, ImportError) as error:
+            if not raised_by(error, "lightning"):
+                raise
             raise InputError(f"these options of the Trainer do not go together: {error}") from error
 
     def _displays(self, config: Any) -> list[Callback]:
@@ -265,7 +267,7 @@ class MinRNNCLI(LightningCLI):
         path = config.ckpt_path
         if path:
             check_fits(self.model, read_checkpoint(path), path)
-            restore_within(self.trainer, partial(damaged, path))
+            restore_with(self.trainer, partial(explain_damage, path))
         if subcommand != "fit" and not path and not config.trainer.fast_dev_run:
             raise MisconfigurationException(
                 f"minrnn {subcommand} needs trained weights: add --ckpt_path with a checkpoint of this recipe"

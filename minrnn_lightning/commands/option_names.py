@@ -8,7 +8,7 @@ from importlib import import_module
 from inspect import Parameter, getmro, signature
 from typing import Any
 
-from minrnn_lightning.commands.options import type_hints
+from minrnn_lightning.annotations import type_hints
 
 Options = dict[str, Any]  # type of the value, by name without dashes; None where the parser says none
 

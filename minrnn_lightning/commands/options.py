@@ -7,12 +7,11 @@ from collections import ChainMap
 from collections.abc import Callable, Mapping
 from inspect import getmro, isclass, signature
 from pydoc import locate
-from types import NoneType, UnionType
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from types import NoneType
+from typing import Any
 
+from minrnn_lightning.annotations import accepted, members, type_hints
 from minrnn_lightning.errors import InputError
-
-NAMES = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", NoneType: "null"}
 
 
 def split_commas(text: str) -> list[str]:
@@ -71,32 +70,6 @@ def explain(error: ArgumentError, owners: Mapping[str, Callable[..., object] | M
 def _quoted(text: str) -> str:
     """What is between the first quotation marks."""
     return text.replace('"', "'").split("'")[1]
-
-
-def type_hints(owner: Callable[..., object]) -> Mapping[str, Any]:
-    """Types of the parameters of a function or class, those of its base classes included."""
-    functions = [vars(base).get("__init__") for base in getmro(owner)] if isclass(owner) else [owner]
-    hints: list[dict[str, Any]] = []
-    for function in functions:
-        try:
-            hints.append(get_type_hints(function))
-        except (TypeError, NameError):  # no function, or a name that is imported for type checkers only
-            continue
-    return ChainMap(*hints)
-
-
-def accepted(hint: Any) -> str:
-    """What a type accepts, in words."""
-    values = [repr(value) for part in members(hint) if get_origin(part) is Literal for value in get_args(part)]
-    names = [NAMES.get(part, str(part)) for part in members(hint) if get_origin(part) is not Literal]
-    return " or ".join(([f"one of {', '.join(values)}"] if values else []) + names)
-
-
-def members(hint: Any) -> list[Any]:
-    """Members of a union; another type itself."""
-    if get_origin(hint) in (Union, UnionType):
-        return [part for member in get_args(hint) for part in members(member)]
-    return [NoneType if hint is None else hint]
 
 
 def refuse_null(part: str, class_path: str, options: Mapping[str, Any]) -> None:

@@ -2,11 +2,14 @@
 
 import inspect
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
 from minrnn_lightning import tasks
+from minrnn_lightning.annotations import accepted, fits, type_hints
 from minrnn_lightning.checkpoint import CheckpointError, check_fits, read_checkpoint
+from minrnn_lightning.errors import InputError
 from minrnn_lightning.nn.mixers import MIXERS
 from minrnn_lightning.tasks.task import Task
 
@@ -25,23 +28,44 @@ def load_task(path: str | Path, task_class: type[T], use: str) -> tuple[T, dict[
         The task in evaluation mode, and the checkpoint.
 
     Raises:
-        CheckpointError: The file cannot be read, holds another task, or names a mixer of a module that is not imported.
+        CheckpointError: The file cannot be read, holds another task, lacks a value or holds one of another type, or
+            names a mixer of a module that is not imported.
     """
     checkpoint = read_checkpoint(path)
     saved = getattr(tasks, str(checkpoint.get("task")), task_class)  # a class from elsewhere may be a subclass
     if not issubclass(saved, task_class):
         raise CheckpointError(f"{path} holds a {saved.__name__}; only a {task_class.__name__} can {use}")
-    known = {*inspect.signature(Task).parameters, *inspect.signature(task_class).parameters}  # a subclass may have more
-    _refuse_imports(checkpoint.get("hyper_parameters", {}).get("mixer"), path)
-    values = {name: value for name, value in checkpoint.get("hyper_parameters", {}).items() if name in known}
+    hyper_parameters = checkpoint.get("hyper_parameters", {})
+    _refuse_imports(hyper_parameters.get("mixer"), path)
+    values = _arguments(task_class, hyper_parameters, path)
     try:
         task = task_class(**values)
-    except (TypeError, ValueError, RuntimeError, AttributeError) as error:  # values may be anything
+    except InputError as error:
         raise CheckpointError(f"{path} is not a checkpoint of a {task_class.__name__}: {error}") from error
     check_fits(task, checkpoint, path)
     task.load_state_dict(checkpoint["state_dict"])
     task.on_load_checkpoint(checkpoint)
     return task.eval(), checkpoint
+
+
+def _arguments(task_class: type[Task], saved: Mapping[str, Any], path: str | Path) -> dict[str, Any]:
+    """The hyper-parameters that are arguments of a class; a checkpoint of a subclass may hold more.
+
+    Raises:
+        CheckpointError: One that the class needs is missing, or a value is of another type than that of its argument.
+    """
+    parameters = {**inspect.signature(Task).parameters, **inspect.signature(task_class).parameters}
+    named = {name: p for name, p in parameters.items() if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)}
+    hints = type_hints(task_class)
+    for name, parameter in named.items():
+        if name not in saved and parameter.default is parameter.empty:
+            raise CheckpointError(f"{path} is not a checkpoint of a {task_class.__name__}: {name} is missing")
+        if name in saved and not fits(saved[name], hints.get(name, Any)):
+            raise CheckpointError(
+                f"{path} is not a checkpoint of a {task_class.__name__}: {name} must be {accepted(hints[name])}, "
+                f"got {saved[name]!r}"
+            )
+    return {name: saved[name] for name in named if name in saved}
 
 
 def _refuse_imports(mixer: Any, path: str | Path) -> None:

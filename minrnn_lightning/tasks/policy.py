@@ -117,7 +117,7 @@ class PolicyTask(PolicyModel):
         """Restore what ``on_save_checkpoint`` saved."""
         super().on_load_checkpoint(checkpoint)
         self.environment = dict(checkpoint.get("environment", {}))
-        if BOUNDS[0] in self.environment:
+        if all(name in self.environment for name in BOUNDS):
             self.bound_actions(*(self.environment[name] for name in BOUNDS))
         else:
             self.action_bounds.reset()

@@ -6,6 +6,8 @@ from typing import Any, Literal
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
+from minrnn_lightning.errors import InputError
+
 Shape = Literal["cosine", "linear"]
 
 
@@ -44,8 +46,18 @@ class WarmupDecay(LambdaLR):
         super().__init__(optimizer, lambda step: warmup_decay(step, warmup, total, shape))
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on at the step of a checkpoint."""
-        super().load_state_dict({**state_dict, "base_lrs": self.base_lrs})
+        """Go on at the step of a checkpoint.
+
+        Raises:
+            InputError: There is no such step in the checkpoint.
+        """
+        step = state_dict.get("last_epoch")
+        if not isinstance(step, int) or step < 0:
+            raise InputError(
+                f"last_epoch of its learning rate schedule must be a whole number of at least 0, got {step!r}; start "
+                "from its weights with --model.init_from"
+            )
+        super().load_state_dict({**self.state_dict(), "last_epoch": step, "_step_count": step + 1})
         for group, base, factor in zip(self.optimizer.param_groups, self.base_lrs, self.lr_lambdas, strict=True):
             group["lr"] = base * factor(self.last_epoch)
         self._last_lr = [group["lr"] for group in self.optimizer.param_groups]

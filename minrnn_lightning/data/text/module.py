@@ -16,6 +16,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from minrnn_lightning.checkpoint import tokenizer_of
 from minrnn_lightning.data.download import atomic_folder
 from minrnn_lightning.data.module import BaseDataModule, writable
 from minrnn_lightning.data.text.files import decode_utf8, local_files, path_entries, warn_of_copies
@@ -223,16 +224,18 @@ class TextDataModule(BaseDataModule):
         """Compare a checkpoint with these data.
 
         Raises:
-            InputError: If the vocabularies differ.
+            InputError: If the vocabularies differ, or the checkpoint holds none.
         """
-        saved = Tokenizer.from_str(state_dict["tokenizer"]).get_vocab()
+        saved = tokenizer_of({"data": state_dict}).get_vocab()
         if saved != self.tokenizer.get_vocab():
             raise InputError(
                 f"The checkpoint has another vocabulary ({len(saved)} tokens) than these data ({self.input_size}); "
                 "use the text it was trained on, or fine-tune with init_from"
             )
-        if state_dict["corpus"] != self.corpus:
-            rank_zero_warn(f"The checkpoint was trained on another text ({state_dict['corpus']}) than {self.corpus}.")
+        if state_dict.get("corpus") != self.corpus:
+            rank_zero_warn(
+                f"The checkpoint was trained on another text ({state_dict.get('corpus')}) than {self.corpus}."
+            )
 
     def texts(self) -> dict[str, str]:
         """The splits of the text: ``train``, ``validation`` and perhaps ``test``; with ``tuning`` the first two.
@@ -259,7 +262,7 @@ class TextDataModule(BaseDataModule):
         """The files as text; if one is not in UTF-8, it is named, with the position in it."""
         try:
             return decode_utf8(raw, self.path)
-        except ValueError:
+        except InputError:
             for file in self.files():
                 decode_utf8(file.read_bytes(), file)
             raise
