@@ -5,11 +5,15 @@ import resource
 import pytest
 import torch
 from command_line import check_refused, read
+from mistakes import ERRORS, MISTAKES, MistakenTask, make
 
 from minrnn_lightning import LanguageTask, TextDataModule
+from minrnn_lightning.callbacks import SeedEveryBatch
+from minrnn_lightning.commands.fit import SaveRecipe
 from minrnn_lightning.commands.main import main
 from minrnn_lightning.errors import InputError
 from minrnn_lightning.tasks import Task
+from minrnn_lightning.tasks.schedule import WarmupDecay
 
 
 def test_unknown_command(minrnn):
@@ -180,20 +184,42 @@ def test_mistakes_in_the_program_show_their_traceback(small):
         main(["fit", *small, "--trainer.max_steps=1", "--trainer.callbacks+=faulty_callbacks.Faulty"])
 
 
-INTERNAL_MISTAKES = {
-    "zip": lambda: list(zip([1, 2], [3], strict=True)),
-    "int": lambda: int("x"),
-    "key": lambda: {}["missing"],
-    "value": lambda: (_ for _ in ()).throw(ValueError("internal")),
-}
-
-
-@pytest.mark.parametrize("where", [(Task, "training_step"), (TextDataModule, "setup"), (LanguageTask, "__init__")])
-@pytest.mark.parametrize("mistake", INTERNAL_MISTAKES)
+@pytest.mark.parametrize(
+    "where",
+    [
+        *((Task, "training_step"), (TextDataModule, "setup"), (LanguageTask, "__init__")),
+        (SaveRecipe, "__init__"),  # which is called where the Trainer is made
+    ],
+)
+@pytest.mark.parametrize("mistake", MISTAKES)
 def test_internal_errors_are_not_shown_as_the_user_s(small, monkeypatch, where, mistake):
-    monkeypatch.setattr(*where, lambda *args, **kwargs: INTERNAL_MISTAKES[mistake]())
-    with pytest.raises((ValueError, KeyError)) as caught:
+    monkeypatch.setattr(*where, make(mistake))
+    with pytest.raises(ERRORS) as caught:
         main(["fit", *small, "--trainer.max_steps=1"])
+    assert not isinstance(caught.value, InputError)
+
+
+@pytest.mark.parametrize(
+    "where",
+    [
+        *((Task, "on_load_checkpoint"), (TextDataModule, "load_state_dict"), (WarmupDecay, "load_state_dict")),
+        (SeedEveryBatch, "on_load_checkpoint"),
+    ],
+)
+@pytest.mark.parametrize("mistake", ["zip", "int", "key"])
+def test_internal_errors_of_resuming_are_not_shown_as_the_user_s(small, monkeypatch, checkpoint, where, mistake):
+    monkeypatch.setattr(*where, make(mistake))
+    with pytest.raises(ERRORS) as caught:
+        main(["fit", *small, "--trainer.max_steps=4", f"--ckpt_path={checkpoint}"])
+    assert not isinstance(caught.value, InputError)
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_internal_errors_of_a_task_from_elsewhere(small, monkeypatch, mistake):
+    monkeypatch.setattr(MistakenTask, "mistake", mistake)
+    words = ["--model=mistakes.MistakenTask" if word == "--model=LanguageTask" else word for word in small]
+    with pytest.raises(ERRORS) as caught:
+        main(["fit", *words, "--trainer.max_steps=1"])
     assert not isinstance(caught.value, InputError)
 
 
