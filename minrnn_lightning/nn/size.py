@@ -56,7 +56,7 @@ def matching_dim(parameters: Callable[[int], int], target: int) -> int:
         for dim in dims:
             try:
                 parameters(dim)
-            except ValueError:
+            except InputError:  # a mixer does not fit this width
                 if dim == dims[-1]:
                     raise
             else:

@@ -103,17 +103,23 @@ class SequentialImageDataModule(LabelledDataModule):
                     # Contents are only read, so no link and no path in the archive can do harm.
                     if member.name.endswith(".bin") and (content := archive.extractfile(member)):
                         records[Path(member.name).stem] = np.frombuffer(content.read(), np.uint8)
-            train = np.concatenate([records[f"data_batch_{number}"] for number in range(1, 6)]).reshape(50_000, -1)
-            test = records["test_batch"].reshape(10_000, -1)
-            sizes = {train.shape[1], test.shape[1]}
-            if sizes != {1 + 3 * SIDE * SIDE} or max(train[:, 0].max(), test[:, 0].max()) >= self.output_size:
-                raise ValueError
-        except (tarfile.TarError, zlib.error, OSError, EOFError, KeyError, ValueError):
-            raise InputError(
-                f"{self.archive} is not the binary version of CIFAR-10; delete it, to have it fetched from {URL}"
-            ) from None
+        except (tarfile.TarError, zlib.error, OSError, EOFError):
+            raise self._not_cifar() from None
+        names = [*(f"data_batch_{number}" for number in range(1, 6)), "test_batch"]
+        record = 1 + 3 * SIDE * SIDE  # bytes: the class, and the pixels in red, green and blue
+        if any(len(records.get(name, ())) != 10_000 * record for name in names):
+            raise self._not_cifar()
+        *train_batches, test = (records[name].reshape(10_000, record) for name in names)
+        train = np.concatenate(train_batches)
+        if max(train[:, 0].max(), test[:, 0].max()) >= self.output_size:
+            raise self._not_cifar()
         splits = {"train": train[:-VALIDATION], "validation": train[-VALIDATION:], "test": test}
         return {name: grey(split) for name, split in splits.items()}
+
+    def _not_cifar(self) -> InputError:
+        return InputError(
+            f"{self.archive} is not the binary version of CIFAR-10; delete it, to have it fetched from {URL}"
+        )
 
     def digits(self) -> dict[str, Iterable[Example]]:
         """The digits of scikit-learn, in an order that never changes.
