@@ -1,6 +1,7 @@
 """``check_mixer``: the contract that every sequence mixer satisfies, clause by clause."""
 
 import copy
+import inspect
 import io
 import itertools
 from collections.abc import Callable, Iterator
@@ -11,7 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
-from minrnn_lightning.nn.mixers.base import Mixer, State
+from minrnn_lightning.nn.mixers.base import Mixer
+from minrnn_lightning.nn.state import State, select_state, where
+from minrnn_lightning.ops import state_dtype
 
 DIM, BATCH, LENGTH = 8, 3, 21
 TOLERANCE = 1e-9  # absolute and relative, of float64
@@ -89,12 +92,13 @@ def reset(build: Callable[[], Any]) -> None:
     for state in (None, model(x.flip(1))[1]):
         y, after = model(x, state, resets)
         for row, begin in enumerate(starts):
-            own = None if state is None else _row(state, row)
+            one = slice(row, row + 1)
+            own = None if state is None else select_state(state, one)
             chunks, last = [], None
             for start, stop in itertools.pairwise([*sorted({0, *begin}), LENGTH]):
-                chunk, last = model(x[row : row + 1, start:stop], None if start in begin else own)
+                chunk, last = model(x[one, start:stop], None if start in begin else own)
                 chunks.append(chunk)
-            _same(model, (torch.cat(chunks, 1), last), (y[row : row + 1], _row(after, row)))
+            _same(model, (torch.cat(chunks, 1), last), (y[one], select_state(after, one)))
     x.requires_grad_()
     resets = torch.zeros(BATCH, LENGTH, dtype=torch.bool)
     resets[:, 9] = True
@@ -105,20 +109,43 @@ def reset(build: Callable[[], Any]) -> None:
 
 
 def state_layout(build: Callable[[], Any]) -> None:
-    """Every tensor of the state has the batch first and a constant dtype, and grows at most by the number of steps."""
+    """The state is a tree of tensors alone; each has the batch first and grows at most by the number of steps."""
     model, x = build(), _input().float()
-    initial, after, stepped = (
-        tree_leaves(state)
-        for state in (model.initial_state(BATCH), model(x)[1], model.step(x[:, 0], model.initial_state(BATCH))[1])
-    )
+    initial, after, stepped = _states(model, x)
     for length, leaves in ((LENGTH, after), (1, stepped)):
         for before, now in zip(initial, leaves, strict=True):
-            assert (before is None) == (now is None), "the state has tensors where the initial one has None"
-            if before is not None:
-                assert before.shape[:1] == now.shape[:1] == (BATCH,), f"got the shape {tuple(now.shape)}"
-                grown = (BATCH, before.shape[1] + length, *before.shape[2:]) if before.dim() > 1 else before.shape
-                assert now.shape in (before.shape, grown), f"{tuple(before.shape)} became {tuple(now.shape)}"
-                assert now.dtype == before.dtype, f"{before.dtype} became {now.dtype}"
+            for leaf in (before, now):
+                assert isinstance(leaf, Tensor), f"the state contains {leaf}, which is no tensor"
+                assert leaf.shape[:1] == (BATCH,), f"got the shape {tuple(leaf.shape)}"
+            grown = (BATCH, before.shape[1] + length, *before.shape[2:]) if before.dim() > 1 else before.shape
+            assert now.shape in (before.shape, grown), f"{tuple(before.shape)} became {tuple(now.shape)}"
+            assert now.dtype == before.dtype, f"{before.dtype} became {now.dtype}"
+
+
+def state_types(build: Callable[[], Any]) -> None:
+    """A state is float32 in float32, bfloat16 and under autocast, and float64 in float64; its type never changes."""
+    x = _input()
+    for dtype in (torch.float32, torch.bfloat16, torch.float64):
+        kinds = [[leaf.dtype for leaf in leaves] for leaves in _states(build().to(dtype), x.to(dtype))]
+        with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.float32):
+            kinds += [[leaf.dtype for leaf in leaves] for leaves in _states(build().to(dtype), x.to(dtype))]
+        for initial, later in itertools.product(kinds[:1], kinds):
+            wrong = [kind for kind in later if kind.is_floating_point and kind != state_dtype(dtype)]
+            assert not wrong, f"the state has the type {wrong[0]} for inputs of {dtype}"
+            assert later == initial, f"{initial} became {later}"
+
+
+def reset_of_a_step(build: Callable[[], Any]) -> None:
+    """A step with a reset equals a parallel pass with it, for each row on its own and whatever the state before."""
+    model, x = build().double(), _input()
+    resets = torch.zeros(BATCH, LENGTH, dtype=torch.bool)
+    resets[0, [0, 1, 9]] = resets[1, LENGTH - 2] = True
+    before = model(x.flip(1))[1]
+    outputs, state = [], before
+    for t in range(LENGTH):
+        y, state = _step(model, x[:, t], state, resets[:, t])
+        outputs.append(y)
+    _same(model, (torch.stack(outputs, 1), state), model(x, before, resets))
 
 
 def gradients(build: Callable[[], Any]) -> None:
@@ -132,8 +159,8 @@ def gradients(build: Callable[[], Any]) -> None:
     torch.autograd.backward(_steps(model, x, model.initial_state(BATCH))[0].square().sum())
     for name, p in model.named_parameters():
         torch.testing.assert_close(p.grad, parallel[name], rtol=1e-8, atol=1e-8)
-    state = tree_map(lambda s: s if s is None else s.detach().requires_grad_(s.is_floating_point()), model(x)[1])
-    leaves = [leaf for leaf in tree_leaves(state) if leaf is not None and leaf.requires_grad]
+    state = tree_map(lambda s: s.detach().requires_grad_(s.is_floating_point()), model(x)[1])
+    leaves = [leaf for leaf in tree_leaves(state) if leaf.requires_grad]
     for grad in torch.autograd.grad(model(x, state)[0].square().sum(), leaves):
         assert grad.abs().max() > 0, "no gradient flows into the state"
 
@@ -204,11 +231,13 @@ def copies(build: Callable[[], Any]) -> None:
 
 
 CLAUSES: dict[str, Clause] = {
+    "state layout": state_layout,
     "parallel equals step by step": parallel_equals_steps,
     "any chunking": any_chunking,
     "causal": causal,
     "reset": reset,
-    "state layout": state_layout,
+    "reset of a step": reset_of_a_step,
+    "state types": state_types,
     "gradients": gradients,
     "bfloat16": bfloat16,
     "compile": compiles,
@@ -232,16 +261,25 @@ def _steps(model: Any, x: Tensor, state: State) -> tuple[Tensor, State]:
     return torch.stack(outputs, 1), state
 
 
+def _step(model: Any, x_t: Tensor, state: State, reset: Tensor) -> tuple[Tensor, State]:
+    """A step with resets; of a mixer whose own ``step`` has none, as a ``Block`` takes it."""
+    if "reset" in inspect.signature(model.step).parameters:
+        return model.step(x_t, state, reset)  # type: ignore[no-any-return]
+    return model.step(x_t, where(reset, model.initial_state(len(x_t)), state))  # type: ignore[no-any-return]
+
+
+def _states(model: Any, x: Tensor) -> list[list[Any]]:
+    """The leaves of the initial state, and of those after a parallel pass and after a step."""
+    initial = model.initial_state(BATCH)
+    return [tree_leaves(state) for state in (initial, model(x)[1], model.step(x[:, 0], initial)[1])]
+
+
 def _same(model: Any, one: tuple[Tensor, State], two: tuple[Tensor, State]) -> None:
     """Outputs are equal, and states lead to equal outputs: a cache may contain entries that are never read again."""
     (y, state), (y2, state2) = one, two
     more = torch.randn(len(y), 5, DIM, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
     for a, b in ((y, y2), (model(more, state)[0], model(more, state2)[0])):
         torch.testing.assert_close(a, b, rtol=TOLERANCE, atol=TOLERANCE)
-
-
-def _row(state: State, row: int) -> State:
-    return tree_map(lambda s: None if s is None else s[row : row + 1], state)
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from minrnn_lightning.ops.cpu import launch
 
 PACKAGE = Path(minrnn_lightning.__file__).parent
 MODULE_CALL = ("_wrapped_call_impl", "_call_impl")  # the functions behind torch.nn.Module.__call__
-LIMIT = 16  # calls from training_step to gated_scan
+LIMIT = 16  # calls from training_step to gated_scan_and_state
 
 
 def calls() -> list[tuple[str, str]]:
@@ -40,8 +40,8 @@ def calls() -> list[tuple[str, str]]:
 
 
 def number_of_scan(found: list[tuple[str, str]]) -> int:
-    """The number of the call of ``gated_scan``, counted from 1."""
-    return 1 + found.index(("package", "ops/scan.py gated_scan"))
+    """The number of the call of ``gated_scan_and_state``, counted from 1."""
+    return 1 + found.index(("package", "ops/scan.py gated_scan_and_state"))
 
 
 def listing() -> str:
@@ -50,7 +50,7 @@ def listing() -> str:
     lines = [f"{number:2}  {group:10}  {name}" for number, (group, name) in enumerate(found, 1)]
     groups = [group for group, _ in found]
     counts = ", ".join(f"{groups.count(group)} of the {group}" for group in dict.fromkeys(groups))
-    lines.append(f"{number_of_scan(found)} calls to gated_scan, {len(found)} to the kernel: {counts}")
+    lines.append(f"{number_of_scan(found)} calls to gated_scan_and_state, {len(found)} to the kernel: {counts}")
     return "\n".join(lines)
 
 

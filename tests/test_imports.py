@@ -21,11 +21,11 @@ BELOW = {  # what each folder, or module beside the folders, may import; nothing
     "ops": {"errors"},
     "checkpoint": {"errors"},
     "nn": {"errors", "memory", "ops"},
-    "testing": {"errors", "nn"},
+    "testing": {"errors", "ops", "nn"},
     "data": {"errors", "memory", "batches", "checkpoint", "lightning_internals"},
     "tasks": {"errors", "annotations", "memory", "batches", "checkpoint", "ops", "nn"},
     "generate": {"errors", "checkpoint", "memory", "tasks"},
-    "rl": {"errors", "checkpoint", "data", "tasks"},
+    "rl": {"errors", "checkpoint", "nn", "data", "tasks"},
     "callbacks": {"errors", "lightning_internals", "signals", "memory", "batches", "data", "tasks", "generate", "rl"},
     "commands": {
         *(

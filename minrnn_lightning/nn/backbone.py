@@ -11,8 +11,8 @@ from minrnn_lightning.memory import check_memory
 from minrnn_lightning.nn.conv import CausalConv
 from minrnn_lightning.nn.dropout import Dropout
 from minrnn_lightning.nn.mixers import MIXERS, Mixer, mixer_name
-from minrnn_lightning.nn.mixers.base import State
 from minrnn_lightning.nn.mixers.registry import build_mixer, check_mixer_args, find_mixer
+from minrnn_lightning.nn.state import State, where
 
 MOST_BLOCKS = 10_000  # more take minutes to make, whatever their width
 
@@ -46,13 +46,19 @@ class Block(nn.Module):
         """(batch, length, dim) to the same, and the state after the last step."""
         before, state = (None, None) if state is None else state
         y = self.mixer_norm(x)
-        if self.conv is not None:
+        if self.conv is None:
+            before = ()
+        else:
             y, before = self.conv(y, before, reset)
         y, state = self.mixer(y, state, reset, **self._time(delta_t))
         return self._add_mlp(self._add(x, y)), (before, state)
 
-    def step(self, x_t: Tensor, state: State, *, delta_t: Tensor | None = None) -> tuple[Tensor, State]:
-        """One step of ``forward``: (batch, dim) and the state to the same."""
+    def step(
+        self, x_t: Tensor, state: State, reset: Tensor | None = None, *, delta_t: Tensor | None = None
+    ) -> tuple[Tensor, State]:
+        """One step of ``forward``: (batch, dim) and the state to the same; ``reset`` is (batch,)."""
+        if reset is not None:  # here for all mixers, since one from outside may have its own step, without resets
+            state = where(reset, self.initial_state(x_t.shape[0]), state)
         before, state = state
         y = self.mixer_norm(x_t)
         if self.conv is not None:
@@ -61,8 +67,8 @@ class Block(nn.Module):
         return self._add_mlp(self._add(x_t, y)), (before, state)
 
     def initial_state(self, batch_size: int) -> State:
-        """The state before the first step: the convolution's (None without one) and the mixer's."""
-        before = None if self.conv is None else self.conv.initial_state(batch_size)
+        """The state before the first step: the convolution's, () without one, and the mixer's."""
+        before = () if self.conv is None else self.conv.initial_state(batch_size)
         return before, self.mixer.initial_state(batch_size)
 
     def _time(self, delta_t: Tensor | None) -> dict[str, Tensor]:
@@ -169,11 +175,23 @@ class Backbone(nn.Module):
             after.append(new)
         return self.norm(x), after
 
-    def step(self, x_t: Tensor, state: State, *, delta_t: Tensor | None = None) -> tuple[Tensor, State]:
-        """Run the stack over one step, at constant cost: (batch, dim), a state and (batch,) times to the same."""
+    def step(
+        self, x_t: Tensor, state: State, reset: Tensor | None = None, *, delta_t: Tensor | None = None
+    ) -> tuple[Tensor, State]:
+        """Run the stack over one step, at constant cost.
+
+        Args:
+            x_t: (batch, dim).
+            state: What an earlier call or ``initial_state`` returned.
+            reset: Bool (batch,), True where a new sequence starts, whose state is that of ``initial_state``.
+            delta_t: (batch,), see ``forward``.
+
+        Returns:
+            (batch, dim), and the state.
+        """
         after = []
         for block, before in zip(self.blocks, state, strict=True):
-            x_t, new = block.step(x_t, before, delta_t=delta_t)
+            x_t, new = block.step(x_t, before, reset, delta_t=delta_t)
             after.append(new)
         return self.norm(x_t), after
 

@@ -9,11 +9,14 @@ from torch import Tensor, nn
 from torch.autograd.forward_ad import _set_fwd_grad_enabled, unpack_dual
 from torch.nn import functional as F
 
+from minrnn_lightning.nn.state import where
+from minrnn_lightning.ops.eager import state_dtype
+
 
 class CausalConv(nn.Module):
     """y_t = Σ_i w_i · x_{t-i} + b over the last ``kernel_size`` steps, each channel with weights of its own.
 
-    The state is the last kernel_size − 1 inputs, (batch, kernel_size − 1, dim).
+    The state is the last kernel_size − 1 inputs, (batch, kernel_size − 1, dim), float32 (float64 for float64 inputs).
 
     Args:
         dim: Number of channels.
@@ -34,32 +37,39 @@ class CausalConv(nn.Module):
         past = self.kernel_size - 1
         if state is None:
             state = self.initial_state(batch)
+        wide = state_dtype(x.dtype)
         padded = torch.cat([state.to(x.dtype), x], 1)
         if length == 0:
-            return x, padded
+            return x, padded.to(wide)
         if reset is None:
             traced = torch.compiler.is_compiling() or torch.jit.is_tracing()  # type: ignore[attr-defined,no-untyped-call]
             if x.is_cpu and not traced:
                 y: Tensor = _Depthwise.apply(*_autocast(padded, self.weight, self.bias))  # type: ignore[no-untyped-call]
             else:
                 y = _depthwise(padded, self.weight, self.bias)
-            return y, padded[:, length:]
-        y = self.bias + self.weight[0] * x
+            return y, padded[:, length:].to(wide)
+        padded = padded.to(wide)
+        y = self.bias + self.weight[0] * padded[:, past:]
         first = _first_visible(reset, past)
         for lag in range(1, self.kernel_size):
             visible = torch.arange(past - lag, past - lag + length, device=x.device) >= first
             y = y + self.weight[lag] * (padded[:, past - lag : past - lag + length] * visible.unsqueeze(-1))
         kept = torch.arange(length, length + past, device=x.device) >= first[:, -1:]
-        return y, padded[:, length:] * kept.unsqueeze(-1)
+        return y.to(x.dtype), padded[:, length:] * kept.unsqueeze(-1)
 
-    def step(self, x_t: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
-        """One step of ``forward``: (batch, dim) and the state to the same."""
-        window = torch.cat([state.to(x_t.dtype), x_t.unsqueeze(1)], 1)
-        return self.bias + (self.weight.flip(0) * window).sum(1), window[:, 1:]
+    def step(self, x_t: Tensor, state: Tensor, reset: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """One step of ``forward``: (batch, dim) and the state to the same; ``reset`` is (batch,)."""
+        if reset is not None:
+            state = where(reset, self.initial_state(x_t.shape[0]), state)
+        wide = state_dtype(x_t.dtype)  # of the sum too, as in ``forward``
+        window = torch.cat([state.to(wide), x_t.unsqueeze(1).to(wide)], 1)
+        y_t = self.bias + (self.weight.flip(0) * window).sum(1)
+        return y_t.to(x_t.dtype), window[:, 1:]
 
     def initial_state(self, batch_size: int) -> Tensor:
         """No input yet: zeros, (batch, kernel_size − 1, dim)."""
-        return self.weight.new_zeros(batch_size, self.kernel_size - 1, self.weight.shape[1])
+        shape = batch_size, self.kernel_size - 1, self.weight.shape[1]
+        return self.weight.new_zeros(shape, dtype=state_dtype(self.weight.dtype))
 
 
 def _depthwise(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

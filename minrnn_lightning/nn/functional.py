@@ -6,6 +6,9 @@ and update b_t are those of ``_gru_coefficients`` and ``_lstm_coefficients``. Th
 too, and float64 for float64 logits.
 """
 
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Literal, TypedDict, overload
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -13,6 +16,49 @@ from torch.nn import functional as F
 from minrnn_lightning.nn.checks import check_delta_t
 from minrnn_lightning.ops import Activation, gated_scan, linear_scan, positive
 from minrnn_lightning.ops.eager import gate_logit, state_dtype
+from minrnn_lightning.ops.scan import gated_scan_and_state, last_state
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack  # in typing since Python 3.11
+
+States = Tensor | tuple[Tensor, Tensor]  # every state, and with ``return_state`` the last one too
+
+
+class Options(TypedDict, total=False):
+    """The options of ``min_gru``."""
+
+    activation: Activation
+    signed: bool
+    reset: Tensor | None
+    reverse: bool
+    delta_t: Tensor | None
+    initial_state: Tensor | None
+
+
+class LSTMOptions(Options, total=False):
+    """The options of ``min_lstm``."""
+
+    normalize: bool
+
+
+@overload
+def min_gru(
+    gate: Tensor,
+    candidate: Tensor,
+    h_0: Tensor | None = None,
+    *,
+    return_state: Literal[False] = False,
+    **options: "Unpack[Options]",
+) -> Tensor: ...
+@overload
+def min_gru(
+    gate: Tensor,
+    candidate: Tensor,
+    h_0: Tensor | None = None,
+    *,
+    return_state: Literal[True],
+    **options: "Unpack[Options]",
+) -> tuple[Tensor, Tensor]: ...
 
 
 def min_gru(
@@ -26,7 +72,8 @@ def min_gru(
     reverse: bool = False,
     delta_t: Tensor | None = None,
     initial_state: Tensor | None = None,
-) -> Tensor:
+    return_state: bool = False,
+) -> States:
     """Run minGRU over a sequence: h_t = (1 − z_t) · h_{t-1} + z_t · c(v_t) with z_t = σ(k_t) (section 3.1).
 
     Args:
@@ -40,9 +87,11 @@ def min_gru(
         reverse: Run from the last step to the first.
         delta_t: (batch, length), at least 0: the time since the step before. The decay becomes (1 − z_t)^Δt.
         initial_state: The (learned) state from which every sequence starts, after a reset too, (dim,); zeros if None.
+        return_state: Whether to return the last state as well.
 
     Returns:
-        h, (batch, length, dim), in the type of the logits.
+        h, (batch, length, dim), in the type of the logits; with ``return_state`` a tuple of it and the state after the
+        last step of the scan, (batch, dim), which is float32 (float64 for float64 logits).
 
     Raises:
         InputError: ``delta_t`` is given with ``signed``, or the activation is unknown.
@@ -52,10 +101,12 @@ def min_gru(
     check_delta_t("min_gru", delta_t, gate, signed)
     reset, delta_t, h_0, initial_state = _boundaries(gate, reset, delta_t, h_0, initial_state, reverse)
     if not signed and delta_t is None and initial_state is None:
-        return gated_scan(gate, candidate, h_0, activation=activation, reset=reset, reverse=reverse)
+        scan: Callable[..., States] = gated_scan_and_state if return_state else gated_scan
+        return scan(gate, candidate, h_0, activation=activation, reset=reset, reverse=reverse)
     dtype = state_dtype(gate.dtype)  # in 16 bits, a decay above 0.998 would be 1
     decay, update = _gru_coefficients(gate.to(dtype), candidate.to(dtype), activation, signed, delta_t)
-    return _scan(decay, update, h_0, reset, reverse, initial_state).to(gate.dtype)
+    h = _scan(decay, update, h_0, reset, reverse, initial_state)
+    return (h.to(gate.dtype), last_state(h, reverse)) if return_state else h.to(gate.dtype)
 
 
 def min_gru_step(
@@ -77,6 +128,26 @@ def min_gru_step(
     return torch.addcmul(update, decay, h.to(dtype))
 
 
+@overload
+def min_lstm(
+    forget: Tensor,
+    input: Tensor,
+    candidate: Tensor,
+    h_0: Tensor | None = None,
+    *,
+    return_state: Literal[False] = False,
+    **options: "Unpack[LSTMOptions]",
+) -> Tensor: ...
+@overload
+def min_lstm(
+    forget: Tensor,
+    input: Tensor,
+    candidate: Tensor,
+    h_0: Tensor | None = None,
+    *,
+    return_state: Literal[True],
+    **options: "Unpack[LSTMOptions]",
+) -> tuple[Tensor, Tensor]: ...
 def min_lstm(
     forget: Tensor,
     input: Tensor,  # noqa: A002 - the paper's name of the gate
@@ -90,7 +161,8 @@ def min_lstm(
     reverse: bool = False,
     delta_t: Tensor | None = None,
     initial_state: Tensor | None = None,
-) -> Tensor:
+    return_state: bool = False,
+) -> States:
     """Run minLSTM over a sequence: h_t = f′_t · h_{t-1} + i′_t · c(v_t) (section 3.2).
 
     With f = σ(forget) and i = σ(input), normalised f′ = f / (f + i) and i′ = i / (f + i), which is minGRU with the gate
@@ -108,9 +180,10 @@ def min_lstm(
         reverse: See ``min_gru``.
         delta_t: See ``min_gru``; the decay becomes f′_t^Δt.
         initial_state: See ``min_gru``.
+        return_state: See ``min_gru``.
 
     Returns:
-        h, (batch, length, dim), in the type of the logits.
+        See ``min_gru``.
 
     Raises:
         InputError: ``delta_t`` is given with ``signed``, or the activation is unknown.
@@ -120,11 +193,13 @@ def min_lstm(
     check_delta_t("min_lstm", delta_t, forget, signed)
     reset, delta_t, h_0, initial_state = _boundaries(forget, reset, delta_t, h_0, initial_state, reverse)
     if normalize and not signed and delta_t is None and initial_state is None:
-        return gated_scan(input, candidate, h_0, forget=forget, activation=activation, reset=reset, reverse=reverse)
+        scan: Callable[..., States] = gated_scan_and_state if return_state else gated_scan
+        return scan(input, candidate, h_0, forget=forget, activation=activation, reset=reset, reverse=reverse)
     dtype = state_dtype(forget.dtype)
     logits = forget.to(dtype), input.to(dtype), candidate.to(dtype)
     decay, update = _lstm_coefficients(*logits, normalize, activation, signed, delta_t)
-    return _scan(decay, update, h_0, reset, reverse, initial_state).to(forget.dtype)
+    h = _scan(decay, update, h_0, reset, reverse, initial_state)
+    return (h.to(forget.dtype), last_state(h, reverse)) if return_state else h.to(forget.dtype)
 
 
 def min_lstm_step(

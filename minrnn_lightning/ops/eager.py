@@ -36,10 +36,19 @@ def gate_logit(k: Tensor, f: Tensor | None) -> Tensor:
 
 def forward(
     k: Tensor, v: Tensor, f: Tensor | None, initial: Tensor | None, reset: Tensor | None, kind: str, reverse: bool
-) -> Tensor:
-    """Every state of the scan, (batch, length, dim), in the type of ``k``."""
+) -> tuple[Tensor, Tensor]:
+    """Every state of the scan, (batch, length, dim), in the type of ``k``, and the last one in that of the state."""
     a, b = _transition(k, v, f, reset, kind)
-    return recurrence(a, b, initial, reverse).to(k.dtype).contiguous()
+    h = recurrence(a, b, initial, reverse)
+    final = h[:, 0 if reverse else -1].clone() if h.shape[1] else final_of_empty(k, initial)
+    return h.to(k.dtype).contiguous(), final
+
+
+def final_of_empty(k: Tensor, initial: Tensor | None) -> Tensor:
+    """The state after no step, (batch, dim)."""
+    if initial is not None:
+        return initial.clone()
+    return k.new_zeros(k.shape[0], k.shape[2], dtype=state_dtype(k.dtype))
 
 
 def backward(

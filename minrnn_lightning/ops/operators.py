@@ -13,6 +13,7 @@ a tangent is one more scan, dh_t = a_t · dh_{t-1} + da_t · h_{t-1} + db_t. A f
 gradient that is differentiated in turn is made of operators that have derivatives themselves, the linear scan included.
 """
 
+import functools
 from typing import Any
 
 import torch
@@ -26,18 +27,27 @@ from minrnn_lightning.ops.kernel_choice import run_kernel
 
 # Not torch.library.custom_op: its first call imports torch._dynamo, which takes longer than all the rest.
 _library: Any = torch.library.Library("minrnn", "FRAGMENT")  # type: ignore[no-untyped-call]
-_library.define("scan(Tensor k, Tensor v, Tensor? f, Tensor? initial, Tensor? reset, str kind, bool reverse) -> Tensor")
+_scan_arguments = "(Tensor k, Tensor v, Tensor? f, Tensor? initial, Tensor? reset, str kind, bool reverse)"
+_library.define(f"scan{_scan_arguments} -> Tensor")
+_library.define(f"scan_and_state{_scan_arguments} -> (Tensor, Tensor)")
 _library.define(
     "scan_backward(Tensor grad, Tensor k, Tensor v, Tensor? f, Tensor h, Tensor? initial, Tensor? reset, str kind,"
     " bool reverse) -> (Tensor, Tensor, Tensor, Tensor)"
 )
 scan = torch.ops.minrnn.scan.default
+scan_and_state = torch.ops.minrnn.scan_and_state.default
 scan_backward = torch.ops.minrnn.scan_backward.default
 
 
 def _scan(k: Tensor, *rest: Any) -> Tensor:
     """The operator behind both scans: every state, in the type of ``k``."""
-    states: Tensor = run_kernel("forward", k, *rest)
+    states: Tensor = run_kernel("forward", k, *rest)[0]
+    return states
+
+
+def _scan_and_state(k: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+    """Every state, in the type of ``k``, and the last one once more, in that of the state and without derivatives."""
+    states: tuple[Tensor, Tensor] = run_kernel("forward", k, *rest)
     return states
 
 
@@ -49,6 +59,10 @@ def _scan_backward(grad: Tensor, k: Tensor, *rest: Any) -> tuple[Tensor, Tensor,
 
 def _fake_scan(k: Tensor, *_: Any) -> Tensor:
     return k.new_empty(k.shape)
+
+
+def _fake_scan_and_state(k: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
+    return k.new_empty(k.shape), k.new_empty((k.shape[0], k.shape[2]), dtype=eager.state_dtype(k.dtype))
 
 
 def _fake_scan_backward(
@@ -65,21 +79,24 @@ def _fake_scan_backward(
 
 
 class _Scan(_SingleLevelFunction):
-    """The operator with its derivatives, at one level of ``torch.func``'s nested transforms."""
+    """An operator of the two with its derivatives, at one level of ``torch.func``'s nested transforms."""
 
     @staticmethod
-    def forward(keyset: Any, grad_enabled: bool, *args: Any) -> Tensor:
+    def forward(op: Any, keyset: Any, grad_enabled: bool, *args: Any) -> Any:
         with torch.set_grad_enabled(grad_enabled), _set_fwd_grad_enabled(True):  # the outer levels differentiate too
-            return _below_autograd(keyset, *args)
+            return _below_autograd(op, keyset, *args)
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        _, _, k, v, f, initial, reset, ctx.kind, ctx.reverse = inputs
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        ctx.op, _, _, k, v, f, initial, reset, ctx.kind, ctx.reverse = inputs
+        if ctx.op is scan_and_state:
+            output, final = output
+            ctx.mark_non_differentiable(final)
         ctx.save_for_backward(k, v, f, output, initial, reset)
         ctx.save_for_forward(k, v, f, output, initial, reset)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
         k, v, f, h, initial, reset = ctx.saved_tensors
         given = grad, k, v, f, h, initial, reset, ctx.kind, ctx.reverse
         if torch.is_grad_enabled() or _has_tangent(grad, k, v, f, initial):  # the gradient is differentiated in turn
@@ -87,15 +104,16 @@ class _Scan(_SingleLevelFunction):
         else:
             d_k, d_v, *d_f, d_initial = scan_backward(*given)
         gradients = d_k, d_v, None if f is None else d_f[0], None if initial is None else d_initial
-        return None, None, *gradients, None, None, None
+        return None, None, None, *gradients, None, None, None
 
     @staticmethod
-    def jvp(ctx: Any, *tangents: Any) -> Tensor:
-        _, _, d_k, d_v, d_f, d_initial, *_ = tangents
+    def jvp(ctx: Any, *tangents: Any) -> Any:
+        _, _, _, d_k, d_v, d_f, d_initial, *_ = tangents
         with _set_fwd_grad_enabled(True):  # the outer levels differentiate this; at its own level a tangent has none
             k, v, f, h, initial, reset = map(_primal, ctx.saved_tensors)
             given = k, v, f, h, initial, reset, ctx.kind, ctx.reverse
-            return eager.jvp(_linear_scan, [d_k, d_v] if f is None else [d_k, d_v, d_f], d_initial, *given)
+            tangent = eager.jvp(_linear_scan, [d_k, d_v] if f is None else [d_k, d_v, d_f], d_initial, *given)
+            return (tangent, None) if ctx.op is scan_and_state else tangent
 
 
 _apply: Any = _Scan.apply  # type: ignore[attr-defined]
@@ -107,26 +125,23 @@ def _linear_scan(a: Tensor, b: Tensor, initial: Tensor | None, reverse: bool) ->
     return states
 
 
-def _autograd(keyset: Any, *args: Any) -> Tensor:
-    """The operator where gradients or tangents may be asked for.
+def _autograd(op: Any, keyset: Any, *args: Any) -> Any:
+    """One of the two operators where gradients or tangents may be asked for.
 
     What ``torch.library.register_autograd`` makes of a formula has no forward mode and is refused by ``torch.func``.
     """
     tensors = [x for x in args if isinstance(x, Tensor)]
     if torch._C._are_functorch_transforms_active():
         with enable_single_level_autograd_function():
-            states: Tensor = _apply(keyset, torch.is_grad_enabled(), *args)
-    elif (torch.is_grad_enabled() and any(x.requires_grad for x in tensors)) or _has_tangent(*tensors):
-        states = _apply(keyset, torch.is_grad_enabled(), *args)
-    else:
-        states = _below_autograd(keyset, *args)
-    return states
+            return _apply(op, keyset, torch.is_grad_enabled(), *args)
+    if (torch.is_grad_enabled() and any(x.requires_grad for x in tensors)) or _has_tangent(*tensors):
+        return _apply(op, keyset, torch.is_grad_enabled(), *args)
+    return _below_autograd(op, keyset, *args)
 
 
-def _below_autograd(keyset: Any, *args: Any) -> Tensor:
+def _below_autograd(op: Any, keyset: Any, *args: Any) -> Any:
     with torch._C._AutoDispatchBelowAutograd():
-        states: Tensor = scan.redispatch(keyset & torch._C._after_autograd_keyset, *args)
-    return states
+        return op.redispatch(keyset & torch._C._after_autograd_keyset, *args)
 
 
 def _primal(x: Any) -> Any:
@@ -166,9 +181,14 @@ def _batched(op: Any) -> Any:
     return rule
 
 
-for _op, _kernel, _fake in ((scan, _scan, _fake_scan), (scan_backward, _scan_backward, _fake_scan_backward)):
+for _op, _kernel, _fake in (
+    (scan, _scan, _fake_scan),
+    (scan_and_state, _scan_and_state, _fake_scan_and_state),
+    (scan_backward, _scan_backward, _fake_scan_backward),
+):
     _library.impl(_op, _kernel, "CompositeExplicitAutograd")
     torch.library.register_fake(_op, _fake)
     torch.library.register_vmap(_op, _batched(_op))
-_library.impl(scan, _autograd, "Autograd", with_keyset=True)
+for _op in (scan, scan_and_state):
+    _library.impl(_op, functools.partial(_autograd, _op), "Autograd", with_keyset=True)
 torch.library.register_autograd(scan_backward, _no_gradient)

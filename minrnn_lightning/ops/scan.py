@@ -8,7 +8,7 @@ from torch import Tensor
 
 from minrnn_lightning.errors import InputError
 from minrnn_lightning.ops import eager
-from minrnn_lightning.ops.operators import scan
+from minrnn_lightning.ops.operators import scan, scan_and_state
 
 Activation = Literal["positive", "identity"]
 
@@ -77,12 +77,38 @@ def gated_scan(
         ValueError: A shape does not fit, or the activation is unknown.
         TypeError: An argument is no dense tensor, or not of a floating-point type (bool for ``reset``).
     """
-    if activation not in ("positive", "identity"):
-        raise InputError(f"activation is {activation!r}; it can be 'positive' or 'identity'")
-    sequences = {"gate": gate, "candidate": candidate} | ({} if forget is None else {"forget": forget})
-    k, v, f, initial = _checked(sequences, initial, reset)
+    k, v, f, initial = _checked_gates(gate, candidate, forget, initial, activation, reset)
     states: Tensor = scan(k, v, f, initial, reset, activation, reverse)
     return states
+
+
+def gated_scan_and_state(
+    gate: Tensor,
+    candidate: Tensor,
+    initial: Tensor | None = None,
+    *,
+    forget: Tensor | None = None,
+    activation: Activation = "positive",
+    reset: Tensor | None = None,
+    reverse: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """``gated_scan``, and the final state in the type of the state, (batch, dim): 16 bits would lose small updates.
+
+    Its derivatives are those of the final one of the states that are returned.
+    """
+    k, v, f, initial = _checked_gates(gate, candidate, forget, initial, activation, reset)
+    wide = eager.state_dtype(k.dtype)
+    if k.dtype == wide:
+        h: Tensor = scan(k, v, f, initial, reset, activation, reverse)
+        return h, last_state(h, reverse)
+    h, exact = scan_and_state(k, v, f, initial, reset, activation, reverse)
+    final = last_state(h, reverse).to(wide)
+    return h, final + (exact - final).detach()
+
+
+def last_state(h: Tensor, reverse: bool) -> Tensor:
+    """The final one of (batch, length, dim) states; a copy, since a view would keep all of them."""
+    return h[:, 0 if reverse else -1].clone()
 
 
 def positive(x: Tensor) -> Tensor:
@@ -105,6 +131,20 @@ def check_dense(name: str, x: object, types: str = "float16, bfloat16, float32 o
     else:
         return
     raise TypeError(f"{name} must be a dense tensor of {types}, got {given}")
+
+
+def _checked_gates(
+    gate: Tensor,
+    candidate: Tensor,
+    forget: Tensor | None,
+    initial: Tensor | None,
+    activation: Activation,
+    reset: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+    if activation not in ("positive", "identity"):
+        raise InputError(f"activation is {activation!r}; it can be 'positive' or 'identity'")
+    sequences = {"gate": gate, "candidate": candidate} | ({} if forget is None else {"forget": forget})
+    return _checked(sequences, initial, reset)
 
 
 def _checked(

@@ -1,5 +1,6 @@
 """``PolicyModel``: predict actions from observations, previous actions and returns-to-go."""
 
+import math
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -8,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from minrnn_lightning.errors import InputError
-from minrnn_lightning.nn.mixers.base import State
+from minrnn_lightning.nn.state import State
 from minrnn_lightning.tasks.action_bounds import ActionBounds, exact
 from minrnn_lightning.tasks.step_encoder import StepEncoder
 from minrnn_lightning.tasks.task import Task
@@ -58,9 +59,9 @@ class PolicyModel(Task):
     ) -> None:
         if layout not in ("decision_transformer", "compact"):
             raise InputError(f"layout must be decision_transformer or compact, got {layout}")
-        if return_scale <= 0 or max_timestep < 0:
+        if not 0 < return_scale < math.inf or max_timestep < 0:
             raise InputError(
-                "return_scale must be above 0 and max_timestep at least 0, "
+                "return_scale must be above 0 and finite, and max_timestep at least 0, "
                 f"got return_scale {return_scale}, max_timestep {max_timestep}"
             )
         super().__init__(input_size, output_size, **options)
@@ -188,11 +189,7 @@ class PolicyModel(Task):
         for token in before:  # the previous action, of which a reset at this step leaves nothing
             _, state = self.backbone.step(self.dropout(token), state)
         for position, token in enumerate(tokens):
-            if reset is None or position:
-                hidden, state = self.backbone.step(self.dropout(token), state)
-            else:
-                hidden, state = self.backbone(self.dropout(token).unsqueeze(1), state, reset.unsqueeze(1))
-                hidden = hidden.squeeze(1)
+            hidden, state = self.backbone.step(self.dropout(token), state, None if position else reset)
         return self._in_bounds(self.head(hidden)), state
 
     def act_window(self, observations: Tensor, actions: Tensor, returns_to_go: Tensor, timesteps: Tensor) -> Tensor:

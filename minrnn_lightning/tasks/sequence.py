@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from minrnn_lightning.nn.mixers.base import State
+from minrnn_lightning.nn.state import State
 from minrnn_lightning.tasks.task import Task
 
 
@@ -52,9 +52,21 @@ class SequenceTask(Task):
         hidden, state = self.backbone(self.dropout(self.encoder(inputs)), state, reset, delta_t=delta_t)
         return self.head(hidden), state
 
-    def step(self, token: Tensor, state: State, *, delta_t: Tensor | None = None) -> tuple[Tensor, State]:
-        """One step of ``forward`` at constant cost: int64 (batch,) to logits (batch, output_size) and the state."""
-        hidden, state = self.backbone.step(self.dropout(self.encoder(token)), state, delta_t=delta_t)
+    def step(
+        self, token: Tensor, state: State, reset: Tensor | None = None, *, delta_t: Tensor | None = None
+    ) -> tuple[Tensor, State]:
+        """One step of ``forward`` at constant cost.
+
+        Args:
+            token: int64 (batch,).
+            state: As for ``Backbone.step``.
+            reset: As for ``Backbone.step``.
+            delta_t: As for ``Backbone.step``.
+
+        Returns:
+            Logits (batch, output_size), and the state.
+        """
+        hidden, state = self.backbone.step(self.dropout(self.encoder(token)), state, reset, delta_t=delta_t)
         return self.head(hidden), state
 
     def initial_state(self, batch_size: int) -> State:

@@ -155,7 +155,7 @@ def test_a_bidirectional_backbone_is_an_encoder():
     changed = x.clone()
     changed[:, -1] = changed[:, -1].flip(-1)
     assert (model(changed)[0] != y).any(-1).all()
-    assert state == [(None, None)] * 2
+    assert state == [((), ())] * 2
     with pytest.raises(ValueError, match="needs the whole sequence: it has no state and no step"):
         model.initial_state(2)
     with pytest.raises(ValueError, match="needs the whole sequence"):

@@ -10,6 +10,7 @@ from torch.autograd import forward_ad, gradgradcheck
 
 from minrnn_lightning.ops import gated_scan, linear_scan, use_kernel
 from minrnn_lightning.ops.reference import gated_scan_loop, linear_scan_loop
+from minrnn_lightning.ops.scan import gated_scan_and_state
 
 KERNELS = ["auto", "torch", "triton"]
 CASES = [  # kind, whether there is a forget gate, whether reversed
@@ -232,3 +233,41 @@ def test_training_keeps_the_fused_gradient():
     assert names.count("minrnn::scan_backward") == 1
     assert set(names) <= {"minrnn::scan", "minrnn::scan_backward"}
     assert names.count("minrnn::scan") == 1
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("case", CASES[2:])
+def test_the_final_state_of_16_bits_is_exact_and_has_the_derivatives_of_the_last_one(kernel, case):
+    kind, _, reverse = case
+    _, loop, given = scans(*case)
+    given, d = (tuple(x.bfloat16() for x in xs) for xs in (given, directions(given)))
+    every, last = all_arguments(given), (slice(None), 0 if reverse else -1)
+
+    def both(k, v, initial, f=None):
+        options = {"forget": f, "activation": kind, "reset": RESET, "reverse": reverse}
+        return gated_scan_and_state(k, v, initial, **options)
+
+    def state(*xs):
+        return both(*xs)[1]
+
+    def last_one(*xs):
+        return both(*xs)[0][last].float()
+
+    def derivatives(f):
+        def loss(*xs):
+            return f(*xs).pow(2).sum()
+
+        gradient = func.grad(loss, every)
+        leaves = [x.clone().requires_grad_() for x in given]
+        return (
+            func.jvp(f, given, d)[1],
+            func.jvp(gradient, given, d)[1],
+            func.grad(lambda *xs: dot(gradient(*xs), d), every)(*given),
+            torch.autograd.grad(f(*leaves).sum(), leaves),
+            torch.vmap(gradient)(*(torch.stack([x, x + 1]) for x in given)),
+        )
+
+    with use_kernel(kernel):
+        exact = loop(*(x.double() for x in given))[last]
+        torch.testing.assert_close(state(*given), exact.float(), rtol=1e-6, atol=1e-6)
+        torch.testing.assert_close(derivatives(state), derivatives(last_one), rtol=0.02, atol=0.02)

@@ -74,7 +74,7 @@ class AttentionMixer(Mixer):
         blocks = None if is_exporting() else self.window  # their number would fix the length
         return self._mix(x, self.initial_state(x.shape[0]) if state is None else state, reset, blocks)
 
-    def step(self, x_t: Tensor, state: Cache) -> tuple[Tensor, Cache]:
+    def mix_step(self, x_t: Tensor, state: Cache) -> tuple[Tensor, Cache]:
         """One step of ``forward``: (batch, dim) and a state to the same, at a cost proportional to the cached steps."""
         y, state = self._mix(x_t.unsqueeze(1), state, None, None)
         return y.squeeze(1), state
@@ -82,7 +82,8 @@ class AttentionMixer(Mixer):
     def initial_state(self, batch_size: int) -> Cache:
         """No step, or a window of steps that are not visible."""
         steps = self.window or 0
-        empty = self.out.weight.new_zeros(batch_size, steps, self.kv_heads, self.head_dim)
+        dtype = state_dtype(self.out.weight.dtype)
+        empty = self.out.weight.new_zeros(batch_size, steps, self.kv_heads, self.head_dim, dtype=dtype)
         return empty, empty, torch.zeros(batch_size, steps, dtype=torch.bool, device=empty.device)
 
     def _mix(self, x: Tensor, state: Cache, reset: Tensor | None, block: int | None) -> tuple[Tensor, Cache]:
@@ -95,7 +96,8 @@ class AttentionMixer(Mixer):
         sequence = x.new_zeros(batch, length, dtype=torch.long) if reset is None else reset.cumsum(1)
         sequence = torch.cat([state[2].long() - 1, sequence], 1)  # -1: not visible, 0: the sequence of the state
         kept = 0 if self.window is None else length
-        state = k[:, kept:], v[:, kept:], (sequence == sequence[:, -1:])[:, kept:]
+        wide = state_dtype(k.dtype)
+        state = k[:, kept:].to(wide), v[:, kept:].to(wide), (sequence == sequence[:, -1:])[:, kept:]
         if block is None:
             y = self._attend(q, k, v, None if past == 0 and reset is None else sequence)
         else:

@@ -9,21 +9,21 @@ import torch
 from torch import Tensor, nn
 
 from minrnn_lightning.errors import InputError
+from minrnn_lightning.nn.state import State, where
 
 is_exporting: Callable[[], bool] = getattr(torch.compiler, "is_exporting", bool)  # since torch 2.7; before, never
-
-State = Any  # a tree (tuples, lists) of tensors whose first dimension is the batch
 
 
 class Mixer(nn.Module, ABC):
     """Maps (batch, length, dim) to the same shape, causally, in parallel over the length or step by step.
 
-    A subclass defines ``mix``, ``step`` and ``initial_state``. Its constructor takes ``dim`` and, where it has them,
-    ``expansion``, the hidden units per channel, and ``layer_index`` and ``depth``, the position in the stack and the
-    number of its blocks; all other arguments come from ``mixer_args``.
+    A subclass defines ``mix``, ``mix_step`` and ``initial_state``. Its constructor takes ``dim`` and, where it has
+    them, ``expansion``, the hidden units per channel, and ``layer_index`` and ``depth``, the position in the stack and
+    the number of its blocks; all other arguments come from ``mixer_args``.
 
     Attributes:
-        timed: Whether the decay depends on the elapsed time: ``mix`` and ``step`` then have the keyword ``delta_t``.
+        timed: Whether the decay depends on the elapsed time: ``mix`` and ``mix_step`` then have the keyword
+            ``delta_t``.
         causal: Whether no output depends on a later input; an encoder that reads in both directions is not causal.
         has_convolution: Whether the mixer contains a short convolution, so that the block around it adds none.
     """
@@ -45,20 +45,38 @@ class Mixer(nn.Module, ABC):
             (batch, length, dim), and the state after the last step.
         """
         if x.numel() == 0:
-            return x, self.initial_state(x.shape[0]) if state is None and self.causal else state
+            if state is None:
+                state = self.initial_state(x.shape[0]) if self.causal else ()
+            return x, state
         return self.mix(x, state, reset, **time)
 
     @abstractmethod
     def mix(self, x: Tensor, state: State, reset: Tensor | None) -> tuple[Tensor, State]:
         """``forward`` for a batch and a length of at least 1."""
 
-    @abstractmethod
-    def step(self, x_t: Tensor, state: State) -> tuple[Tensor, State]:
-        """One step of ``forward``, with gradients: from (batch, dim) and a state to the same."""
+    def step(self, x_t: Tensor, state: State, reset: Tensor | None = None, **time: Any) -> tuple[Tensor, State]:
+        """One step of ``forward``, with gradients.
+
+        Args:
+            x_t: (batch, dim).
+            state: What an earlier call or ``initial_state`` returned.
+            reset: Bool (batch,), True where a new sequence starts, whose state is that of ``initial_state``.
+            **time: ``delta_t``, (batch,), for mixers that are ``timed``.
+
+        Returns:
+            (batch, dim), and the state.
+        """
+        if reset is not None:
+            state = where(reset, self.initial_state(x_t.shape[0]), state)
+        return self.mix_step(x_t, state, **time)
+
+    def mix_step(self, x_t: Tensor, state: State) -> tuple[Tensor, State]:
+        """``step`` without resets; a subclass defines it, or else ``step`` itself."""
+        raise NotImplementedError(f"{type(self).__name__} defines neither mix_step nor step")
 
     @abstractmethod
     def initial_state(self, batch_size: int) -> State:
-        """The state before the first step."""
+        """The state before the first step: a tree of tensors, the batch first, float32 (float64 of float64 weights)."""
 
 
 def hidden_size(dim: int, expansion: float) -> int:

@@ -11,7 +11,8 @@ from torch.nn import functional as F
 from minrnn_lightning.errors import InputError
 from minrnn_lightning.nn.functional import activate
 from minrnn_lightning.nn.mixers.base import Mixer
-from minrnn_lightning.ops import Activation
+from minrnn_lightning.nn.state import State
+from minrnn_lightning.ops import Activation, state_dtype
 
 
 class Logits(nn.Module):
@@ -57,7 +58,8 @@ class Logits(nn.Module):
 class GatedMixer(Mixer):
     """A linear map to logits, a recurrence that is a function of them, and a linear map back to the width.
 
-    The state is the hidden state, (batch, hidden). ``delta_t`` is that of ``min_gru``.
+    The state is the hidden state, (batch, hidden), in float32 (float64 for float64 inputs). ``delta_t`` is that of
+    ``min_gru``.
 
     Args:
         dim: Width of input and output.
@@ -69,7 +71,7 @@ class GatedMixer(Mixer):
         output: Builds the linear map back to the width, from its numbers of input and output features.
     """
 
-    function: ClassVar[Callable[..., Tensor]]  # min_gru or min_lstm
+    function: ClassVar[Callable[..., Any]]  # min_gru or min_lstm
     step_function: ClassVar[Callable[..., Tensor]]
     blocks: ClassVar[int]  # number of logits for each unit
     timed = True
@@ -98,7 +100,7 @@ class GatedMixer(Mixer):
 
     def mix(
         self, x: Tensor, state: Tensor | None, reset: Tensor | None, *, delta_t: Tensor | None = None
-    ) -> tuple[Tensor, Tensor | None]:
+    ) -> tuple[Tensor, State]:
         """Mix (batch, length, dim) along the length; see ``Mixer``."""
         if self.bidirectional:
             self._refuse(state is not None)
@@ -106,12 +108,13 @@ class GatedMixer(Mixer):
         for direction, start in zip(self.rnn.directions, self._starts(), strict=True):
             logits, reverse = self.rnn(x, direction), direction != ""
             options = {"reset": reset, "reverse": reverse, "delta_t": delta_t, "initial_state": start, **self.options}
-            outputs.append(self.function(*logits, state, **options))
+            outputs.append(self.function(*logits, state, return_state=not self.bidirectional, **options))
         if self.bidirectional:
-            return self.out(torch.cat(outputs, -1)), None
-        return self.out(outputs[0]), outputs[0][:, -1].clone()  # a view would keep all of the states
+            return self.out(torch.cat(outputs, -1)), ()
+        ((h, state),) = outputs
+        return self.out(h), state
 
-    def step(self, x_t: Tensor, state: Tensor, *, delta_t: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def mix_step(self, x_t: Tensor, state: Tensor, *, delta_t: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """One step of ``forward``: from (batch, dim) and the state to the same."""
         self._refuse(self.bidirectional)
         logits = self.rnn(x_t)
@@ -122,7 +125,10 @@ class GatedMixer(Mixer):
         """The learned state, or else zeros, (batch, hidden)."""
         self._refuse(self.bidirectional)
         (start,) = self._starts()
-        return self.out.weight.new_zeros(batch_size, self.hidden) if start is None else start.expand(batch_size, -1)
+        dtype = state_dtype(self.out.weight.dtype)
+        if start is None:
+            return self.out.weight.new_zeros(batch_size, self.hidden, dtype=dtype)
+        return start.to(dtype).expand(batch_size, -1)
 
     def _starts(self) -> list[Tensor | None]:
         """The learned initial state of each direction, (hidden,), or None."""

@@ -73,10 +73,12 @@ class GatedMinGRUMixer(Mixer):
         window, before = (None, None) if state is None else state
         u, window = self.conv(self.u_proj(x), window, reset)
         u = F.silu(u)
-        h = min_gru(self._gate(u), u, before, activation="identity", reset=reset, delta_t=delta_t)
-        return self._gated(h, u, x), (window, h[:, -1].to(state_dtype(h.dtype), copy=True))  # a view would keep all
+        h, after = min_gru(
+            self._gate(u), u, before, activation="identity", reset=reset, delta_t=delta_t, return_state=True
+        )
+        return self._gated(h, u, x), (window, after)
 
-    def step(self, x_t: Tensor, state: State, *, delta_t: Tensor | None = None) -> tuple[Tensor, State]:
+    def mix_step(self, x_t: Tensor, state: State, *, delta_t: Tensor | None = None) -> tuple[Tensor, State]:
         """One step of ``forward``: (batch, dim) and the state to the same."""
         window, before = state
         u, window = self.conv.step(self.u_proj(x_t), window)

@@ -78,7 +78,7 @@ class MambaMixer(Mixer):
         y, h = selective_scan(u.to(dt.dtype), dt, a, b, c, before, reset)
         return self._gated(y, u, z), (window, h)
 
-    def step(self, x_t: Tensor, state: State) -> tuple[Tensor, State]:
+    def mix_step(self, x_t: Tensor, state: State) -> tuple[Tensor, State]:
         """One step of ``forward``: (batch, dim) and the state to the same."""
         window, before = state
         u, z = self.in_proj(x_t).chunk(2, -1)

@@ -106,7 +106,7 @@ class MatrixStateMixer(Mixer):
             y = self._normalized(y.transpose(1, 2))
         return self._gated(y, x), (*window, after)
 
-    def step(self, x_t: Tensor, state: State) -> tuple[Tensor, State]:
+    def mix_step(self, x_t: Tensor, state: State) -> tuple[Tensor, State]:
         """One step of ``forward``: (batch, dim) and the state to the same."""
         *window, before = state
         channels = self._project(x_t)

@@ -82,7 +82,7 @@ class S4DMixer(Mixer):
         y = F.gelu(y + self.D * u)
         return self.out_proj(y.to(projected.dtype)), torch.view_as_real(h)
 
-    def step(self, x_t: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+    def mix_step(self, x_t: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         """One step of ``forward``, by the recurrence: (batch, dim) and the state to the same."""
         projected = self.in_proj(x_t)
         u = projected.to(state_dtype(projected.dtype))

@@ -8,12 +8,13 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_sequence, unpack_sequence
 
 from minrnn_lightning.nn.mixers.base import Mixer, hidden_size, is_exporting
+from minrnn_lightning.ops.eager import state_dtype
 
 
 class TorchRNNMixer(Mixer):
     """A layer of ``nn.GRU`` or ``nn.LSTM`` of ``expansion`` times the width, and a linear map back.
 
-    The state is the tuple (h,) or (h, c), each (batch, hidden_size).
+    The state is the tuple (h,) or (h, c), each (batch, hidden_size), in float32 (float64 for float64 inputs).
 
     Args:
         mode: ``GRU`` or ``LSTM``.
@@ -32,11 +33,11 @@ class TorchRNNMixer(Mixer):
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Mix (batch, length, dim) along the length; see ``Mixer``."""
         x = x.to(self.out.weight.dtype)  # which autocast leaves to the kernels
-        state = self.initial_state(x.shape[0]) if state is None else tuple(s.to(x.dtype) for s in state)
+        state = tuple(s.to(x.dtype) for s in (self.initial_state(x.shape[0]) if state is None else state))
         h, state = self._run(x, state) if reset is None else self._run_segments(x, state, reset)
-        return self.out(h), state
+        return self.out(h), tuple(s.to(state_dtype(s.dtype)) for s in state)
 
-    def step(self, x_t: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor, tuple[Tensor, ...]]:
+    def mix_step(self, x_t: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor, tuple[Tensor, ...]]:
         """One step of ``forward``: (batch, dim) and the state to the same."""
         y, state = self(x_t.unsqueeze(1), state)
         return y.squeeze(1), state
@@ -44,7 +45,8 @@ class TorchRNNMixer(Mixer):
     def initial_state(self, batch_size: int) -> tuple[Tensor, ...]:
         """Zeros."""
         names = "h" if self.rnn.mode == "GRU" else "hc"
-        return tuple(self.out.weight.new_zeros(batch_size, self.rnn.hidden_size) for _ in names)
+        weight, shape = self.out.weight, (batch_size, self.rnn.hidden_size)
+        return tuple(weight.new_zeros(shape, dtype=state_dtype(weight.dtype)) for _ in names)
 
     @property
     def _weights(self) -> list[Tensor]:

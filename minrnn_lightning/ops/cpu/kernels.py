@@ -255,7 +255,7 @@ def unit_range(call, unit):
 
 @kernel
 def forward(call, k, v, f, h, starts, reset, order):
-    """Write every state to ``h``, from the states ``starts`` before each chunk."""
+    """Write every state to ``h``, from the states ``starts`` before each chunk, which become those after it."""
     prefer_wide_vectors()
     kind, units = call[KIND], call[UNITS]
     state = np.empty(BLOCK, starts.dtype)
@@ -292,6 +292,7 @@ def forward(call, k, v, f, h, starts, reset, order):
                     smaller, opened = gate(load(k, i + d), f, n + d)
                     state[d], error[d] = interpolate(smaller, opened, load(v, j + d), state[d], error[d])
                     store(h, o + d, state[d])
+        starts[row, chunk, first : first + width] = state[:width]
         unit = next_unit(call)
 
 

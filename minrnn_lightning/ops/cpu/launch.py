@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from minrnn_lightning.ops.cpu import kernels, threads
-from minrnn_lightning.ops.eager import state_dtype
+from minrnn_lightning.ops.eager import final_of_empty, state_dtype
 
 KINDS = {"linear": kernels.LINEAR, "positive": kernels.POSITIVE, "identity": kernels.IDENTITY}
 STORAGE_NAMES = {torch.float32: "float32", torch.float64: "float64", torch.bfloat16: "uint16"}  # NumPy types
@@ -23,9 +23,9 @@ _madvise = ctypes.CDLL(None).madvise if sys.platform == "linux" else None
 
 def forward(
     k: Tensor, v: Tensor, f: Tensor | None, initial: Tensor | None, reset: Tensor | None, kind: str, reverse: bool
-) -> Tensor:
-    """Every state of the scan, (batch, length, dim), in the type of ``k``."""
-    h = _empty(k)
+) -> tuple[Tensor, Tensor]:
+    """Every state of the scan, (batch, length, dim), in the type of ``k``, and the last one in that of the state."""
+    h, final = _empty(k), final_of_empty(k, initial)
     if h.numel():
         scan = _Scan(k, f, reset, kind, reverse, split_from=3)
         starts = scan.states()
@@ -36,7 +36,8 @@ def forward(
             scan.run(kernels.ends_entry, k, v, f, product, end)
             _carry(starts.numpy(), product.numpy(), end.numpy())
         scan.run(kernels.forward_entry, k, v, f, h, starts)
-    return h.to(k.dtype)
+        final = starts[:, -1].contiguous()
+    return h.to(k.dtype), final
 
 
 def backward(

@@ -189,6 +189,7 @@ def forward(
     f_step,
     reset,
     h,
+    final,
     before,
     ends,
     length,
@@ -202,7 +203,10 @@ def forward(
     BLOCK_D: tl.constexpr,
     STAGES: tl.constexpr,
 ):
-    """Write every state to h, from the states ``before`` the chunks; without h the maps of the chunks to ``ends``."""
+    """Write every state to h and the last one to ``final``, from the states ``before`` the chunks.
+
+    Without h, the maps of the chunks to ``ends``.
+    """
     row, chunk, channel, start, stop = program_range(length, dim, chunks, chunk_length, BLOCK_D)
     state = load_state(before, row * chunks + chunk, dim, channel, STATE, BLOCK_D)
     chunk_a, chunk_z = tl.full([BLOCK_D], 1, STATE), tl.full([BLOCK_D], 0, STATE)
@@ -227,6 +231,8 @@ def forward(
             state = last(states, BLOCK_L)
     if h is None:
         store_map(ends, row * chunks + chunk, dim, channel, chunk_a, chunk_z, state)
+    elif stop == length:
+        tl.store(final + row * dim + channel, state, mask=channel < dim)
 
 
 @triton.jit(do_not_specialize=["chunks"])

@@ -38,7 +38,7 @@ from torch import Tensor
 
 from minrnn_lightning.ops.cuda import kernels
 from minrnn_lightning.ops.cuda.compilers import TRITON_RANGE, CompilerError
-from minrnn_lightning.ops.eager import state_dtype
+from minrnn_lightning.ops.eager import final_of_empty, state_dtype
 
 MIN_CHANNELS = 32  # of a program, at least
 PROGRAMS_PER_PROCESSOR = 4  # of a multiprocessor, to which the length is cut: one waits for memory while others compute
@@ -51,13 +51,13 @@ TILE = {"BLOCK_L": 16, "BLOCK_D": 16, "STAGES": 1}  # in the interpreter, which 
 
 def forward(
     k: Tensor, v: Tensor, f: Tensor | None, initial: Tensor | None, reset: Tensor | None, kind: str, reverse: bool
-) -> Tensor:
-    """Every state of the scan, (batch, length, dim), in the type of ``k``."""
-    h = k.new_empty(k.shape)
+) -> tuple[Tensor, Tensor]:
+    """Every state of the scan, (batch, length, dim), in the type of ``k``, and the last one in that of the state."""
+    h, final = k.new_empty(k.shape), final_of_empty(k, initial)
     if h.numel():
         inputs = *_strided(k), *_strided(v), *_strided(f), _dense(reset)
-        _scan(kernels.forward, inputs, (h,), _dense(initial), k, kind, reverse)
-    return h
+        _scan(kernels.forward, inputs, (h, final), _dense(initial), k, kind, reverse)
+    return h, final
 
 
 def backward(

@@ -4,8 +4,9 @@ import pytest
 import torch
 from torch import nn
 
+from minrnn_lightning.nn import Backbone
 from minrnn_lightning.nn.mixers import Mixer
-from minrnn_lightning.ops import linear_scan
+from minrnn_lightning.ops import linear_scan, state_dtype
 from minrnn_lightning.testing import CLAUSES, check_mixer
 
 
@@ -20,22 +21,30 @@ class Average(Mixer):
         h = linear_scan(*self.coefficients(x), state, reset=reset)
         return h.to(x.dtype), h[:, -1].clone()
 
-    def step(self, x_t, state):
+    def mix_step(self, x_t, state):
         decay, update = self.coefficients(x_t)
         h = decay * state + update
         return h.to(x_t.dtype), h
 
     def initial_state(self, batch_size):
-        return self.gate.weight.new_zeros(batch_size, self.gate.in_features)
+        weight = self.gate.weight
+        return weight.new_zeros(batch_size, len(weight), dtype=state_dtype(weight.dtype))
 
     def coefficients(self, x):
-        z = torch.sigmoid(self.gate(x))
+        z = torch.sigmoid(self.gate(x)).to(state_dtype(x.dtype))
         return 1 - z, z * x
 
 
-class WrongStep(Average):
+class StepWithoutReset(Average):
+    """The contract of before: ``step`` without ``reset``."""
+
     def step(self, x_t, state):
-        y, state = super().step(x_t, state)
+        return self.mix_step(x_t, state)
+
+
+class WrongStep(Average):
+    def mix_step(self, x_t, state):
+        y, state = super().mix_step(x_t, state)
         return 1.001 * y, state
 
 
@@ -50,8 +59,8 @@ class Delayed(Average):
         y, state = super().mix(x, state, reset)
         return torch.cat([before.unsqueeze(1), y[:, :-1]], 1), state
 
-    def step(self, x_t, state):
-        return state, super().step(x_t, state)[1]
+    def mix_step(self, x_t, state):
+        return state, super().mix_step(x_t, state)[1]
 
 
 class IgnoresResets(Average):
@@ -59,9 +68,33 @@ class IgnoresResets(Average):
         return super().mix(x, state, None)
 
 
-class WideInitialState(Average):
+class IgnoresResetsInSteps(Average):
+    def step(self, x_t, state, reset=None):
+        return super().step(x_t, state)
+
+
+class NoneForNothing(Average):
+    def mix(self, x, state, reset):
+        y, h = super().mix(x, None if state is None else state[1], reset)
+        return y, (None, h)
+
+    def mix_step(self, x_t, state):
+        y, h = super().mix_step(x_t, state[1])
+        return y, (None, h)
+
+    def step(self, x_t, state, reset=None):
+        _, h = state
+        if reset is not None:
+            h = h.masked_fill(reset.unsqueeze(1), 0)
+        return self.mix_step(x_t, (None, h))
+
     def initial_state(self, batch_size):
-        return super().initial_state(batch_size).double()
+        return None, super().initial_state(batch_size)
+
+
+class StateOfTheWeights(Average):
+    def initial_state(self, batch_size):
+        return super().initial_state(batch_size).to(self.gate.weight.dtype)
 
 
 class UnusedParameter(Average):
@@ -111,7 +144,9 @@ BROKEN = {
     "any chunking": ForgetsTheState,
     "causal": Delayed,
     "reset": IgnoresResets,
-    "state layout": WideInitialState,
+    "reset of a step": IgnoresResetsInSteps,
+    "state layout": NoneForNothing,
+    "state types": StateOfTheWeights,
     "gradients": UnusedParameter,
     "bfloat16": AlwaysFloat32,
     "compile": LooksAtValues,
@@ -121,8 +156,10 @@ BROKEN = {
 }
 
 
-def test_a_mixer_that_keeps_the_contract_passes():
-    check_mixer(Average)
+@pytest.mark.parametrize("mixer", [Average, StepWithoutReset])
+def test_a_mixer_that_keeps_the_contract_passes(mixer):
+    check_mixer(mixer)
+    check_mixer(lambda dim: Backbone(dim, 2, mixer))
 
 
 @pytest.mark.parametrize("clause", CLAUSES)

@@ -18,8 +18,8 @@ from minrnn_lightning import ops
 CUOBJDUMP = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
 ELEMENTS = {"float32": "*fp32", "bfloat16": "*bf16", "float16": "*fp16", "float64": "*fp64"}
 SEQUENCES = {"grad", "k", "v", "f", "h", "d_k", "d_v", "d_f"}
-STATES = {"initial", "before", "ends", "d_initial"}
-OUTPUTS = {"forward": {"h"}, "backward": {"d_k", "d_v", "d_f", "d_initial"}}
+STATES = {"initial", "before", "ends", "final", "d_initial"}
+OUTPUTS = {"forward": {"h", "final"}, "backward": {"d_k", "d_v", "d_f", "d_initial"}}
 NEVER_ALIGNED = {"length", "chunks", "chunk_length"}
 CASES = [  # kind, with f, whether it only finds the maps of the chunks
     ("linear", False, False),

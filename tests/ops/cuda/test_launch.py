@@ -64,7 +64,7 @@ def test_chunks_and_tiles_equal_the_loop(cuda, kind, data):
 
     k_, v_, f_, grad_ = (None if x is None else layout(x) for x in (k, v, f, grad))
     with cut(steps, (tile, 16)):
-        h = cuda.forward(k_, v_, f_, given_initial, given_reset, kind, reverse)
+        h, final = cuda.forward(k_, v_, f_, given_initial, given_reset, kind, reverse)
         grads = cuda.backward(grad_, k_, v_, f_, h, given_initial, given_reset, kind, reverse)
     assert h.is_contiguous()
     assert [x.dtype for x in (h, *grads)] == [*[dtype] * 4, initial.dtype]
@@ -73,6 +73,8 @@ def test_chunks_and_tiles_equal_the_loop(cuda, kind, data):
     exact = [None if x is None else x.double().requires_grad_() for x in (k, v, f, initial)]
     expected = loop(kind, *exact, given_reset, reverse)
     assert_close(h, expected.detach(), TOLERANCE[dtype])
+    assert final.dtype == initial.dtype
+    assert_close(final, expected[:, 0 if reverse else -1].detach(), TOLERANCE[final.dtype])
     wanted = [x for x in exact if x is not None]
     for actual, exact_grad in zip(
         [x for x, source in zip(grads, exact, strict=True) if source is not None],
@@ -111,7 +113,7 @@ def test_nothing_crosses_a_reset(cuda, steps, reverse):
     reset = torch.zeros(1, 30, dtype=torch.bool)
     reset[:, 19 if reverse else 10] = True
     with cut(steps):
-        h = cuda.forward(k, v, None, None, reset, "positive", reverse)
+        h, _ = cuda.forward(k, v, None, None, reset, "positive", reverse)
         assert h[:, before].isnan().any()
         assert h.isnan().sum() == h[:, before].isnan().sum()
 
@@ -136,12 +138,13 @@ def test_extreme_logits(cuda, forget, steps):
     logit = torch.where((k == f) if forget else torch.zeros_like(k).bool(), 0, logit)
     expected = loop("positive", logit, v.double(), None, initial.double(), None, False)
     with cut(steps, (4, 8)):
-        h = cuda.forward(k, v, f, initial, None, "positive", False)
+        h, final = cuda.forward(k, v, f, initial, None, "positive", False)
         grads = cuda.backward(grad, k, v, f, h, initial, None, "positive", False)
         assert_close(h, expected, 2e-6)
+        assert torch.equal(final, h[:, -1])
         assert all(x.isfinite().all() for x in grads)
         broken = [x if x is None else x * float("nan") for x in (k, v, f)]
-        assert cuda.forward(*broken, initial, None, "positive", False).isnan().all()
+        assert all(x.isnan().all() for x in cuda.forward(*broken, initial, None, "positive", False))
 
 
 @pytest.mark.parametrize("steps", [4096, 512])
@@ -153,10 +156,9 @@ def test_long_memories_stay_exact(cuda, steps):
     exact["identity"] = linear_scan_loop(1 - z, z * candidate.double())
     exact["linear"] = linear_scan_loop(decay.double(), candidate.double())
     with cut(steps, (32, 8)):
-        assert (
-            relative_error(cuda.forward(gate, candidate, None, None, None, "identity", False), exact["identity"]) < 1e-6
-        )
-        assert relative_error(cuda.forward(decay, candidate, None, None, None, "linear", False), exact["linear"]) < 1e-6
+        for kind, k in (("identity", gate), ("linear", decay)):
+            h, _ = cuda.forward(k, candidate, None, None, None, kind, False)
+            assert relative_error(h, exact[kind]) < 1e-6
 
 
 def test_the_length_is_cut_only_where_the_device_is_not_full(cuda):
