@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from minrnn_lightning.data.extra import rl_module
-from minrnn_lightning.errors import InputError
+from minrnn_lightning.errors import InputError, packages_passed
 
 Array = npt.NDArray[Any]
 
@@ -35,6 +35,8 @@ def read_hdf5(file: Path, required: Sequence[str], optional: Sequence[str] = ())
                 raise InputError(missing_array(file, missing[0], group))
             return {name: np.asarray(group[name][()]) for name in names}
     except (OSError, RuntimeError, KeyError, TypeError) as error:  # h5py has no error of its own for damage
+        if packages_passed(error)[-1] != "h5py":
+            raise
         reason = str(error).replace("\n", " ")
         raise InputError(f"{file} is damaged or no HDF5 file ({reason}); fetch or make it again") from error
 

@@ -26,7 +26,7 @@ from minrnn_lightning.data.offline_rl.episodes import (
     concatenate,
     make_episodes,
 )
-from minrnn_lightning.errors import InputError
+from minrnn_lightning.errors import InputError, packages_passed
 
 STORAGE = "MINARI_DATASETS_PATH"  # the environment variable that Minari reads
 ID = re.compile(r"([-\w][-\w/]*[-\w]/)?[-\w]+-v\d+")  # as Minari has it: a namespace of two characters or more
@@ -192,6 +192,8 @@ def check(folder: Path) -> None:
             with rl_module("h5py").File(file, "r") as group:
                 refuse_other_files(file, group)
         except (OSError, RuntimeError, KeyError, TypeError) as error:
+            if packages_passed(error)[-1] != "h5py":
+                raise
             raise InputError(f"{folder} is damaged ({error!r}); fetch or make it again") from error
 
 

@@ -5,9 +5,11 @@ import numpy as np
 import pytest
 import torch
 from hdf5_links import ELSEWHERE, put_elsewhere
+from mistakes import make
 from rl_files import make_steps, write_d4rl
 
 from minrnn_lightning.data import TrajectoryDataModule
+from minrnn_lightning.data.offline_rl import array_files
 
 LENGTHS = [7, 30, 12, 25, 3, 18, 21, 40, 9, 15]
 
@@ -134,3 +136,11 @@ def test_damaged_files(tmp_path):
         (tmp_path / "set.hdf5").write_bytes(content)
         with pytest.raises(ValueError, match=r"set.hdf5 (is damaged or no HDF5 file \(|has no array)"):
             ready(tmp_path / "set.hdf5")
+
+
+def test_mistakes_of_the_reader_keep_their_traceback(tmp_path, monkeypatch):
+    with h5py.File(tmp_path / "x.hdf5", "w") as group:
+        group["rewards"] = np.zeros(3)
+    monkeypatch.setattr(array_files, "refuse_other_files", make("key"))
+    with pytest.raises(KeyError, match="missing"):
+        array_files.read_hdf5(tmp_path / "x.hdf5", ["rewards"])
