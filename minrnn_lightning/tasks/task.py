@@ -2,7 +2,7 @@
 
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, cast, get_args
 
 import torch
@@ -162,6 +162,12 @@ class Task(LightningModule, ABC):
         return backbone
 
     def flops(self, length: int) -> float:
+    def __dir__(self) -> Iterable[str]:
+        names = super().__dir__()
+        if self._trainer is not None or self._fabric is not None:
+            return names
+        return [name for name in names if name != "trainer"]  # torch.jit.trace reads all, and this one would raise
+
         """Floating-point operations of a forward pass per token at a length; see ``size.flops`` for what is counted."""
         return flops(self.backbone, length) + products(self.head)
 
