@@ -38,7 +38,7 @@ def forward(
     k: Tensor, v: Tensor, f: Tensor | None, initial: Tensor | None, reset: Tensor | None, kind: str, reverse: bool
 ) -> tuple[Tensor, Tensor]:
     """Every state of the scan, (batch, length, dim), in the type of ``k``, and the last one in that of the state."""
-    a, b = _transition(k, v, f, reset, kind)
+    a, b = transition(k, v, f, reset, kind)
     h = recurrence(a, b, initial, reverse)
     final = h[:, 0 if reverse else -1].clone() if h.shape[1] else final_of_empty(k, initial)
     return h.to(k.dtype).contiguous(), final
@@ -134,7 +134,7 @@ def recurrence(a: Tensor, b: Tensor, initial: Tensor | None, reverse: bool) -> T
     return h.view(batch, blocks * width, dim)[:, :length]
 
 
-def _transition(k: Tensor, v: Tensor, f: Tensor | None, reset: Tensor | None, kind: str) -> tuple[Tensor, Tensor]:
+def transition(k: Tensor, v: Tensor, f: Tensor | None, reset: Tensor | None, kind: str) -> tuple[Tensor, Tensor]:
     """The a and b of h_t = a_t · h_{t-1} + b_t, in the type of the state."""
     wide = state_dtype(k.dtype)
     a, b = k.to(wide), v.to(wide)
@@ -155,7 +155,7 @@ def _linearized(
     reverse: bool,
 ) -> tuple[Tensor, list[Tensor]]:
     """Of each step, ∂h_t/∂h_{t-1} = a_t, and ∂h_t/∂k_t, ∂h_t/∂v_t and (if there is one) ∂h_t/∂f_t, h_{t-1} held."""
-    a, _ = _transition(k, v, f, reset, kind)
+    a, _ = transition(k, v, f, reset, kind)
     k, v, h = (x.to(a.dtype) for x in (k, v, h))
     h_prev = _before(h, initial, reverse)
     if reset is not None:
