@@ -8,6 +8,7 @@ import sys
 import time
 
 import pytest
+from this_process import use_this_process
 
 SMALL = [
     *("--config", "shakespeare_small", "--model.match_parameters=100k", "--model.depth=2", "--data.batch_size=2"),
@@ -21,8 +22,8 @@ def where(tmp_path):
     return [f"--output={tmp_path / 'results'}", f"--runs={tmp_path / 'runs'}"]
 
 
-@pytest.mark.slow
-def test_table_of_mixers_and_seeds(minrnn, tmp_path, where):
+def test_table_of_mixers_and_seeds(minrnn, tmp_path, where, monkeypatch):
+    use_this_process(monkeypatch)
     words = ["compare", *SMALL, "--mixers=mingru,mingru+attention", *where]
     code, out, errors = minrnn(*words, "--seeds=0")
     assert code == 0, errors
@@ -119,19 +120,20 @@ def test_refuses(minrnn, where, words, sentence):
 
 
 @pytest.mark.slow
-def test_a_failed_run_says_why(minrnn, where):
+def test_a_failed_run_says_why(minrnn, where, monkeypatch):
     code, _, errors = minrnn("compare", *SMALL, "--mixers=mingru", "--model.depth=-1", *where)
     assert code == 1
     assert "the run of mingru with seed 0 failed" in errors
     assert "depth must be above 0, got -1" in errors
+    use_this_process(monkeypatch)
     args = [*SMALL, "--mixers=mingru", "--metric=val/los", "--trainer.max_steps=2"]  # not held to the former options
     code, _, errors = minrnn("compare", *args, *where)
     assert code == 1
     assert "left no checkpoint or no 'val/los'; it logged epoch, peak_mb, seconds_per_step, step, val/" in errors
 
 
-@pytest.mark.slow
 def test_tuned_at_equal_time(minrnn, tmp_path, where, monkeypatch):
+    use_this_process(monkeypatch)
     monkeypatch.setattr("minrnn_lightning.commands.compare_time.ROUNDS", 1)
     monkeypatch.setattr("minrnn_lightning.commands.compare_tune.EXTENSIONS", 0)
     args = [*SMALL, "--mixers=mingru", "--tune=0.5", "--equal_time", "--devices=cpu,cpu", "--model.muon_lr=null"]
