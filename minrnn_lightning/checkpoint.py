@@ -36,6 +36,7 @@ TYPES: dict[str, Any] = {  # of the parts that Lightning and this package write,
     "seed": int | None,
     "task": str,
 }
+WORKER_WEIGHTS = ".temp.ckpt"  # Lightning's name for a file in a folder for temporary files
 LIBRARIES = {"lightning", "torch", *sys.stdlib_module_names}  # that read their own parts of a checkpoint
 READING_ERRORS = (LookupError, TypeError, ValueError, AttributeError, RuntimeError)  # which they raise if it is damaged
 
@@ -57,9 +58,13 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     ) -> dict[str, Any]:
         """Read plain tensors and values only, whatever ``weights_only`` says.
 
+        Weights alone are read where Lightning passes them on from the processes of ``ddp_fork`` and ``ddp_spawn``.
+
         Raises:
             CheckpointError: The checkpoint is not a local file, or contains Python objects.
         """
+        if Path(path).name == WORKER_WEIGHTS:
+            return super().load_checkpoint(path, map_location, weights_only=True)
         return read_checkpoint(path)
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None) -> None:

@@ -6,6 +6,7 @@ import math
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ Check = Callable[[Any], str | None]  # what must hold, in words after "must be",
 INT64 = 2**63 - 1
 SEEDS = 2**32 - 1  # the largest seed of NumPy's generator, which Lightning and Gymnasium seed too
 MOST_WORKERS = max(64, os.cpu_count() or 1)  # processes that prepare batches
-DURATION = re.compile(r"\s*\d+:\d\d:\d\d:\d\d\s*")
+DURATION = re.compile(r"\s*(\d{1,6}):(\d\d):(\d\d):(\d\d)\s*")
 
 
 def at_least(least: float, most: float = INT64) -> Check:
@@ -88,9 +89,10 @@ def interval(value: Any) -> str | None:
 
 
 def duration(value: Any) -> str | None:
-    """A time, as Lightning writes it."""
-    right = not isinstance(value, str) or DURATION.fullmatch(value)
-    return None if right else "a time in days, hours, minutes and seconds, such as 00:01:30:00"
+    """A time above 0, as Lightning writes it."""
+    match = DURATION.fullmatch(value) if isinstance(value, str) else None
+    right = any(int(part) for part in match.groups()) if match else not isinstance(value, str)
+    return None if right else "a time above 0 in days, hours, minutes and seconds, such as 00:01:30:00"
 
 
 def epochs_or_steps(value: float) -> str | None:
@@ -227,6 +229,26 @@ def check_options(options: Mapping[str, Any], checks: Mapping[str, Check]) -> No
         check = checks.get(name)
         if value is not None and check is not None and (expected := check(value)):
             raise InputError(f"{name} must be {expected}, got {value!r}")
+
+
+def check_times(trainer: Mapping[str, Any]) -> None:
+    """Refuse a time of the Trainer that is written as a mapping, such as ``{minutes: 30}``, and is none.
+
+    Args:
+        trainer: Options of the Trainer.
+
+    Raises:
+        InputError: It has other keys than those of `datetime.timedelta`, or is not above 0.
+    """
+    for name in ("max_time", "val_check_interval"):
+        value = trainer.get(name)
+        if isinstance(value, Mapping):
+            try:
+                right = timedelta(**value) > timedelta(0)
+            except (TypeError, OverflowError):
+                right = False
+            if not right:
+                raise InputError(f"trainer.{name} must be a time above 0, such as {{minutes: 30}}, got {value}")
 
 
 def flatten(options: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -21,7 +21,7 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from minrnn_lightning.callbacks import AtTrainEnd, InterruptibleCheckpoint, SeedEveryBatch, StopOnDivergence
 from minrnn_lightning.checkpoint import AtomicCheckpointIO, check_fits, explain_damage, find_checkpoint, read_checkpoint
-from minrnn_lightning.commands.checks import FIT, check_options, flatten
+from minrnn_lightning.commands.checks import FIT, check_options, check_times, flatten
 from minrnn_lightning.commands.hardware import check_hardware
 from minrnn_lightning.commands.option_names import parser_options
 from minrnn_lightning.commands.options import explain, refuse_null
@@ -182,6 +182,7 @@ class MinRNNCLI(LightningCLI):
             raise ArgumentError(None, explain(error, {"trainer": Trainer, "": top})) from error
         options = self.config[self.command]
         check_options(dict(flatten(options.as_dict())), FIT)
+        check_times(options.trainer.as_dict())
         check_hardware(options.trainer)
 
     def _add_configure_optimizers_method_to_model(self, subcommand: str | None) -> None:

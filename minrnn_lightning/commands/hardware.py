@@ -6,17 +6,24 @@ import os
 from typing import Any
 
 import torch
+from lightning.fabric.plugins.environments import (
+    LSFEnvironment,
+    MPIEnvironment,
+    SLURMEnvironment,
+    TorchElasticEnvironment,
+)
 from lightning.pytorch.accelerators import AcceleratorRegistry
 from lightning.pytorch.strategies import StrategyRegistry
 
 from minrnn_lightning.errors import InputError
 
 MOST_PROCESSES = max(8, os.cpu_count() or 1)  # on CPUs: one for each core; a few on small machines, for tests
+CLUSTERS = (TorchElasticEnvironment, SLURMEnvironment, LSFEnvironment, MPIEnvironment)  # that Lightning finds by itself
 GPU_STRATEGIES = ("fsdp", "deepspeed")  # beginnings of the names of those that need GPUs
 
 
 def check_hardware(trainer: Any) -> None:
-    """Refuse an unknown accelerator, strategy or devices.
+    """Refuse an unknown accelerator, strategy or devices, and nodes that nothing has started.
 
     Args:
         trainer: Options of the Trainer.
@@ -36,6 +43,11 @@ def check_hardware(trainer: Any) -> None:
     on_cpu = accelerator == "cpu" or (accelerator == "auto" and not found_gpu)
     if on_cpu and isinstance(strategy, str) and strategy.startswith(GPU_STRATEGIES):
         raise InputError(f"trainer.strategy {strategy} needs a GPU; on CPUs use ddp, or leave it out")
+    if trainer.num_nodes > 1 and not (trainer.plugins or "MASTER_ADDR" in os.environ or _on_cluster()):
+        raise InputError(  # the process would wait for the other nodes
+            f"trainer.num_nodes {trainer.num_nodes} needs a process on every node: start it with torchrun or Slurm, or "
+            "set MASTER_ADDR, MASTER_PORT and NODE_RANK on each"
+        )
     if isinstance(devices, str):
         devices = devices.strip()
         if devices == "auto":
@@ -58,3 +70,8 @@ def check_hardware(trainer: Any) -> None:
         raise InputError(
             f"trainer.devices must be auto, a number of at least 1, -1 for all or indices from 0, got {devices}"
         )
+
+
+def _on_cluster() -> bool:
+    """Whether Lightning knows the other nodes from the cluster that has started this process."""
+    return any(cluster.detect() for cluster in CLUSTERS)

@@ -1,6 +1,7 @@
 """``Task``: what every LightningModule here shares: optimizer and schedule, fine-tuning, evaluation, resuming."""
 
 import json
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from typing import Any, cast, get_args
@@ -109,15 +110,15 @@ class Task(LightningModule, ABC):
         check_memory(4 * dim * (input_size + output_size), what)
         if not 0 <= dropout < 1:
             raise InputError(f"dropout must be at least 0 and below 1, got {dropout}")
-        if muon_lr is not None and not muon_lr > 0:
-            raise InputError(f"muon_lr must be above 0, or null for AdamW alone, got {muon_lr}")
+        if muon_lr is not None and not 0 < muon_lr < math.inf:
+            raise InputError(f"muon_lr must be above 0 and finite, or null for AdamW alone, got {muon_lr}")
         if not 0 <= muon_momentum < 1:
             raise InputError(f"muon_momentum must be at least 0 and below 1, got {muon_momentum}")
         if schedule not in get_args(Shape):
             raise InputError(f"schedule must be cosine or linear, got {schedule!r}")
-        if lr <= 0 or weight_decay < 0 or warmup < 0:
+        if not (0 < lr < math.inf and 0 <= weight_decay < math.inf and warmup >= 0):
             raise InputError(
-                "lr must be above 0, weight_decay and warmup at least 0, "
+                "lr must be above 0 and finite, weight_decay at least 0 and finite, warmup at least 0, "
                 f"got lr {lr}, weight_decay {weight_decay}, warmup {warmup}"
             )
         self.input_size = int(input_size)
@@ -161,13 +162,13 @@ class Task(LightningModule, ABC):
             raise InputError(f"{type(self).__name__} cannot use a bidirectional mixer: a step would see those after it")
         return backbone
 
-    def flops(self, length: int) -> float:
     def __dir__(self) -> Iterable[str]:
         names = super().__dir__()
         if self._trainer is not None or self._fabric is not None:
             return names
         return [name for name in names if name != "trainer"]  # torch.jit.trace reads all, and this one would raise
 
+    def flops(self, length: int) -> float:
         """Floating-point operations of a forward pass per token at a length; see ``size.flops`` for what is counted."""
         return flops(self.backbone, length) + products(self.head)
 

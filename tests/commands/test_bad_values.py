@@ -64,7 +64,7 @@ def test_wrong_answers_are_found(answer, wrong):
 def test_a_traceback_is_found(monkeypatch):
     monkeypatch.setattr("minrnn_lightning.commands.recipes.recipes_folder", lambda: {}["mistake"])
     assert run(Case("recipes", "none", "empty", ["recipes"])).wrong == ["traceback"]
-    assert len(KINDS) == 11
+    assert len(KINDS) == 12
 
 
 BOMB = "\n".join(

@@ -80,7 +80,7 @@ def test_refuses(tmp_path):
     with pytest.raises(ValueError, match="layout must be decision_transformer or compact, got wide"):
         policy(layout="wide")
     with pytest.raises(
-        ValueError, match="return_scale must be above 0 and max_timestep at least 0, got return_scale 0"
+        ValueError, match="return_scale must be above 0 and finite, and max_timestep at least 0, got return_scale 0"
     ):
         policy(return_scale=0)
     with pytest.raises(ValueError, match=r"the actions of the data are continuous: give --model\.discrete false"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import partial
 
 import numpy as np
@@ -89,8 +90,8 @@ class MQARDataModule(RecallDataModule):
             raise InputError(f"pairs must be at least 1, got {pairs}")
         if vocab_size < 2 * pairs + 2:
             raise InputError(f"vocab_size must be at least {2 * pairs + 2} for {pairs} pairs, got {vocab_size}")
-        if power <= 0:
-            raise InputError(f"power must be above 0, got {power}")
+        if not 0 < power < math.inf:
+            raise InputError(f"power must be above 0 and finite, got {power}")
         self.pairs, self.power, self.random_filler = pairs, power, random_filler
         super().__init__(
             batch_size, length, vocab_size, eval_lengths, eval_batches, steps_per_epoch, num_workers, curriculum

@@ -83,7 +83,7 @@ def test_first_slot_of_mqar(power):
         (lambda: MQARDataModule(length=31), "length for 8 pairs must be at least 32, got 31"),
         (lambda: MQARDataModule(vocab_size=17), "vocab_size must be at least 18 for 8 pairs, got 17"),
         (lambda: MQARDataModule(pairs=0), "pairs must be at least 1, got 0"),
-        (lambda: MQARDataModule(power=0), "power must be above 0, got 0"),
+        (lambda: MQARDataModule(power=0), "power must be above 0 and finite, got 0"),
     ],
 )
 def test_bad_options(make, words):
