@@ -12,7 +12,11 @@ STORAGE = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 def state_dtype(dtype: torch.dtype) -> torch.dtype:
-    """The type of the running state: float64 for float64 sequences, else float32."""
+    """The type of the running state: float64 for float64 sequences, else float32.
+
+    Args:
+        dtype: Type of the sequences.
+    """
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
@@ -22,7 +26,7 @@ def candidate(v: Tensor, kind: str) -> Tensor:
 
 
 def candidate_slope(v: Tensor, kind: str) -> Tensor:
-    """c′(v); at v = 0 the slope from above, which is 1."""
+    """c′(v); at v = 0 the right-hand derivative, which is 1."""
     if kind != "positive":
         return torch.ones_like(v)
     s = torch.sigmoid(v)
@@ -82,7 +86,8 @@ def vjp(
 ) -> tuple[list[Tensor], Tensor]:
     """The gradients of k, v and (if there is one) f, and that of the initial state, from that of every state.
 
-    With G_t = ∂L/∂h_t + a_{t+1} · G_{t+1}, a ``linear_scan`` run the other way, they are G_t · ∂h_t/∂k_t and so on.
+    With G_t = ∂L/∂h_t + a_{t+1} · G_{t+1}, a ``linear_scan`` in the opposite direction, they are G_t · ∂h_t/∂k_t and
+    so on.
     """
     a, partials = _linearized(k, v, f, h, initial, reset, kind, reverse)
     a_next = _before(a, None, not reverse)
@@ -154,7 +159,7 @@ def _linearized(
     kind: str,
     reverse: bool,
 ) -> tuple[Tensor, list[Tensor]]:
-    """Of each step, ∂h_t/∂h_{t-1} = a_t, and ∂h_t/∂k_t, ∂h_t/∂v_t and (if there is one) ∂h_t/∂f_t, h_{t-1} held."""
+    """∂h_t/∂h_{t-1} = a_t of each step, and at fixed h_{t-1} ∂h_t/∂k_t, ∂h_t/∂v_t and (if there is one) ∂h_t/∂f_t."""
     a, _ = transition(k, v, f, reset, kind)
     k, v, h = (x.to(a.dtype) for x in (k, v, h))
     h_prev = _before(h, initial, reverse)

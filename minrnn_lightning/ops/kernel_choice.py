@@ -1,4 +1,4 @@
-"""Which kernels run the scan: those of the device, or those that were asked for by name."""
+"""The choice of kernels for the scan: those for the device of the tensors, or others by name."""
 
 import os
 import sys
@@ -22,19 +22,22 @@ KERNELS = ("auto", "torch", "triton")
 _chosen: str = os.environ.get("MINRNN_KERNEL", "auto")
 if _chosen not in KERNELS:
     raise InputError(f"MINRNN_KERNEL is {_chosen!r}; it can be {', '.join(KERNELS[:-1])} or {KERNELS[-1]}")
-_loaded: dict[str, ModuleType] = {}  # by type of device, the kernels that 'auto' chooses
+_loaded: dict[str, ModuleType] = {}  # the kernels that 'auto' chooses, by type of device
 
 
 @contextmanager
 def use_kernel(name: Kernel) -> Iterator[None]:
     """Choose the kernel inside a ``with`` block.
 
-    ``auto`` is the fastest for the device, ``torch`` the eager one, ``triton`` that for GPUs, which runs on CPU
-    tensors only where Triton was imported with ``TRITON_INTERPRET=1`` in the environment (slowly, for tests).
-    The environment variable ``MINRNN_KERNEL`` chooses for the whole process.
+    The environment variable ``MINRNN_KERNEL`` chooses it for the whole process.
+
+    Args:
+        name: ``auto`` for the fastest kernel of the device, ``torch`` for plain PyTorch, ``triton`` for the kernel for
+            GPUs, which runs on CPU tensors only if Triton was imported with ``TRITON_INTERPRET=1`` in the environment
+            (slowly, for tests).
 
     Raises:
-        ValueError: The name is not one of the three.
+        InputError: The name is not one of the three.
     """
     global _chosen
     if name not in KERNELS:
@@ -47,7 +50,7 @@ def use_kernel(name: Kernel) -> Iterator[None]:
 
 
 def _compiled(name: str, compiler: str) -> ModuleType:
-    """The kernels of that name, or the eager ones where what compiles them does not load."""
+    """The compiled kernels for a type of device, or the eager ones if their compiler cannot be imported."""
     if name not in _loaded:
         try:
             _loaded[name] = import_module(f"minrnn_lightning.ops.{name}.launch")
@@ -58,21 +61,21 @@ def _compiled(name: str, compiler: str) -> ModuleType:
 
 
 def _fall_back(name: str, reason: str) -> None:
-    """Use the eager kernels instead of those of that name from now on, with a warning."""
+    """Warn, and use the eager kernels for this type of device from now on."""
     warnings.warn(f"{reason}: the slower torch kernel runs instead", stacklevel=3)
     _loaded[name] = eager
 
 
 def _version(compiler: str) -> str:
-    """The compiler with its version, where it could be imported at all."""
+    """Name of the compiler, with its version if it could be imported."""
     return f"{compiler} {getattr(sys.modules.get(compiler.lower()), '__version__', '')}".rstrip()
 
 
 def _triton(device: torch.device) -> ModuleType:
-    """The Triton kernels, which were asked for by name.
+    """The Triton kernels, chosen by name.
 
     Raises:
-        RuntimeError: Triton does not load, or cannot run on this device.
+        RuntimeError: Triton cannot be imported, or cannot run on this device.
     """
     try:
         from minrnn_lightning.ops.cuda import launch as cuda
@@ -98,10 +101,10 @@ def _kernels(device: torch.device) -> ModuleType:
 
 
 def run_kernel(function: str, sequence: Tensor, *rest: Any) -> Any:
-    """That function of the device's kernels, or of the eager ones where the device's cannot be compiled.
+    """Call a function of the kernels for the device, or of the eager ones if those cannot be compiled.
 
     Raises:
-        RuntimeError: The kernels that were asked for by name cannot be compiled.
+        RuntimeError: The kernels that were chosen by name cannot be compiled.
     """
     kernels = _kernels(sequence.device)
     try:

@@ -8,7 +8,7 @@
 
 The last two are minGRU of "Were RNNs All We Needed?" (https://arxiv.org/abs/2410.01201, sections 3.1 and B.2) with
 z = σ(k), and with a third sequence f its minLSTM, z = σ(k) / (σ(k) + σ(f)) (sections 3.2 and B.2).
-Backward, with G_t = ∂L/∂h_t + a_{t+1} · G_{t+1} for h_t = a_t · h_{t-1} + b_t, is the same scan run the other way, and
+Backward, with G_t = ∂L/∂h_t + a_{t+1} · G_{t+1} for h_t = a_t · h_{t-1} + b_t, is a scan in the opposite direction, and
 a tangent is one more scan, dh_t = a_t · dh_{t-1} + da_t · h_{t-1} + db_t. A first gradient is one fused operator; a
 gradient that is differentiated in turn is made of operators that have derivatives themselves, the linear scan included.
 """
@@ -126,9 +126,9 @@ def _linear_scan(a: Tensor, b: Tensor, initial: Tensor | None, reverse: bool) ->
 
 
 def _autograd(op: Any, keyset: Any, *args: Any) -> Any:
-    """One of the two operators where gradients or tangents may be asked for.
+    """One of the two operators where gradients or tangents may be required.
 
-    What ``torch.library.register_autograd`` makes of a formula has no forward mode and is refused by ``torch.func``.
+    ``torch.library.register_autograd`` would support neither forward mode nor ``torch.func``.
     """
     tensors = [x for x in args if isinstance(x, Tensor)]
     if torch._C._are_functorch_transforms_active():

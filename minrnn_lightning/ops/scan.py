@@ -34,7 +34,7 @@ def linear_scan(
 
     Raises:
         ValueError: A shape does not fit.
-        TypeError: An argument is no dense tensor, or not of a floating-point type (bool for ``reset``).
+        TypeError: An argument is not a dense tensor, or not of a floating-point type (bool for ``reset``).
     """
     k, v, f, initial = _checked({"decay": decay, "update": update}, initial, reset)
     states: Tensor = scan(k, v, f, initial, reset, "linear", reverse)
@@ -75,7 +75,7 @@ def gated_scan(
 
     Raises:
         ValueError: A shape does not fit, or the activation is unknown.
-        TypeError: An argument is no dense tensor, or not of a floating-point type (bool for ``reset``).
+        TypeError: An argument is not a dense tensor, or not of a floating-point type (bool for ``reset``).
     """
     k, v, f, initial = _checked_gates(gate, candidate, forget, initial, activation, reset)
     states: Tensor = scan(k, v, f, initial, reset, activation, reverse)
@@ -112,15 +112,24 @@ def last_state(h: Tensor, reverse: bool) -> Tensor:
 
 
 def positive(x: Tensor) -> Tensor:
-    """The paper's g: x + ½ for x ≥ 0 and σ(x) below, always above zero (section B.2.1)."""
+    """The paper's g: x + ½ for x ≥ 0 and σ(x) below, always above zero (section B.2.1).
+
+    Args:
+        x: Any tensor.
+    """
     return eager.candidate(x, "positive")
 
 
 def check_dense(name: str, x: object, types: str = "float16, bfloat16, float32 or float64") -> None:
-    """Refuse what is no tensor, and tensors that kernels cannot read: sparse, nested or packed by a library.
+    """Check that an argument is a dense tensor: kernels cannot read sparse, nested or otherwise packed ones.
+
+    Args:
+        name: Name of the argument, for the error message.
+        x: The argument.
+        types: Types that the argument may have, for the error message.
 
     Raises:
-        TypeError: It is none of the ``types``, in words.
+        TypeError: The argument is not a dense tensor.
     """
     if not isinstance(x, Tensor):
         given = "None" if x is None else type(x).__name__
@@ -150,7 +159,7 @@ def _checked_gates(
 def _checked(
     sequences: dict[str, Tensor], initial: Tensor | None, reset: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
-    """Refuse what does not fit; k, v and f in one type, and the initial state in that of the state."""
+    """Check the arguments; return k, v and f in one type, and the initial state in the type of the state."""
     for name, sequence in sequences.items():
         check_dense(name, sequence)
     if initial is not None:

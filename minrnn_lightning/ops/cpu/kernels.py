@@ -3,16 +3,16 @@
 All of it is one file because Numba's cache of a compiled entry notices changes only in the file that holds the entry.
 
 A kernel passes over the length once for a block of neighbouring channels whose state stays in the first-level cache,
-so that it reads and writes each sequence once. The exponential is written out because only then does LLVM vectorise the
-loops. A sequence is a flat array and its strides from row to row and from step to step; the dtype of the array is that
+so that it reads and writes each sequence once. The exponential is written out because LLVM vectorises the loops only
+then. A sequence is a flat array and its strides from row to row and from step to step; the dtype of the array is that
 of the sequence, uint16 stands for the bits of bfloat16. The forget gate f is None for minGRU, which is compiled
 separately.
 
-``order`` lists the steps in the order of the scan. It is an array, not a range, because with offsets that it can
-predict LLVM checks once for all steps that the arrays do not overlap, and does not vectorise scans against the time.
+``order`` lists the steps in the order of the scan. It is an array, not a range, because for offsets that it can predict
+LLVM checks once, for all steps, that the arrays do not overlap, and then does not vectorise reversed scans.
 
-A call of a kernel is an array of integers: the number of the next unit of work, of which every thread takes one after
-the other until none is left, sizes and options at the indices named below, and the operands, each an address and two
+A call of a kernel is an array of integers: the number of the next unit of work, which the threads take one after
+another until none is left, sizes and options at the indices named below, and the operands, each an address and two
 strides.
 """
 
@@ -28,7 +28,7 @@ from numba.np.arrayobj import make_array
 
 LINEAR, POSITIVE, IDENTITY = 0, 1, 2
 PREFETCH_STEPS = 4  # steps between prefetching a row and reading it
-BLOCK = 256  # channels that a kernel carries at once, at most: state and rows fit the first-level cache
+BLOCK = 256  # most channels that a kernel processes at once: state and rows fit into the first-level cache
 UNITS, BATCH, LENGTH, DIM, CHUNKS, BLOCK_WIDTH, KIND, BACKWARD, RESET, ORDER, OPERANDS = range(
     1, 12
 )  # indices into a call
@@ -56,8 +56,8 @@ def _cache_is_writable() -> bool:
     return True
 
 
-# No fast-math but fused multiply-add, and not even that in what a loop is made of: it would undo the compensation of
-# rounding. Those functions are inlined because LLVM vectorises no loop with a call in it.
+# Of fast-math only fused multiply-add, and not in the functions inside loops, where it would undo the compensation of
+# rounding errors. These are inlined because LLVM does not vectorise a loop that contains a call.
 kernel = njit(fastmath={"contract"}, error_model="numpy")
 element = njit(forceinline=True, error_model="numpy")
 CACHE = _cache_is_writable()
@@ -169,23 +169,23 @@ def positive_slope(v, c):
 
 @element
 def gate(k, f, n):
-    """The smaller of z and 1 − z, and whether that is 1 − z, where z = σ(k) or, with f, σ(k) / (σ(k) + σ(f[n]))."""
-    numerator, denominator, opened = gate_parts(k, f, n)
-    return numerator / denominator, opened
+    """The smaller of z and 1 − z, and whether z is at least ½; z = σ(k) or, with f, σ(k) / (σ(k) + σ(f[n]))."""
+    numerator, denominator, above_half = gate_parts(k, f, n)
+    return numerator / denominator, above_half
 
 
 @element
 def gate_and_positive(k, f, n, v):
     """``gate`` and ``positive`` with one division for both: a division takes as long as all other instructions."""
-    numerator, denominator, opened = gate_parts(k, f, n)
+    numerator, denominator, above_half = gate_parts(k, f, n)
     e = exp(-abs(v))
     scale = ONE / (denominator * (ONE + e))
-    return numerator * (ONE + e) * scale, opened, v + HALF if v >= 0 else e * denominator * scale
+    return numerator * (ONE + e) * scale, above_half, v + HALF if v >= 0 else e * denominator * scale
 
 
 @element
 def gate_parts(k, f, n):
-    """Numerator and denominator of the smaller of z and 1 − z, and whether that is 1 − z; see ``gate``."""
+    """Numerator and denominator of the smaller of z and 1 − z, and whether z is at least ½; see ``gate``."""
     if f is None:
         e = exp(-abs(k))
         return e, ONE + e, k >= 0
@@ -194,19 +194,19 @@ def gate_parts(k, f, n):
     difference = (ZERO if x >= 0 else -x) - (ZERO if k >= 0 else -k)
     scale = exp(-abs(difference))
     to_k, to_f = (to_k if difference >= 0 else to_k * scale), (to_f * scale if difference >= 0 else to_f)
-    opened = to_k >= to_f
-    return to_f if opened else to_k, to_k + to_f, opened
+    above_half = to_k >= to_f
+    return to_f if above_half else to_k, to_k + to_f, above_half
 
 
 @element
-def interpolate(smaller, opened, c, h, error):
+def interpolate(smaller, above_half, c, h, error):
     """The next state h + z·(c − h), computed from the nearer of h and c, and its rounding error.
 
     ``error`` is the rounding error of ``h``, for which it compensates.
     """
     difference = (c - h) - error
-    base = c if opened else h
-    u = (-smaller if opened else smaller) * difference + (ZERO if opened else error)
+    base = c if above_half else h
+    u = (-smaller if above_half else smaller) * difference + (ZERO if above_half else error)
     new = base + u
     return new, u - (new - base)
 
@@ -223,7 +223,7 @@ def store_gates(dk, p, df, r, slope, k, i, f, n):
 
 @intrinsic
 def prefer_wide_vectors(context):
-    """Vectors of 512 bits where the processor has them; for many that do, LLVM takes 256 unless a function asks."""
+    """Prefer 512-bit vectors if the processor has them; LLVM often uses 256 bits unless a function asks for more."""
 
     def generate(context, builder, signature, arguments):
         set.add(builder.function.attributes, '"prefer-vector-width"="512"')  # llvmlite's own add lacks this one
@@ -234,7 +234,7 @@ def prefer_wide_vectors(context):
 
 @intrinsic
 def next_unit(context, call):
-    """The number of the next unit of work, which no other thread is given."""
+    """The number of the next unit of work; no other thread gets the same one."""
 
     def generate(context, builder, signature, arguments):
         data = make_array(signature.args[0])(context, builder, arguments[0]).data
@@ -284,13 +284,13 @@ def forward(call, k, v, f, h, starts, reset, order):
                     store(h, o + d, state[d])
             elif kind == POSITIVE:
                 for d in range(width):
-                    smaller, opened, c = gate_and_positive(load(k, i + d), f, n + d, load(v, j + d))
-                    state[d], error[d] = interpolate(smaller, opened, c, state[d], error[d])
+                    smaller, above_half, c = gate_and_positive(load(k, i + d), f, n + d, load(v, j + d))
+                    state[d], error[d] = interpolate(smaller, above_half, c, state[d], error[d])
                     store(h, o + d, state[d])
             else:
                 for d in range(width):
-                    smaller, opened = gate(load(k, i + d), f, n + d)
-                    state[d], error[d] = interpolate(smaller, opened, load(v, j + d), state[d], error[d])
+                    smaller, above_half = gate(load(k, i + d), f, n + d)
+                    state[d], error[d] = interpolate(smaller, above_half, load(v, j + d), state[d], error[d])
                     store(h, o + d, state[d])
         starts[row, chunk, first : first + width] = state[:width]
         unit = next_unit(call)
@@ -325,15 +325,15 @@ def ends(call, k, v, f, product, end, reset, order):
                     decay[d] *= a
             else:
                 for d in range(width):
-                    smaller, opened = gate(load(k, i + d), f, n + d)
+                    smaller, above_half = gate(load(k, i + d), f, n + d)
                     x = load(v, j + d)
                     if back:
                         total = state[d] + x
-                        state[d] = smaller * total if opened else total - smaller * total
+                        state[d] = smaller * total if above_half else total - smaller * total
                     else:
                         c = positive(x) if kind == POSITIVE else x
-                        state[d], error[d] = interpolate(smaller, opened, c, state[d], error[d])
-                    decay[d], decay_error[d] = interpolate(smaller, opened, ZERO, decay[d], decay_error[d])
+                        state[d], error[d] = interpolate(smaller, above_half, c, state[d], error[d])
+                    decay[d], decay_error[d] = interpolate(smaller, above_half, ZERO, decay[d], decay_error[d])
             if is_reset and back:
                 scratch[:] = 0
         product[row, chunk, first : first + width] = decay[:width]
@@ -392,10 +392,10 @@ def backward(call, g, k, v, f, h, dk, dv, df, initial, flows, reset, order):
             else:
                 for d in range(width):
                     total = load(g, m + d) + flow[d]
-                    smaller, opened = gate(load(k, i + d), f, n + d)
+                    smaller, above_half = gate(load(k, i + d), f, n + d)
                     near = smaller * total
                     far = total - near
-                    through[d], flow[d] = (far if opened else near), (near if opened else far)
+                    through[d], flow[d] = (far if above_half else near), (near if above_half else far)
                     to_gate[d] = near - smaller * near
                 if kind == POSITIVE:
                     for d in range(width):
@@ -463,7 +463,7 @@ def forward_entry(dtype, wide, gates):
     """``forward`` as a C function of a call with the operands k, v, f, h, starts."""
 
     def entry(address):
-        prefer_wide_vectors()  # what is inlined here is compiled as this function asks
+        prefer_wide_vectors()  # also in the functions that are inlined here
         call = carray(address, (OPERANDS + 15,), np.int64)
         k, v, f = sequence(call, 0, dtype), sequence(call, 1, dtype), optional(call, 2, dtype, gates)
         starts = states(call, 4, call[CHUNKS], wide)
@@ -476,7 +476,7 @@ def ends_entry(dtype, wide, gates):
     """``ends`` as a C function of a call with the operands k, v, f, product, end."""
 
     def entry(address):
-        prefer_wide_vectors()  # what is inlined here is compiled as this function asks
+        prefer_wide_vectors()  # also in the functions that are inlined here
         call = carray(address, (OPERANDS + 15,), np.int64)
         k, v, f = sequence(call, 0, dtype), sequence(call, 1, dtype), optional(call, 2, dtype, gates)
         product, end = states(call, 3, call[CHUNKS], wide), states(call, 4, call[CHUNKS], wide)
@@ -489,7 +489,7 @@ def backward_entry(dtype, wide, gates):
     """``backward`` as a C function of a call with the operands g, k, v, f, h, ∂k, ∂v, ∂f, initial, flows."""
 
     def entry(address):
-        prefer_wide_vectors()  # what is inlined here is compiled as this function asks
+        prefer_wide_vectors()  # also in the functions that are inlined here
         call = carray(address, (OPERANDS + 30,), np.int64)
         g, k, v, f = (
             sequence(call, 0, dtype),

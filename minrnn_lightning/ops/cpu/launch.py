@@ -108,7 +108,7 @@ def _order(length: int, reverse: bool) -> Tensor:
 class _Scan:
     """One scan, divided between as many threads as PyTorch uses: by rows, blocks of channels, chunks of the length.
 
-    A length in chunks is read twice, which is faster from ``split_from`` threads for each block on.
+    A length in chunks is read twice, which is faster with at least ``split_from`` threads per block.
     """
 
     def __init__(

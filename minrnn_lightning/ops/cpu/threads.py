@@ -17,7 +17,7 @@ _pools: dict[int, ThreadPoolExecutor] = {}
 
 
 def _find_openmp() -> ctypes.CDLL | None:
-    """The OpenMP of PyTorch, where it has the interface of GCC's: that of Clang has it too, Microsoft's has not."""
+    """PyTorch's OpenMP library if it has GCC's interface, as Clang's has too; Microsoft's does not."""
     library = ctypes.CDLL(torch._C.__file__)
     return library if hasattr(library, "GOMP_parallel") else None
 
@@ -26,7 +26,7 @@ _openmp = _find_openmp()
 
 
 def _reset_after_fork() -> None:
-    """Forget the threads of the parent: a forked process has none of them, and OpenMP does not know."""
+    """Forget the threads of the parent: a forked process has none of them, which OpenMP does not notice."""
     global _openmp
     _openmp = None
     _pools.clear()

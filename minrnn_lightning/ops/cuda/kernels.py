@@ -1,15 +1,15 @@
 """The scan's Triton kernels for GPUs: fused with gate and activation, in tiles over (length, dim).
 
-A step of the scan is the map h → a·h + u. Two maps after one another are again such a map, so that a tile finds all its
-states at once (``tl.associative_scan``) and passes the last one to the next tile. With a, every map carries z = 1 − a:
-near 1 a float32 holds only the leading digits of what a long memory forgets in a step, and z holds all of them.
+A step of the scan is the map h → a·h + u. The composition of two maps is again such a map, so that a tile computes all
+its states at once (``tl.associative_scan``) and passes the last one to the next tile. Besides a, every map has
+z = 1 − a: for a near 1, a float32 has only the leading digits of the difference from 1, and z has all of them.
 
-A program runs over one chunk of the length, for one row and one block of channels. It knows the state before its chunk
-and writes every state; or it does not, and writes the map of the whole chunk, from which ``carry`` finds the state
-before every chunk. Everything runs in the order of the scan: step j is at t = j, or at t = length − 1 − j reversed.
+A program runs over one chunk of the length, for one row and one block of channels. If it is given the state before its
+chunk, it writes every state; otherwise it writes the map of the whole chunk, from which ``carry`` computes the state
+before every chunk. Step j of the scan is at position t = j of the sequence, or at t = length − 1 − j if reversed.
 
-Only what Triton has on every device is used, and of its library in Triton only the built-in functions: these can be
-interpreted also where Triton was imported as a compiler before.
+Only features that Triton has on every device are used, and only functions that are built into ``triton.language``:
+these can also be interpreted in a process that has imported Triton as a compiler.
 """
 
 import torch
@@ -22,15 +22,15 @@ from minrnn_lightning.ops.cuda.compilers import TRITON
 if tuple(map(int, triton.__version__.split(".")[:2])) < tuple(map(int, TRITON[0].split("."))):
     raise ImportError(f"it is older than {TRITON[0]}")
 
-# As many as a thread may have: left to itself, NVIDIA's assembler spills a few so that one more program fits.
+# The most that a thread may use: by default, NVIDIA's assembler spills some registers to fit in one more program.
 REGISTERS = 255 if torch.version.hip is None else None
 
 
 @triton.jit
 def compose(a1, z1, u1, a2, z2, u2):
-    """The map that is the first one and then the second one.
+    """The composition of two maps: the first, then the second.
 
-    A decay of zero, such as that of a reset, forgets everything, an infinity and a NaN as well.
+    A decay of zero, as at a reset, discards the state before it, even an infinity or NaN.
     """
     forgets = a2 == 0
     z = z1 + a1 * z2
@@ -41,7 +41,7 @@ def compose(a1, z1, u1, a2, z2, u2):
 
 @triton.jit
 def advance(a, z, u, h):
-    """The map applied to a state, from whichever end of the decay is nearer."""
+    """Apply the map to a state, with z or a, whichever is more accurate."""
     kept = tl.where(tl.abs(z) < 0.5, h - z * h, a * h)
     return tl.where(a == 0, u, kept + u)
 
@@ -57,17 +57,17 @@ def sigmoid(x):
 def gate(k, f):
     """1 − z and z of the gated scan: z = σ(k), or with a forget gate σ(k) / (σ(k) + σ(f)).
 
-    Divided by the larger of them, σ(k) and σ(f) stay in range where both vanish.
+    Both sigmoids are divided by the larger one, so that the quotient is right where both underflow.
     """
     if f is None:
         e = tl.exp(-tl.abs(k))
-        opened, shut = tl.where(k >= 0, 1, e), tl.where(k >= 0, e, 1)
+        to_z, to_rest = tl.where(k >= 0, 1, e), tl.where(k >= 0, e, 1)
     else:
         d = tl.where(f < 0, -f, 0) - tl.where(k < 0, -k, 0)
         e = tl.exp(-tl.abs(d))
-        opened, shut = 1 + tl.exp(-tl.abs(f)), 1 + tl.exp(-tl.abs(k))
-        opened, shut = tl.where(d >= 0, opened, opened * e), tl.where(d >= 0, shut * e, shut)
-    return shut / (opened + shut), opened / (opened + shut)
+        to_z, to_rest = 1 + tl.exp(-tl.abs(f)), 1 + tl.exp(-tl.abs(k))
+        to_z, to_rest = tl.where(d >= 0, to_z, to_z * e), tl.where(d >= 0, to_rest * e, to_rest)
+    return to_rest / (to_z + to_rest), to_z / (to_z + to_rest)
 
 
 @triton.jit
@@ -78,9 +78,9 @@ def activation(v, KIND: tl.constexpr):
 
 @triton.jit
 def load(x, x_row, x_step, row, t, channel, inside, STATE: tl.constexpr):
-    """The elements (t, channel) of a row of a sequence, in the type of the state.
+    """Load the elements (t, channel) of a row of a sequence, in the type of the state.
 
-    x is not None, which the callers check: until Triton 3.6 no function returns None from a branch.
+    x must not be None, which the callers check: up to Triton 3.6 a function cannot return None from a branch.
     """
     at = x + row * x_row + t[:, None] * x_step + channel[None, :]
     return tl.load(at, mask=inside, other=0).to(STATE)
@@ -88,7 +88,7 @@ def load(x, x_row, x_step, row, t, channel, inside, STATE: tl.constexpr):
 
 @triton.jit
 def decay(k, f, reset, row, t, length, known, KIND: tl.constexpr):
-    """Decays a and z of every step: those of the gates, 0 and 1 at a reset."""
+    """The decay a and z = 1 − a of every step; 0 and 1 at a reset."""
     if KIND == "linear":
         a, z = k, 1 - k
     else:
@@ -101,13 +101,13 @@ def decay(k, f, reset, row, t, length, known, KIND: tl.constexpr):
 
 @triton.jit
 def time(j, length, REVERSE: tl.constexpr):
-    """Where step j of the scan is in the sequence."""
+    """Position of step j of the scan in the sequence."""
     return length - 1 - j if REVERSE else j
 
 
 @triton.jit
 def program_range(length, dim, chunks, chunk_length, BLOCK_D: tl.constexpr):
-    """Row, chunk, channels, and first and last step of this program; 64 bits, since all offsets follow from them."""
+    """Row, chunk, channels, and first and last step of this program; 64 bits, because all offsets are made of them."""
     program = tl.program_id(0).to(tl.int64)
     blocks = (dim + BLOCK_D - 1) // BLOCK_D
     channel = program % blocks * BLOCK_D + tl.arange(0, BLOCK_D)
@@ -118,7 +118,7 @@ def program_range(length, dim, chunks, chunk_length, BLOCK_D: tl.constexpr):
 
 @triton.jit
 def load_state(x, index, dim, channel, STATE: tl.constexpr, BLOCK_D: tl.constexpr):
-    """A state of the contiguous (index, dim) tensor x; zeros of None."""
+    """Load a state from the contiguous (index, dim) tensor x; zeros if x is None."""
     if x is None:
         return tl.full([BLOCK_D], 0, STATE)
     else:
@@ -127,7 +127,7 @@ def load_state(x, index, dim, channel, STATE: tl.constexpr, BLOCK_D: tl.constexp
 
 @triton.jit
 def add(x, y):
-    """What ``last`` reduces with."""
+    """The operation of the reduction in ``last``."""
     return x + y
 
 
@@ -147,7 +147,7 @@ def store_map(ends, index, dim, channel, a, z, u):
 
 
 def tuned(*tiles):
-    """Choose the fastest of (steps, channels, warps, loads ahead) once for each dim, kind and set of types."""
+    """Choose the fastest of (steps, channels, warps, pipeline stages) once for each dim, kind and set of types."""
     configs = [
         triton.Config({"BLOCK_L": steps, "BLOCK_D": channels, "STAGES": stages}, num_warps=warps, maxnreg=REGISTERS)
         for steps, channels, warps, stages in tiles
@@ -170,7 +170,7 @@ def tuned(*tiles):
 
 
 def fitting(configs, arguments, STATE, **options):
-    """The tiles whose numbers fit the registers: in float64 two a thread, of which every list has one."""
+    """The tiles that fit into the registers: in float64 two elements per thread, which one tile of each list has."""
     few = [config for config in configs if config.kwargs["BLOCK_L"] * config.kwargs["BLOCK_D"] <= 64 * config.num_warps]
     return few if tl.float64 == STATE else configs
 
@@ -205,7 +205,7 @@ def forward(
 ):
     """Write every state to h and the last one to ``final``, from the states ``before`` the chunks.
 
-    Without h, the maps of the chunks to ``ends``.
+    Without h, write the maps of the chunks to ``ends``.
     """
     row, chunk, channel, start, stop = program_range(length, dim, chunks, chunk_length, BLOCK_D)
     state = load_state(before, row * chunks + chunk, dim, channel, STATE, BLOCK_D)
@@ -299,17 +299,17 @@ def backward(
     BLOCK_D: tl.constexpr,
     STAGES: tl.constexpr,
 ):
-    """Write the gradients, from those ``before`` the chunks; without d_k the maps of the chunks to ``ends``.
+    """Write the gradients, from those ``before`` the chunks; without d_k, write the maps of the chunks to ``ends``.
 
-    This scan runs from the last step of the forward one to its first, and REVERSE is its own: G_j = ∂L/∂h_j + a·G_{j-1}
-    with the decay of step j − 1, the one that the tile before has just read (so k and f come from the cache once more).
-    The state before step j is h_{j+1}.
+    The steps j run from the last one of the forward scan to its first, and REVERSE is their direction in the sequence:
+    G_j = ∂L/∂h_j + a·G_{j-1} with the decay of step j − 1, whose k and f were just read and are in the cache. The state
+    that the forward scan had before step j is h_{j+1}.
     """
     row, chunk, channel, start, stop = program_range(length, dim, chunks, chunk_length, BLOCK_D)
     total = load_state(before, row * chunks + chunk, dim, channel, STATE, BLOCK_D)
     chunk_a, chunk_z = tl.full([BLOCK_D], 1, STATE), tl.full([BLOCK_D], 0, STATE)
     here = (channel < dim)[None, :]
-    later = 1 if REVERSE else -1  # from t to the step of the forward scan after it
+    later = 1 if REVERSE else -1  # offset from t to the next step of the forward scan
     for first in tl.range(start, stop, BLOCK_L, num_stages=STAGES):
         j = first + tl.arange(0, BLOCK_L)
         t, known, followed = time(j, length, REVERSE), j < stop, (j < stop) & (j > 0)
@@ -341,10 +341,10 @@ def backward(
                 k_ = load(k, k_row, k_step, row, t, channel, inside, STATE)
                 v_ = load(v, v_row, v_step, row, t, channel, inside, STATE)
                 f_ = None if f is None else load(f, f_row, f_step, row, t, channel, inside, STATE)
-                shut, opened = gate(k_, f_)
+                rest, z_ = gate(k_, f_)
                 c = activation(v_, KIND)
-                to_logit = g * opened * shut * (c - h_)
-                to_v = g * opened
+                to_logit = g * z_ * rest * (c - h_)
+                to_v = g * z_
                 if KIND == "positive":
                     to_v = tl.where(v_ >= 0, to_v, to_v * c * (1 - c))
                 tl.store(d_v + at, to_v.to(d_v.dtype.element_ty), mask=inside)

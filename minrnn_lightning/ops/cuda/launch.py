@@ -1,8 +1,8 @@
 """The scan on GPUs: divides the length into chunks and passes tensors to the Triton kernels.
 
-Where the rows and blocks of channels give every multiprocessor a program, each program runs over the whole length: one
-pass. Where they do not (batch 1, length one million), the length is cut into chunks: a first pass computes the
-map of every chunk, a small kernel the state before every chunk, and the last pass is the one pass, chunk by chunk.
+If the rows and blocks of channels are enough programs for all multiprocessors, each program runs over the whole length:
+one pass. Otherwise (batch 1, length one million) the length is divided into chunks: a first pass computes the map of
+every chunk, a small kernel the state before every chunk, and a last pass the states, chunk by chunk.
 
 Sequences (elements of the type of ``k``) moved between memory and chip, with the least possible:
 
@@ -16,13 +16,13 @@ Sequences (elements of the type of ``k``) moved between memory and chip, with th
     =================  =========================  =========================  =====  ==========  =======
 
 Times the size of an element, that is bytes per step and channel: the forward one in bfloat16 moves 3 · 2 = 6 bytes.
-The first pass over the chunks reads what the decays and updates are made of: k, v, f forward and grad, k, f backward;
-``linear_scan`` backward reads no v: one less. Not counted: reset (1 byte a step), the initial state and its gradient,
-7 numbers a chunk and channel, and the second look backward takes at k and f, one step later, which the cache serves.
+The first pass over the chunks reads what decays and updates depend on: k, v, f forward and grad, k, f backward;
+``linear_scan`` backward does not read v: one less. Not counted: reset (1 byte per step), the initial state and its
+gradient, 7 numbers per chunk and channel, and the second read of k and f in the backward pass, which hits the cache.
 
-A kernel tries its tiles at the first call for a dim, kind and set of types, and then keeps the fastest. The order of
-additions follows the tile, so that results are the same bits from call to call, but may differ in rounding between
-processes; after ``torch.use_deterministic_algorithms(True)`` no tile is tried and nothing differs.
+The first call for a dim, kind and set of types times several tile sizes; later ones use the fastest. The order of
+additions depends on the tile, so that results are the same bits from call to call, but may differ in rounding between
+processes; with ``torch.use_deterministic_algorithms(True)`` the tile is fixed and nothing differs.
 """
 
 import functools
@@ -40,9 +40,9 @@ from minrnn_lightning.ops.cuda import kernels
 from minrnn_lightning.ops.cuda.compilers import TRITON_RANGE, CompilerError
 from minrnn_lightning.ops.eager import final_of_empty, state_dtype
 
-MIN_CHANNELS = 32  # of a program, at least
-PROGRAMS_PER_PROCESSOR = 4  # of a multiprocessor, to which the length is cut: one waits for memory while others compute
-MIN_CHUNK_LENGTH = 1024  # steps of a chunk: fewer take less time than the passes that cutting adds
+MIN_CHANNELS = 32  # least number for a program
+PROGRAMS_PER_PROCESSOR = 4  # when the length is divided: one waits for memory while others compute
+MIN_CHUNK_LENGTH = 1024  # steps of a chunk: fewer take less time than the additional passes
 C_COMPILER_MODULE = "triton.runtime.build"  # the module that calls the C compiler
 INTERPRETED: bool = kernels.INTERPRETED
 CARRY = {"BLOCK_L": 16, "BLOCK_D": MIN_CHANNELS}  # tile of chunks
@@ -112,10 +112,10 @@ def _dense(x: Tensor | None) -> Tensor | None:
 
 @contextmanager
 def _compiling() -> Iterator[None]:
-    """Raise an error of the compiler as CompilerError; one of a running kernel or of memory stays as it is.
+    """Raise an error of the compiler as CompilerError, and leave one of a running kernel or of memory as it is.
 
-    Its type does not say, since Triton and the assembler also fail with RuntimeError, but the call that it comes from
-    does: that of Triton's compiler, which touches no device, or of the C compiler for what launches the kernel.
+    The type of an error does not tell, since Triton and the assembler raise RuntimeError too, but its traceback does: a
+    call of Triton's compiler, which uses no device, or of the C compiler for the code that launches the kernel.
     """
     try:
         yield
@@ -167,7 +167,7 @@ def _scan(
 
 
 def _launch(kernel: Any, grid: Any, *args: Any, **options: Any) -> None:
-    """Run a kernel with its fastest tile or a fixed one: the interpreter's, or the first if nothing may differ."""
+    """Run a kernel with its fastest tile or a fixed one: the interpreter's, or the first for deterministic results."""
     if INTERPRETED:
         kernel.fn[grid](*args, **options, **TILE)
     elif torch.are_deterministic_algorithms_enabled():
