@@ -1,5 +1,6 @@
 """What the tests of the command share: a made-up text, options of a small model, and the command run in-process."""
 
+import itertools
 import os
 import random
 import signal
@@ -21,6 +22,24 @@ for name in ("SIGINT", "SIGTERM", "SIGHUP"):  # children inherit that one is ign
     number = getattr(signal, name, None)  # Windows has no SIGHUP
     if number is not None and signal.getsignal(number) is signal.SIG_IGN:
         signal.signal(number, signal.default_int_handler if name == "SIGINT" else lambda *_: None)
+
+
+def pytest_collection_finish(session):
+    """In a run of everything, let each worker compile a share of the kernels: both would compile all of them."""
+    if "PYTEST_XDIST_WORKER" in os.environ and len(session.items) > 1000:
+        worker, count = int(os.environ["PYTEST_XDIST_WORKER"][2:]), int(os.environ["PYTEST_XDIST_WORKER_COUNT"])
+        compile_kernels(worker, count)
+
+
+def compile_kernels(share: int, shares: int) -> None:
+    """Compile every n-th kernel for CPUs into Numba's cache."""
+    from minrnn_lightning.ops.cpu import kernels
+
+    entries = kernels.forward_entry, kernels.ends_entry, kernels.backward_entry
+    every = itertools.product(("float32", "float64", "uint16"), entries, (None, True))
+    for stored, entry, gates in itertools.islice(every, share, None, shares):
+        kernels.compiled(entry, stored, gates)
+
 
 LIMIT = 600  # seconds that a child process of a test may take
 

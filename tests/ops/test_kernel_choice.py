@@ -4,11 +4,13 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 
 from minrnn_lightning.ops import gated_scan
+from minrnn_lightning.ops.cpu import kernels
 
 
 def test_runs_in_a_forked_process():
@@ -52,6 +54,13 @@ def test_without_a_folder_for_compiled_kernels_they_are_compiled_anew():
     torch.testing.assert_close(torch.tensor(json.loads(done.stdout)), gated_scan(k, k)[0, :, 0])
     assert done.stderr.count("compiled kernels cannot be cached (cannot cache function") == 1
     assert "set NUMBA_CACHE_DIR to a folder that can be written" in done.stderr
+
+
+def test_every_kernel_has_a_file_of_its_own_in_the_cache():
+    """Numba's file for several kernels mixes them up where two processes compile different ones at once."""
+    made = [kernels.compiled(kernels.ends_entry, "float32", gates) for gates in (None, True)]
+    names = {file.name.partition("-")[0] for file in Path(made[0]._cache.cache_path).glob("*.nbi")}
+    assert {"kernels.ends_entry_float32", "kernels.ends_entry_float32_gates"} <= names
 
 
 def test_environment_chooses_the_kernel():

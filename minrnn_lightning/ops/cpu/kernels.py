@@ -514,4 +514,6 @@ def compiled(entry, stored, gates):
         gates: True if there is a forget gate, else None.
     """
     function = entry(getattr(np, stored), np.float64 if stored == "float64" else np.float32, gates)
+    # A file of its own in Numba's cache: processes that compile different kernels at once would mix them up in one.
+    function.__qualname__ = f"{entry.__name__}_{stored}" + ("_gates" if gates else "")
     return cfunc(types.void(types.voidptr), cache=CACHE, error_model="numpy")(function)
