@@ -19,13 +19,15 @@ BELOW = {  # what each folder, or module beside the folders, may import; nothing
     "memory": {"errors"},
     "results": {"errors"},
     "ops": {"errors"},
-    "checkpoint": {"errors"},
+    "hub": {"errors", "results"},
+    "checkpoint": {"errors", "hub"},
     "nn": {"errors", "memory", "ops"},
     "testing": {"errors", "ops", "nn"},
     "data": {"errors", "memory", "batches", "checkpoint", "lightning_internals"},
-    "tasks": {"errors", "annotations", "memory", "batches", "checkpoint", "ops", "nn"},
+    "tasks": {"errors", "annotations", "memory", "batches", "hub", "checkpoint", "ops", "nn"},
     "generate": {"errors", "checkpoint", "memory", "tasks"},
-    "rl": {"errors", "checkpoint", "nn", "data", "tasks"},
+    "rl": {"errors", "checkpoint", "memory", "batches", "nn", "data", "tasks"},
+    "export": {"errors", "nn", "ops", "tasks", "__init__"},
     "callbacks": {"errors", "lightning_internals", "signals", "memory", "batches", "data", "tasks", "generate", "rl"},
     "commands": {
         *(
@@ -43,12 +45,13 @@ BELOW = {  # what each folder, or module beside the folders, may import; nothing
             "tasks",
             "generate",
             "rl",
+            "export",
         ),
         *("callbacks", "__init__"),
     },
     "cli": {"commands"},
     "__main__": {"commands"},
-    "__init__": {"nn", "tasks", "data", "callbacks"},  # looked up when used
+    "__init__": {"nn", "tasks", "data", "rl", "callbacks"},  # looked up when used
 }
 
 

@@ -60,7 +60,7 @@ class ClassificationTask(ScoredTask):
     def forward(self, inputs: Tensor, lengths: Tensor) -> Tensor:
         """Compute the logits (batch, output_size) of a batch's inputs and lengths."""
         if self.pairs:
-            a, b = self.encode(inputs.flatten(0, 1), lengths.flatten()).view(len(inputs), 2, -1).unbind(1)
+            a, b = self.encode(inputs.flatten(0, 1), lengths.flatten()).view(inputs.shape[0], 2, -1).unbind(1)
             features = torch.cat([a, b, a * b, a - b], -1)
         else:
             features = self.encode(inputs, lengths)
@@ -80,7 +80,7 @@ class ClassificationTask(ScoredTask):
     def pool(self, hidden: Tensor, lengths: Tensor) -> Tensor:
         """Mean over, or last of, the first ``lengths`` steps of (batch, length, dim): (batch, dim)."""
         if self.pooling == "last":
-            return hidden[torch.arange(len(hidden), device=hidden.device), lengths - 1]
+            return hidden[torch.arange(hidden.shape[0], device=hidden.device), lengths - 1]
         mask = torch.arange(hidden.shape[1], device=hidden.device) < lengths.unsqueeze(1)
         return hidden.float().mul(mask.unsqueeze(-1)).sum(1) / lengths.unsqueeze(1)
 
@@ -106,4 +106,4 @@ def reverse_within(x: Tensor, lengths: Tensor) -> Tensor:
     positions = torch.arange(x.shape[1], device=x.device)
     last = lengths.unsqueeze(1) - 1
     order = torch.where(positions <= last, last - positions, positions)
-    return x[torch.arange(len(x), device=x.device).unsqueeze(1), order]
+    return x[torch.arange(x.shape[0], device=x.device).unsqueeze(1), order]

@@ -1,0 +1,64 @@
+"""What is needed to use an exported model, as texts by name that are stored in its file."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+
+from minrnn_lightning import __version__
+from minrnn_lightning.export.modules import FlatModule
+from minrnn_lightning.tasks import PolicyTask
+from minrnn_lightning.tasks.task import Task
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+
+def metadata(model: nn.Module, module: FlatModule, mode: str, tokenizer: Tokenizer | None = None) -> dict[str, str]:
+    """What is needed to use an exported model; all but ``class``, ``mode``, ``version`` and ``tokenizer`` are JSON.
+
+    Args:
+        model: The model.
+        module: What ``flatten`` made of it.
+        mode: ``step`` or ``sequence``.
+        tokenizer: The vocabulary; by default that of the data module of the task's Trainer, if there is one.
+
+    Returns:
+        - ``class``, ``mode`` and ``version``, that of this package,
+        - ``inputs``: by name the type and the shape, with the names of sizes that vary,
+        - ``outputs``: their names,
+        - ``initial_state``: the values before the first step of a sequence, by name 0.0 or nested lists for each
+          sequence of a batch,
+        - of a task, ``hyper_parameters``,
+        - of a policy, ``observation_mean``, ``observation_std``, ``action_low`` and ``action_high``, which the model
+          applies itself (it takes and returns the units of the environment), and ``environment``,
+        - ``tokenizer``: the JSON that ``tokenizers.Tokenizer.from_str`` reads.
+    """
+    values: dict[str, Any] = {"inputs": _described(module), "outputs": module.outputs}
+    if module.starts:
+        values["initial_state"] = module.initial_values()
+    if isinstance(model, Task):
+        values["hyper_parameters"] = dict(model.hparams)
+    if isinstance(model, PolicyTask):
+        values |= {name: getattr(model, name).tolist() for name in ("observation_mean", "observation_std")}
+        if not model.discrete:
+            low, high = model.action_middle - model.action_scale, model.action_middle + model.action_scale
+            values |= {"action_low": low.tolist(), "action_high": high.tolist()}
+        values["environment"] = model.environment
+    texts = {"class": type(model).__name__, "mode": mode, "version": __version__}
+    texts |= {name: json.dumps(value, default=str) for name, value in values.items()}
+    if tokenizer is None and getattr(model, "_trainer", None) is not None:
+        tokenizer = getattr(getattr(model._trainer, "datamodule", None), "tokenizer", None)
+    return texts if tokenizer is None else {**texts, "tokenizer": tokenizer.to_str()}
+
+
+def _described(module: FlatModule) -> dict[str, Any]:
+    return {
+        name: {
+            "type": str(example.dtype).removeprefix("torch."),
+            "shape": [varying.get(d, size) for d, size in enumerate(example.shape)],
+        }
+        for name, example, varying in module.inputs
+    }
