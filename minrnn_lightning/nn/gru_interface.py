@@ -7,12 +7,15 @@ from typing import Any, ClassVar, overload
 
 import numpy as np
 import torch
+import torch.fx
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
+from minrnn_lightning.errors import InputError
 from minrnn_lightning.nn.checks import check_arguments, check_sequence, check_step
 from minrnn_lightning.nn.functional import activate
+from minrnn_lightning.nn.timescale import log_timescales
 from minrnn_lightning.ops import Activation
 from minrnn_lightning.ops.eager import STORAGE, state_dtype
 from minrnn_lightning.ops.scan import check_dense
@@ -24,6 +27,7 @@ class MinRNN(nn.RNNBase):
     _function: ClassVar[Callable[..., Tensor]]
     _step_function: ClassVar[Callable[..., Tensor]]
     _hold_logits: ClassVar[tuple[float, ...]]  # for each block of weight rows, the logit that leaves the state as it is
+    _keep_signs: ClassVar[tuple[int, ...]]  # for each block, in which direction its logit makes the memory longer
     weight_ih_l0: nn.Parameter
     bias_ih_l0: nn.Parameter
     initial: nn.Parameter | None
@@ -41,10 +45,13 @@ class MinRNN(nn.RNNBase):
         activation: Activation = "positive",
         signed: bool = False,
         learn_initial_state: bool = False,
+        timescale: float = 1.0,
         proj_size: int = 0,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
+        if timescale != 1 and not bias:
+            raise InputError(f"timescale={timescale} needs a bias to add it to, got bias={bias}")
         nn.Module.__init__(self)  # that of RNNBase makes the weights of nn.GRU
         num_layers = int(num_layers) if isinstance(num_layers, np.integer) else num_layers
         check_arguments(
@@ -70,6 +77,7 @@ class MinRNN(nn.RNNBase):
         self.activation: Activation = activation
         self.signed = signed
         self.learn_initial_state = learn_initial_state
+        self.timescale = timescale
         self.proj_size = proj_size
 
         self._directions = ("", "_reverse") if bidirectional else ("",)
@@ -90,12 +98,18 @@ class MinRNN(nn.RNNBase):
     def reset_parameters(self) -> None:
         """Draw every parameter from U(-1/√n, 1/√n), n the number of input features, as ``nn.Linear`` does.
 
-        A learned initial state starts with N(0, 1), before the activation.
+        A learned initial state starts with N(0, 1), before the activation. With a ``timescale``, the logarithms of the
+        time constants are added to the biases of the gates.
         """
+        log_times = log_timescales(self.hidden_size, self.timescale)
         for parameters in self.all_weights:
             bound = 1 / math.sqrt(parameters[0].shape[1])
             for parameter in parameters:
                 nn.init.uniform_(parameter, -bound, bound)
+            if self.timescale != 1:
+                with torch.no_grad():
+                    for sign, bias in zip(self._keep_signs, parameters[1].chunk(len(self._keep_signs)), strict=True):
+                        bias += sign * log_times.to(bias)
         if self.initial is not None:
             nn.init.normal_(self.initial)
 
@@ -157,6 +171,11 @@ class MinRNN(nn.RNNBase):
             TypeError: ``hx`` is the pair of states that ``nn.LSTM`` takes, or an argument is no dense tensor, or of a
                 type that it cannot have.
         """
+        if isinstance(input, torch.fx.Proxy):  # a leaf of torch.fx, which does not look into nn.GRU either
+            path = input.tracer.path_of_module(self)
+            options = {"reset": reset, "delta_t": delta_t, "mask": mask}
+            given = {key: value for key, value in options.items() if value is not None}
+            return input.tracer.create_proxy("call_module", path, (input, hx), given)
         name = type(self).__name__
         if isinstance(hx, tuple):
             raise TypeError(f"{name}: hx should be one tensor, there is no cell state; got a tuple of {len(hx)}")
@@ -337,7 +356,7 @@ class MinRNN(nn.RNNBase):
         defaults: dict[str, object]
         defaults = {"num_layers": 1, "bias": True, "batch_first": False, "dropout": 0.0, "bidirectional": False}
         defaults |= {"activation": "positive", "signed": False, "learn_initial_state": False}
-        defaults |= {"normalize": True, "forget_bias": 0.0}
+        defaults |= {"timescale": 1.0, "normalize": True, "forget_bias": 0.0}
         options = ((name, getattr(self, name, default), default) for name, default in defaults.items())
         changed = [f"{name}={value}" for name, value, default in options if value != default]
         return ", ".join([f"{self.input_size}, {self.hidden_size}", *changed])

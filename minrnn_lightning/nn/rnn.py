@@ -29,19 +29,24 @@ class MinGRU(MinRNN):
         dropout: Probability of dropping an output of any layer but the last.
         bidirectional: Whether each layer runs in both directions, with separate weights, and concatenates the outputs.
         activation: c: ``positive`` is the paper's g (v + ½ for v ≥ 0, σ(v) below), which keeps a state above zero;
-            ``identity`` is none, the paper's first form.
+            ``identity`` is none, the paper's first form, which fits regression sooner, with a larger learning rate than
+            ``nn.GRU`` and a ``timescale`` (``tests/nn/test_timescale.py`` prints by how much).
         signed: Whether the state's factor runs over (−1, 1) instead of (0, 1): 1 − 2 z_t, or 2 f′_t − 1. A unit can
             then change sign at a step and so count modulo 2: parity, which positive factors cannot do at any length
             (Grazzi et al. 2024, https://arxiv.org/abs/2411.12537).
         learn_initial_state: Whether h_0, where none is given, and the state after a reset are learned for each unit,
             instead of zero, as in the code of the paper's authors.
+        timescale: The longest time constant, in steps, at the start: the gates' biases are shifted so that the units
+            remember for 1 to ``timescale`` steps, evenly on a log scale (chrono initialisation, Tallec & Ollivier
+            2018, https://arxiv.org/abs/1804.11188). 1 leaves them as ``nn.Linear`` has them: every unit remembers for
+            about 2 steps.
         proj_size: 0, as in ``nn.GRU``: there is no projection.
         device: Device of the parameters.
         dtype: The type of the parameters.
 
     Raises:
-        ValueError: A size is not above zero, the dropout not in [0, 1], the activation unknown, or there
-            is a projection.
+        ValueError: A size is not above zero, the dropout not in [0, 1], the activation unknown, the timescale below 1
+            or without a bias, or there is a projection.
         TypeError: A size is not an int, or a flag not a bool.
     """
 
@@ -49,6 +54,7 @@ class MinGRU(MinRNN):
     _function = staticmethod(min_gru)
     _step_function = staticmethod(min_gru_step)
     _hold_logits = (CLOSED, 0.0)
+    _keep_signs = (-1, 0)
 
 
 class MinLSTM(MinRNN):
@@ -70,12 +76,17 @@ class MinLSTM(MinRNN):
         dropout: Probability of dropping an output of any layer but the last.
         bidirectional: Whether each layer runs in both directions, with separate weights, and concatenates the outputs.
         activation: c: ``positive`` is the paper's g (v + ½ for v ≥ 0, σ(v) below), which keeps a state above zero;
-            ``identity`` is none, the paper's first form.
+            ``identity`` is none, the paper's first form, which fits regression sooner, with a larger learning rate than
+            ``nn.GRU`` and a ``timescale`` (``tests/nn/test_timescale.py`` prints by how much).
         signed: Whether the state's factor runs over (−1, 1) instead of (0, 1): 1 − 2 z_t, or 2 f′_t − 1. A unit can
             then change sign at a step and so count modulo 2: parity, which positive factors cannot do at any length
             (Grazzi et al. 2024, https://arxiv.org/abs/2411.12537).
         learn_initial_state: Whether h_0, where none is given, and the state after a reset are learned for each unit,
             instead of zero, as in the code of the paper's authors.
+        timescale: The longest time constant, in steps, at the start: the gates' biases are shifted so that the units
+            remember for 1 to ``timescale`` steps, evenly on a log scale (chrono initialisation, Tallec & Ollivier
+            2018, https://arxiv.org/abs/1804.11188). 1 leaves them as ``nn.Linear`` has them: every unit remembers for
+            about 2 steps.
         normalize: Whether the two gates are divided by their sum, so that the state stays bounded whatever the length.
             The code of the paper's authors does not, so that a state can accumulate its inputs.
         forget_bias: Added to the initial bias of the forget gate; above zero, the state initially decays more slowly
@@ -85,8 +96,8 @@ class MinLSTM(MinRNN):
         dtype: The type of the parameters.
 
     Raises:
-        ValueError: A size is not above zero, the dropout not in [0, 1], the activation unknown, or there is a forget
-            bias but no bias.
+        ValueError: A size is not above zero, the dropout not in [0, 1], the activation unknown, the timescale below 1,
+            or there is a forget bias or a timescale but no bias.
         TypeError: A size is not an int, or a flag not a bool.
     """
 
@@ -94,6 +105,7 @@ class MinLSTM(MinRNN):
     _function = staticmethod(min_lstm)
     _step_function = staticmethod(min_lstm_step)
     _hold_logits = (OPEN, CLOSED, 0.0)
+    _keep_signs = (1, -1, 0)
 
     def __init__(
         self,
@@ -108,6 +120,7 @@ class MinLSTM(MinRNN):
         activation: Activation = "positive",
         signed: bool = False,
         learn_initial_state: bool = False,
+        timescale: float = 1.0,
         normalize: bool = True,
         forget_bias: float = 0.0,
         proj_size: int = 0,
@@ -129,6 +142,7 @@ class MinLSTM(MinRNN):
             activation=activation,
             signed=signed,
             learn_initial_state=learn_initial_state,
+            timescale=timescale,
             proj_size=proj_size,
             device=device,
             dtype=dtype,

@@ -112,3 +112,17 @@ def test_a_traced_backbone_is_saved_and_loaded():
     file.seek(0)
     x = torch.randn(3, 30, 8)
     torch.testing.assert_close(torch.jit.load(file)(x), module(x))
+
+
+def test_mamba_under_torch_func():
+    """Without the checkpoints that save memory, whose hooks ``torch.func`` refuses."""
+    torch.manual_seed(0)
+    model, x = Backbone(4, 1, "mamba").double(), torch.randn(2, 5, 4, dtype=torch.float64)
+    parameters = dict(model.named_parameters())
+
+    def loss(parameters):
+        return func.functional_call(model, parameters, (x,))[0].pow(3).sum()
+
+    expected = torch.autograd.grad(loss(parameters), list(parameters.values()))
+    actual = func.grad(loss)({name: p.detach() for name, p in parameters.items()})
+    torch.testing.assert_close(list(actual.values()), list(expected))

@@ -127,3 +127,41 @@ def test_states_are_float32_at_least_and_h_n_has_the_type_of_the_output(cell, le
     output, h_n = rnn(x, h_0)
     assert output.dtype == h_n.dtype == dtype
     assert torch.equal(output, rnn(x)[0])
+
+
+@every_class
+def test_is_a_leaf_of_fx_as_gru_is(cell):
+    class Model(nn.Module):
+        def __init__(self, rnn):
+            super().__init__()
+            self.rnn, self.head = rnn, nn.Linear(4, 2)
+
+        def forward(self, x):
+            output, h_n = self.rnn(x)
+            return self.head(output), h_n
+
+    x = torch.randn(7, 3, 3)
+    for rnn in (nn.GRU(3, 4), cell(3, 4)):
+        model = Model(rnn)
+        traced = torch.fx.symbolic_trace(model)
+        assert [node.target for node in traced.graph.nodes if node.op == "call_module"] == ["rnn", "head"]
+        assert traced.get_submodule("rnn") is rnn
+        torch.testing.assert_close(traced(x), model(x))
+
+
+def test_torchrl_takes_it_for_gru():
+    """A step at a time, and padded trajectories at once, for which TorchRL passes ``mask``."""
+    torchrl = pytest.importorskip("torchrl.modules", reason="needs torchrl")
+    tensordict = pytest.importorskip("tensordict")
+    torch.manual_seed(0)
+    module = torchrl.GRUModule(gru=MinGRU(3, 4, batch_first=True), in_keys=["x", "h"], out_keys=["y", ("next", "h")])
+    x, is_init = torch.randn(2, 6, 3), torch.zeros(2, 6, 1, dtype=torch.bool)
+    is_init[:, 0] = is_init[0, 3] = True
+    h, steps = torch.zeros(2, 1, 4), []
+    for t in range(6):
+        step = module(tensordict.TensorDict({"x": x[:, t], "h": h, "is_init": is_init[:, t]}, [2]))
+        steps.append(step["y"])
+        h = step["next", "h"]
+    padded = tensordict.TensorDict({"x": x, "h": torch.zeros(2, 6, 1, 4), "is_init": is_init}, [2, 6])
+    with torchrl.set_recurrent_mode(True):
+        torch.testing.assert_close(module(padded)["y"], torch.stack(steps, 1))

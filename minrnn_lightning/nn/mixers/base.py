@@ -1,6 +1,5 @@
 """``Mixer``, the contract of every sequence mixer."""
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any
@@ -91,17 +90,3 @@ def hidden_size(dim: int, expansion: float) -> int:
             f"expansion {expansion} of dim {dim} leaves no hidden unit; give an expansion of at least 1/dim"
         )
     return size
-
-
-def log_timescales(size: int, longest: float) -> Tensor:
-    """Logarithms of ``size`` time constants spread evenly from 1 step to ``longest``.
-
-    A unit whose forget gate starts at bias log τ remembers for about τ steps: chrono initialisation (Tallec & Ollivier
-    2018, https://arxiv.org/abs/1804.11188), with the time constants spread over the octaves.
-
-    Raises:
-        InputError: ``longest`` is below 1 or not finite.
-    """
-    if not 1 <= longest < math.inf:
-        raise InputError(f"timescale must be at least 1 step and finite, got {longest}")
-    return torch.linspace(0, math.log(longest), size)

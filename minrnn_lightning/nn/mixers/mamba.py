@@ -133,10 +133,15 @@ def selective_scan(
         u, dt, b, c = (x.transpose(1, 2) for x in (u, dt, b, c))
         y, h = kernel(u, dt, a, b, c, return_last_state=True)
         return y.transpose(1, 2), h.detach()
+    run: Callable[..., tuple[Tensor, Tensor]] = functools.partial(
+        checkpoint, _scan_one, use_reentrant=False, preserve_rng_state=False
+    )
+    if not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active():
+        run = _scan_one  # torch.func refuses the hooks with which checkpoint saves memory
     y, final = torch.zeros_like(u), []
     for n in range(a.shape[1]):
         one = a[:, n], b[..., n : n + 1], c[..., n : n + 1], None if initial is None else initial[..., n]
-        part, h = checkpoint(_scan_one, u, dt, *one, reset, use_reentrant=False, preserve_rng_state=False)
+        part, h = run(u, dt, *one, reset)
         y = y + part
         final.append(h)
     return y, torch.stack(final, -1)

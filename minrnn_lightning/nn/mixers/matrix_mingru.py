@@ -4,10 +4,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from minrnn_lightning.nn.mixers.base import log_timescales
 from minrnn_lightning.nn.mixers.chunkwise import linear_attention
 from minrnn_lightning.nn.mixers.matrix_state import MatrixStateMixer, in_state_dtype
 from minrnn_lightning.nn.mixers.ssm import undecayed
+from minrnn_lightning.nn.timescale import log_timescales
 
 
 class MatrixMinGRUMixer(MatrixStateMixer):

@@ -7,9 +7,10 @@ import torch
 
 from minrnn_lightning.errors import InputError
 from minrnn_lightning.nn.functional import min_gru, min_gru_step
-from minrnn_lightning.nn.mixers.base import hidden_size, log_timescales
+from minrnn_lightning.nn.mixers.base import hidden_size
 from minrnn_lightning.nn.mixers.counters import HORIZON, CounterLinear
 from minrnn_lightning.nn.mixers.gated import GatedMixer
+from minrnn_lightning.nn.timescale import log_timescales
 from minrnn_lightning.ops import Activation
 
 

@@ -3,8 +3,9 @@
 import torch
 
 from minrnn_lightning.nn.functional import min_lstm, min_lstm_step
-from minrnn_lightning.nn.mixers.base import hidden_size, log_timescales
+from minrnn_lightning.nn.mixers.base import hidden_size
 from minrnn_lightning.nn.mixers.gated import GatedMixer
+from minrnn_lightning.nn.timescale import log_timescales
 from minrnn_lightning.ops import Activation
 
 
