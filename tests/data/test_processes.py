@@ -15,9 +15,11 @@ import torch
 from lightning.pytorch import Trainer
 sys.path.insert(0, {tests!r})
 from recording_module import RecordingModule
+from two_processes import fork
 from minrnn_lightning.data import TextDataModule
 
 if __name__ == "__main__":
+    fork()
     for num_workers in (0, 1):
         data = TextDataModule({text!r}, batch_size=4, length=20, num_workers=num_workers)
         trainer = Trainer(accelerator="cpu", devices=2, strategy="ddp", max_epochs=2, logger=False,

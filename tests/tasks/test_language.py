@@ -183,8 +183,9 @@ def test_bits_per_character_and_byte(tmp_path, mixed_text, tokenizer, batch_size
 SCRIPT = """
 import sys
 import torch
-sys.path.insert(0, {tests!r})
+sys.path[:0] = [{tests!r}, {tests!r} + "/../fixtures"]
 from test_language import batches, language_task, trainer
+from two_processes import fork
 from torch.utils.data import DataLoader
 
 class Batches(torch.utils.data.Dataset):
@@ -199,6 +200,7 @@ class Sized(__import__("lightning").pytorch.LightningDataModule):
         return DataLoader(Batches(), batch_size=None)
 
 if __name__ == "__main__":
+    fork()
     run = trainer({folder!r}, devices=2, strategy="ddp")
     got = run.validate(language_task(), Sized(), verbose=False)[0]
     torch.save(got, {folder!r} + "/got" + str(run.global_rank))
