@@ -27,7 +27,16 @@ if TYPE_CHECKING:
         WordProblemDataModule,
     )
     from minrnn_lightning.nn import Backbone, MinGRU, MinLSTM
-    from minrnn_lightning.tasks import ClassificationTask, LanguageTask, PolicyTask, SequenceTask, TaggingTask, Task
+    from minrnn_lightning.rl.rollout_data import RolloutDataModule
+    from minrnn_lightning.tasks import (
+        ClassificationTask,
+        LanguageTask,
+        PolicyTask,
+        PPOTask,
+        SequenceTask,
+        TaggingTask,
+        Task,
+    )
 
 __all__ = [
     "AccuracyByLengthPlot",
@@ -43,9 +52,11 @@ __all__ = [
     "MQARDataModule",
     "MinGRU",
     "MinLSTM",
+    "PPOTask",
     "PathfinderDataModule",
     "PolicyTask",
     "RetrievalDataModule",
+    "RolloutDataModule",
     "SelectiveCopyingDataModule",
     "SequenceTask",
     "SequentialImageDataModule",
@@ -64,7 +75,7 @@ __version__ = "0.1.0"
 
 def __getattr__(name: str) -> Any:
     if name in __all__:
-        for home in ("nn", "tasks", "data", "callbacks"):
+        for home in ("nn", "tasks", "data", "rl.rollout_data", "callbacks"):
             module = import_module(f"{__name__}.{home}")
             if hasattr(module, name):
                 return getattr(module, name)

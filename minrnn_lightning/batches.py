@@ -61,6 +61,43 @@ class TrajectoryBatch(NamedTuple):
     reset: Tensor
 
 
+class RolloutBatch(NamedTuple):
+    """A batch of rows of time steps that a policy has taken in environments, with episodes that start within rows.
+
+    Attributes:
+        observations: Not normalised, float32 (batch, length, observation_size).
+        actions: int64 (batch, length) for one choice, (batch, length, choices) for several; float32 (batch, length,
+            action_size), in units in which the bounds are −1 and 1, if they are continuous.
+        previous_actions: Those of the step before; arbitrary where ``reset`` is True.
+        log_probs: Logarithm of the probability with which each action was taken; float32 (batch, length).
+        values: Estimates of the return; float32 (batch, length).
+        advantages: How much better than these the actions were; float32 (batch, length).
+        reset: Whether an episode starts with the step; bool (batch, length).
+        state: Of the policy before the first step, whatever ``reset`` says of it.
+    """
+
+    observations: Tensor
+    actions: Tensor
+    previous_actions: Tensor
+    log_probs: Tensor
+    values: Tensor
+    advantages: Tensor
+    reset: Tensor
+    state: Any
+
+
+class EpisodeBatch(NamedTuple):
+    """Complete episodes of a policy in an environment.
+
+    Attributes:
+        returns: Undiscounted return of each; float32 (episodes,).
+        lengths: Number of steps of each; float32 (episodes,).
+    """
+
+    returns: Tensor
+    lengths: Tensor
+
+
 class DataFacts(Protocol):
     """Facts about the data that tasks and callbacks read from a data module; None where unknown.
 
@@ -71,12 +108,15 @@ class DataFacts(Protocol):
         token_sizes: For every token the characters that begin in it and its bytes in UTF-8; int64 (tokens,) each.
         tokenizer: The vocabulary of text.
         discrete: Whether actions are discrete.
+        actions: The type of actions in an environment, as the argument of ``PPOTask``.
         observation_mean: Mean of the observations of the training data, (observation_size,).
         observation_std: Their standard deviation, (observation_size,).
         action_low: Lower bounds of the actions, (action_size,).
         action_high: Upper bounds of the actions, (action_size,).
         env_id: Environment that the data are from.
+        env_args: Arguments of the environment.
         max_return: Highest return of an episode in the data.
+        statistics: Figures of the rollouts so far to log, by name.
     """
 
     length: int | None
@@ -85,12 +125,15 @@ class DataFacts(Protocol):
     token_sizes: tuple[Tensor, Tensor] | None
     tokenizer: Any
     discrete: bool | None
+    actions: str | list[int] | None
     observation_mean: Any
     observation_std: Any
     action_low: Any
     action_high: Any
     env_id: str | None
+    env_args: dict[str, Any] | None
     max_return: float | None
+    statistics: dict[str, float] | None
 
 
 class _Facts:

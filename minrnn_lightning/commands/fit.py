@@ -29,6 +29,7 @@ from minrnn_lightning.commands.progress import ModuleSummary, ProgressLines, Tra
 from minrnn_lightning.data import BaseDataModule
 from minrnn_lightning.errors import InputError, raised_by
 from minrnn_lightning.lightning_internals import restore_with
+from minrnn_lightning.rl import rollout_data  # noqa: F401  whose data module --data then finds by its name
 from minrnn_lightning.tasks import Task
 
 CPUINFO = Path("/proc/cpuinfo")  # of Linux; elsewhere float32 is safe

@@ -32,11 +32,12 @@ def rollout_command(
     output: str | None = None,
     histogram: str | None = None,
     video: str | None = None,
+    env_args: dict[str, Any] | None = None,
 ) -> None:
     """Let a trained policy act in a Gymnasium environment, and report its returns.
 
     Args:
-        checkpoint: A .ckpt file of a PolicyTask that `minrnn fit` wrote.
+        checkpoint: A .ckpt file of a PolicyTask or PPOTask that `minrnn fit` wrote.
         env: The environment, such as Hopper-v5; by default that of the training data.
         episodes: Number of episodes for each target.
         target_return: Target returns, separated by commas; by default the highest of the training data.
@@ -47,6 +48,7 @@ def rollout_command(
         output: A .json file for every return and length.
         histogram: A .png file for the distribution of the returns.
         video: A .gif or .mp4 file for the first episode of the first target.
+        env_args: Arguments of the environment, such as '{"length": 50}'; by default those of the training.
 
     Raises:
         InputError: An option is out of range, the checkpoint or environment cannot be used, or a package is missing.
@@ -59,6 +61,8 @@ def rollout_command(
     env_id = environment_of(task, env)
     if env_id is None:
         raise InputError(f"{checkpoint} does not say which environment it is for: give --env, such as Hopper-v5")
+    if env_args is None and env_id == task.environment.get("env_id"):
+        env_args = task.environment.get("env_args")
     if not task.condition_on_return:
         targets = [None]
     elif not targets and "max_return" in task.environment:
@@ -71,6 +75,7 @@ def rollout_command(
         "seed": seed,
         "num_envs": num_envs,
         "record": video_file is not None,
+        "env_args": env_args,
     }
     results = rollout(task, env_id, episodes, targets, **options)
     result = {"checkpoint": checkpoint, "seed": seed, "window": window if mode == "window" else None}

@@ -15,7 +15,7 @@ from minrnn_lightning.errors import InputError
 if TYPE_CHECKING:
     import numpy as np
 
-    from minrnn_lightning.tasks import PolicyTask
+    from minrnn_lightning.tasks import PolicyTask, PPOTask
 
 Environment = Any  # gymnasium.Env, which need not be installed
 
@@ -31,9 +31,18 @@ def make(env_id: str, **options: Any) -> Environment:
     from minrnn_lightning.data.extra import rl_module
 
     gymnasium = rl_module("gymnasium")
+    import_module("minrnn_lightning.rl.memory_envs")  # which registers them
     _prepare_mujoco()
     try:
         return gymnasium.make(env_id, **options)
+    except InputError:
+        raise
+    except TypeError as error:
+        if not options:
+            raise
+        raise InputError(
+            f"Gymnasium cannot make the environment {env_id!r} with the arguments {', '.join(options)}: {error}"
+        ) from error
     except (gymnasium.error.Error, ImportError) as error:
         reason = str(error).replace("\n", " ").rstrip(".")
         raise InputError(
@@ -41,7 +50,7 @@ def make(env_id: str, **options: Any) -> Environment:
         ) from error
 
 
-def environment_of(task: PolicyTask, given: str | None = None) -> str | None:
+def environment_of(task: PolicyTask | PPOTask, given: str | None = None) -> str | None:
     """Name of the environment to act in: the given one, else that of the training data.
 
     Args:
@@ -134,13 +143,15 @@ def step_env(env: Environment, action: np.ndarray) -> tuple[np.ndarray, float, b
 
     Args:
         env: The environment.
-        action: float (action_size,), clipped to the action space; or an integer (), counted from 0.
+        action: float (action_size,), clipped to the action space; or an integer () or several, counted from 0.
 
     Returns:
         The next observation, the reward, and whether the episode has ended.
     """
     space = env.action_space
-    if action.ndim:
+    if action.dtype.kind == "i" and action.ndim:
+        observation, reward, terminated, truncated, _ = env.step(action + space.start)
+    elif action.ndim:
         allowed = action.reshape(space.shape).clip(space.low, space.high)
         observation, reward, terminated, truncated, _ = env.step(allowed)
     else:

@@ -13,12 +13,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from minrnn_lightning.checkpoint import read_checkpoint
 from minrnn_lightning.errors import InputError
+from minrnn_lightning.nn.state import select_state
 from minrnn_lightning.rl.environments import Environment, check_spaces, make, step_env
-from minrnn_lightning.tasks import PolicyTask
+from minrnn_lightning.rl.spaces import check_policy_spaces, make_flat
+from minrnn_lightning.tasks import PolicyTask, PPOTask
 from minrnn_lightning.tasks.load import load_task
 
 Mode = Literal["carry", "window"]
+Policy = PolicyTask | PPOTask
 
 FRAMES_PER_SECOND = 30  # of a recording, at most
 
@@ -44,17 +48,20 @@ class RolloutResult:
     frames_per_second: float = 0.0
 
 
-def load_policy(path: str | Path) -> PolicyTask:
+def load_policy(path: str | Path) -> Policy:
     """The trained policy of a checkpoint.
 
     Raises:
         CheckpointError: The file cannot be read, or holds another task.
     """
-    return load_task(path, PolicyTask, "act in an environment")[0]
+    use = "act in an environment"
+    if "critic.weight" in read_checkpoint(path)["state_dict"]:  # also of a subclass from elsewhere
+        return load_task(path, PPOTask, use)[0]
+    return load_task(path, PolicyTask, use)[0]
 
 
 def rollout(
-    task: PolicyTask,
+    task: Policy,
     env_id: str,
     episodes: int = 10,
     targets: Sequence[float | None] = (None,),
@@ -64,6 +71,7 @@ def rollout(
     seed: int = 0,
     num_envs: int = 32,
     record: bool = False,
+    env_args: dict[str, Any] | None = None,
 ) -> list[RolloutResult]:
     """Run complete episodes for every target return.
 
@@ -71,7 +79,7 @@ def rollout(
     for the others, so that nothing depends on how a vectorised environment starts the next one.
 
     Args:
-        task: A trained policy; put in evaluation mode during the rollout.
+        task: A trained policy, which takes its most likely actions; put in evaluation mode during the rollout.
         env_id: Name of a Gymnasium environment, such as Hopper-v5.
         episodes: Number of episodes for each target.
         targets: Target returns; the reward of every step is subtracted from the return-to-go. None for a policy that
@@ -82,6 +90,7 @@ def rollout(
         seed: Seed of the first episode.
         num_envs: Environments that are stepped together, in one batch of the policy.
         record: Keep images of the first episode of the first target.
+        env_args: Arguments of the environment.
 
     Returns:
         A result for each target.
@@ -96,20 +105,25 @@ def rollout(
         raise InputError(f"mode must be carry or window, got {mode}")
     if task.condition_on_return and (not targets or not all(t is not None and math.isfinite(t) for t in targets)):
         raise InputError("this policy is conditioned on a target return: give a target_return, such as 3600")
+    if mode == "window" and isinstance(task, PPOTask):
+        raise InputError("mode must be carry for a PPOTask, whose state is carried in training too, got window")
     count = min(num_envs, episodes)
-    envs = [make(env_id)]
+    envs = [_make(task, env_id, env_args)]
     training = task.training
     task.eval()
     try:
-        check_spaces(task, envs[0], env_id)
-        envs += [make(env_id) for _ in range(count - 1)]
+        if isinstance(task, PPOTask):
+            check_policy_spaces(task, envs[0], env_id)
+        else:
+            check_spaces(task, envs[0], env_id)
+        envs += [_make(task, env_id, env_args) for _ in range(count - 1)]
         results = []
         for target in targets:
             result = RolloutResult(target, [], [], 0.0)
             started = time.perf_counter()
             for first in range(0, episodes, count):
                 seeds = range(seed + first, seed + min(first + count, episodes))
-                policy = RecurrentActor(task, len(seeds)) if mode == "carry" else WindowActor(task, len(seeds), window)
+                policy = _actor(task, len(seeds), mode, window)
                 returns, lengths = _run_episodes(policy, envs, seeds, target)
                 result.returns += returns
                 result.lengths += lengths
@@ -120,9 +134,13 @@ def rollout(
         for env in envs:
             env.close()
     if record:
-        policy = RecurrentActor(task, 1) if mode == "carry" else WindowActor(task, 1, window)
-        _record(policy, env_id, seed, results[0])
+        _record(_actor(task, 1, mode, window), env_id, env_args, seed, results[0])
     return results
+
+
+def _make(task: Policy, env_id: str, env_args: dict[str, Any] | None, **options: Any) -> Environment:
+    """The environment as the policy observes it."""
+    return (make_flat if isinstance(task, PPOTask) else make)(env_id, **(env_args or {}), **options)
 
 
 class RecurrentActor:
@@ -152,7 +170,37 @@ class RecurrentActor:
     def keep(self, rows: Tensor) -> None:
         """Keep only some of the rows, bool (rows,)."""
         self.last_action = None if self.last_action is None else self.last_action[rows]
-        self.state = _select(self.state, rows)
+        self.state = select_state(self.state, rows)
+
+
+class OnlineActor:
+    """Acts with the recurrent state of a policy that was trained online.
+
+    Args:
+        task: The policy, in evaluation mode.
+        rows: Number of environments that are stepped together.
+    """
+
+    def __init__(self, task: PPOTask, rows: int) -> None:
+        self.task = task
+        self.rows = rows
+        self.start()
+
+    def start(self) -> None:
+        """Start an episode in every row."""
+        self.state = self.task.initial_state(self.rows)
+        self.last_action: Tensor | None = None
+
+    def act(self, observation: Tensor, return_to_go: Tensor, timestep: Tensor) -> Tensor:
+        """The action of every row; nothing depends on the return."""
+        outputs, _, self.state = self.task.step(observation, self.state, None, self.last_action)
+        self.last_action = self.task.distribution.mode(outputs)
+        return self.task.distribution.to_environment(self.last_action)
+
+    def keep(self, rows: Tensor) -> None:
+        """Keep only some of the rows, bool (rows,)."""
+        self.last_action = None if self.last_action is None else self.last_action[rows]
+        self.state = select_state(self.state, rows)
 
 
 class WindowActor:
@@ -193,9 +241,18 @@ class WindowActor:
         self.steps = [tensor[rows] for tensor in self.steps]
 
 
+Actor = RecurrentActor | OnlineActor | WindowActor
+
+
+def _actor(task: Policy, rows: int, mode: Mode, window: int) -> Actor:
+    if isinstance(task, PPOTask):
+        return OnlineActor(task, rows)
+    return RecurrentActor(task, rows) if mode == "carry" else WindowActor(task, rows, window)
+
+
 @torch.inference_mode()
 def _run_episodes(
-    policy: RecurrentActor | WindowActor,
+    policy: Actor,
     envs: Sequence[Environment],
     seeds: Sequence[int],
     target: float | None,
@@ -227,17 +284,10 @@ def _run_episodes(
     return returns.tolist(), lengths.tolist()
 
 
-def _select(state: Any, rows: Tensor) -> Any:
-    """The selected rows of every tensor in nested lists and tuples."""
-    if isinstance(state, (list, tuple)):
-        return type(state)(_select(part, rows) for part in state)
-    return None if state is None else state[rows]
-
-
-def _record(policy: RecurrentActor | WindowActor, env_id: str, seed: int, episodes: RolloutResult) -> None:
+def _record(policy: Actor, env_id: str, env_args: dict[str, Any] | None, seed: int, episodes: RolloutResult) -> None:
     """Run the first episode again and keep images of it."""
     try:
-        env = make(env_id, render_mode="rgb_array")
+        env = _make(policy.task, env_id, env_args, render_mode="rgb_array")
         env.reset(seed=seed)
         env.render()
     except Exception as error:  # whatever the drivers raise

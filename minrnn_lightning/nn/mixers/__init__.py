@@ -10,6 +10,7 @@ from minrnn_lightning.nn.mixers.mamba import MambaMixer
 from minrnn_lightning.nn.mixers.matrix_mingru import MatrixMinGRUMixer
 from minrnn_lightning.nn.mixers.mingru import MinGRUMixer
 from minrnn_lightning.nn.mixers.minlstm import MinLSTMMixer
+from minrnn_lightning.nn.mixers.pointwise import PointwiseMixer
 from minrnn_lightning.nn.mixers.registry import MIXERS, find_mixer, mixer_name
 from minrnn_lightning.nn.mixers.s4d import S4DMixer
 
@@ -25,6 +26,7 @@ __all__ = [
     "MinGRUMixer",
     "MinLSTMMixer",
     "Mixer",
+    "PointwiseMixer",
     "S4DMixer",
     "find_mixer",
     "mixer_name",
