@@ -19,6 +19,7 @@ from tokenizers import Tokenizer
 from torch import nn
 
 from minrnn_lightning.errors import InputError, packages_passed
+from minrnn_lightning.hub import is_pretrained, read_pretrained
 
 TYPES: dict[str, Any] = {  # of the parts that Lightning and this package write, down to what their readers rely on
     "callbacks": dict,
@@ -35,6 +36,7 @@ TYPES: dict[str, Any] = {  # of the parts that Lightning and this package write,
     "pytorch-lightning_version": str,
     "seed": int | None,
     "task": str,
+    "training": {"data": str, "data_hyper_parameters": dict, "steps": int, "metrics": dict},  # of a pretrained model
 }
 WORKER_WEIGHTS = ".temp.ckpt"  # Lightning's name for a file in a folder for temporary files
 LIBRARIES = {"lightning", "torch", *sys.stdlib_module_names}  # that read their own parts of a checkpoint
@@ -80,10 +82,10 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
-    """Read a checkpoint of Lightning to the CPU.
+    """Read a checkpoint of Lightning, or a model that ``save_pretrained`` wrote, to the CPU.
 
     Args:
-        path: The ``.ckpt`` file.
+        path: The ``.ckpt`` file, or the folder or name on the Hugging Face Hub of a model.
 
     Returns:
         Lightning's dictionary: ``state_dict``, ``hyper_parameters``, what the data module saved, and more.
@@ -91,6 +93,13 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     Raises:
         CheckpointError: The file is missing, damaged, contains Python objects or was written by another program.
     """
+    if is_pretrained(path):
+        try:
+            checkpoint = read_pretrained(path)
+        except InputError as error:
+            raise CheckpointError(str(error)) from error
+        _check_types(checkpoint, TYPES, "", path)
+        return checkpoint
     if not Path(path).is_file():
         if "://" in str(path):
             raise CheckpointError(
@@ -231,15 +240,23 @@ def tokenizer_of(checkpoint: dict[str, Any], path: str | Path = "the checkpoint"
     Raises:
         CheckpointError: The model was not trained through one of the text data modules, or the vocabulary is damaged.
     """
+    tokenizer = stored_tokenizer(checkpoint, path)
+    if tokenizer is None:
+        raise CheckpointError(
+            f"{path} holds no vocabulary: it was not trained on text through TextDataModule or ShakespeareDataModule"
+        )
+    return tokenizer
+
+
+def stored_tokenizer(checkpoint: dict[str, Any], path: str | Path = "the checkpoint") -> Tokenizer | None:
+    """As ``tokenizer_of``; None if the checkpoint holds no vocabulary."""
     for name, entry in checkpoint.items():
         if isinstance(entry, dict) and "tokenizer" in entry and not name.endswith("hyper_parameters"):
             try:
                 return Tokenizer.from_str(entry["tokenizer"])
             except Exception as error:  # tokenizers raises nothing more specific
                 raise CheckpointError(f"{path} holds a vocabulary that cannot be read: {error}") from error
-    raise CheckpointError(
-        f"{path} holds no vocabulary: it was not trained on text through TextDataModule or ShakespeareDataModule"
-    )
+    return None
 
 
 def last_checkpoint(folder: str | Path) -> Path | None:

@@ -10,6 +10,7 @@ from minrnn_lightning import tasks
 from minrnn_lightning.annotations import accepted, fits, type_hints
 from minrnn_lightning.checkpoint import CheckpointError, check_fits, read_checkpoint
 from minrnn_lightning.errors import InputError
+from minrnn_lightning.hub import PACKAGE
 from minrnn_lightning.nn.mixers import MIXERS
 from minrnn_lightning.tasks.task import Task
 
@@ -20,7 +21,8 @@ def load_task(path: str | Path, task_class: type[T], use: str) -> tuple[T, dict[
     """Load a trained task.
 
     Args:
-        path: The ``.ckpt`` file of such a task or of a subclass that keeps its architecture.
+        path: The ``.ckpt`` file of such a task or of a subclass that keeps its architecture, a folder that
+            ``save_pretrained`` wrote, or a model of the Hugging Face Hub.
         task_class: Class of the task.
         use: What it is loaded for, as a verb, for the error message.
 
@@ -32,7 +34,8 @@ def load_task(path: str | Path, task_class: type[T], use: str) -> tuple[T, dict[
             names a mixer of a module that is not imported.
     """
     checkpoint = read_checkpoint(path)
-    saved = getattr(tasks, str(checkpoint.get("task")), task_class)  # a class from elsewhere may be a subclass
+    name = str(checkpoint.get("task")).removeprefix(PACKAGE)
+    saved = getattr(tasks, name) if name in tasks.__all__ else task_class  # a class from elsewhere may be a subclass
     if not issubclass(saved, task_class):
         raise CheckpointError(f"{path} holds a {saved.__name__}; only a {task_class.__name__} can {use}")
     hyper_parameters = checkpoint.get("hyper_parameters", {})

@@ -16,14 +16,16 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from torchmetrics import Metric
 
 from minrnn_lightning.batches import data_facts
-from minrnn_lightning.checkpoint import load_matching, plain, plain_values
+from minrnn_lightning.checkpoint import load_matching, plain, plain_values, stored_tokenizer
 from minrnn_lightning.errors import InputError
+from minrnn_lightning.hub import training_facts
 from minrnn_lightning.memory import check_memory
 from minrnn_lightning.nn.backbone import Backbone
 from minrnn_lightning.nn.dropout import Dropout
 from minrnn_lightning.nn.mixers import Mixer, mixer_name
 from minrnn_lightning.nn.size import flops, matching_dim, parse_count, products
 from minrnn_lightning.tasks.optimizer import MuonAdamW
+from minrnn_lightning.tasks.pretrained import PretrainedMixin
 from minrnn_lightning.tasks.schedule import Shape, WarmupDecay, keep_settings
 
 FSDP_PREFIX = "_fsdp_wrapped_module."  # in the names of parameters of wrapped modules
@@ -31,7 +33,7 @@ SELECTED_BY = {"AdamW": " (--model.muon_lr null)", "MuonAdamW": " (--model.muon_
 BACKBONE_ARGUMENTS = ("dim", "depth", "mixer", "mixer_args", "expansion", "kernel_size", "mlp_ratio", "dropout")
 
 
-class Task(LightningModule, ABC):
+class Task(PretrainedMixin, LightningModule, ABC):
     """A model with optimizer, schedule and evaluation; subclasses define its modules, loss and metrics.
 
     A subclass makes ``encoder``, ``backbone`` (with ``make_backbone``) and ``head``, in this order, in its ``__init__``
@@ -312,6 +314,7 @@ class Task(LightningModule, ABC):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Print which settings differ from those of the run that is resumed."""
         self._saved_optimizer = checkpoint.get("optimizer", "AdamW")
+        self.tokenizer, self.training_facts = stored_tokenizer(checkpoint), training_facts(checkpoint)
         trainer = self._trainer
         if trainer is not None and trainer.state.fn == "fit":
             data = getattr(trainer, "datamodule", None)
