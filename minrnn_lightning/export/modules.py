@@ -26,7 +26,7 @@ class Input(NamedTuple):
 class FlatModule(nn.Module, ABC):
     """A module that takes the tensors ``inputs``, in this order, and returns the tensors ``outputs`` as a tuple.
 
-    A state is the leaves of the model's tree, ``state_0``, ``state_1``, …, both as inputs and as outputs.
+    A state is the leaves of the model's tree: inputs ``state_0``, ``state_1``, … and outputs ``next_state_0``, ….
 
     Args:
         model: What is run.
@@ -56,7 +56,7 @@ class FlatModule(nn.Module, ABC):
         self.batch_dim = batch_dim
         leaves = tree_leaves(() if state is None else state)
         names = [f"state_{index}" for index in range(len(leaves))]
-        self.inputs, self.outputs = list(inputs), [output, *names]
+        self.inputs, self.outputs = list(inputs), [output, *(f"next_{name}" for name in names)]
         for name, leaf, first in zip(names, leaves, self.starts, strict=True):
             varying = {d: "past" for d in range(leaf.dim()) if leaf.shape[d] != first.shape[d]}
             self.inputs.append(Input(name, leaf.detach().clone(), {batch_dim: "batch", **varying}))

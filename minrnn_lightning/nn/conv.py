@@ -50,11 +50,10 @@ class CausalConv(nn.Module):
             return y, padded[:, length:].to(wide)
         padded = padded.to(wide)
         y = self.bias + self.weight[0] * padded[:, past:]
-        first = _first_visible(reset, past)
+        visible = _visible(reset, past)
         for lag in range(1, self.kernel_size):
-            visible = torch.arange(past - lag, past - lag + length, device=x.device) >= first
-            y = y + self.weight[lag] * (padded[:, past - lag : past - lag + length] * visible.unsqueeze(-1))
-        kept = torch.arange(length, length + past, device=x.device) >= first[:, -1:]
+            y = y + self.weight[lag] * (padded[:, past - lag : past - lag + length] * visible[lag].unsqueeze(-1))
+        kept = torch.stack([visible[lag][:, -1] for lag in range(past - 1, -1, -1)], 1) if past else reset[:, :0]
         return y.to(x.dtype), padded[:, length:] * kept.unsqueeze(-1)
 
     def step(self, x_t: Tensor, state: Tensor, reset: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -115,7 +114,9 @@ def _autocast(*tensors: Tensor) -> Iterator[Tensor]:
     return (tensor.to(torch.get_autocast_dtype("cpu")) if enabled else tensor for tensor in tensors)
 
 
-def _first_visible(reset: Tensor, past: int) -> Tensor:
-    """For each step the earliest position that it may depend on; position ``past`` is the first of the sequence."""
-    positions = torch.arange(past, past + reset.shape[1], device=reset.device)
-    return torch.where(reset, positions, 0).cummax(1).values
+def _visible(reset: Tensor, past: int) -> list[Tensor]:
+    """For each lag from 0 to ``past``, whether the step so far back is of the same sequence, (batch, length)."""
+    visible = [torch.ones_like(reset)]
+    for lag in range(past):
+        visible.append(visible[-1] & ~F.pad(reset, (lag, 0))[:, : reset.shape[1]])
+    return visible
