@@ -95,7 +95,9 @@ def read_pretrained(name: str | Path) -> dict[str, Any]:
         raise InputError(f"{folder} holds no {WEIGHTS}: save the model there again") from error
     except SafetensorError as error:
         raise InputError(f"{folder / WEIGHTS} is damaged or cut short: save the model there again") from error
-    checkpoint = {name: config[name] for name in ("task", "hyper_parameters", "environment") if name in config}
+    checkpoint: dict[str, Any] = {
+        name: config[name] for name in ("task", "hyper_parameters", "environment") if name in config
+    }
     training = config.get("training", {})
     checkpoint |= {"state_dict": tensors, "training": training}
     checkpoint["pytorch-lightning_version"] = config.get("versions", {}).get("lightning") or version("lightning")

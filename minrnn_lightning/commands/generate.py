@@ -21,7 +21,7 @@ def generate_command(
     """Continue a text with a trained language model; everything needed is in the checkpoint.
 
     Args:
-        checkpoint: A .ckpt file that `minrnn fit` wrote.
+        checkpoint: A .ckpt file that `minrnn fit` wrote, a folder of `minrnn publish`, or user/repository on the Hub.
         prompt: The text to continue; - reads it from standard input; an empty one starts at the beginning of a line.
         max_new_tokens: Number of tokens to generate.
         temperature: Divides the logits: below 1 for likelier tokens, above 1 for more variety, 0 for greedy decoding.

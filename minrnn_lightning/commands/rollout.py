@@ -37,7 +37,8 @@ def rollout_command(
     """Let a trained policy act in a Gymnasium environment, and report its returns.
 
     Args:
-        checkpoint: A .ckpt file of a PolicyTask or PPOTask that `minrnn fit` wrote.
+        checkpoint: A .ckpt file of a PolicyTask or PPOTask that `minrnn fit` wrote, a folder of `minrnn publish`,
+            or user/repository on the Hub.
         env: The environment, such as Hopper-v5; by default that of the training data.
         episodes: Number of episodes for each target.
         target_return: Target returns, separated by commas; by default the highest of the training data.

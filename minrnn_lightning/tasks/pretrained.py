@@ -49,7 +49,7 @@ class PretrainedMixin(ModelHubMixin):
         size = sum(p.numel() for p in cast("Task", self).parameters())
         return model_card(self._config(), size, name or type(self).__name__, **options)
 
-    def save_pretrained(self, save_directory: str | Path, **options: Any) -> str | None:  # type: ignore[override]
+    def save_pretrained(self, save_directory: str | Path, **options: Any) -> str | None:
         """Write the task to a folder, which is made if it does not exist.
 
         Args:
@@ -63,7 +63,7 @@ class PretrainedMixin(ModelHubMixin):
         options["model_card_kwargs"] = {"name": name} | (options.get("model_card_kwargs") or {})
         return super().save_pretrained(save_directory, **options)
 
-    def push_to_hub(self, repo_id: str, **options: Any) -> str:  # type: ignore[override]
+    def push_to_hub(self, repo_id: str, **options: Any) -> str:
         """Upload the task to the Hub, with the token that ``hf auth login`` stored.
 
         Args:
@@ -74,9 +74,7 @@ class PretrainedMixin(ModelHubMixin):
         return str(super().push_to_hub(repo_id, **options))
 
     @classmethod
-    def from_pretrained(  # type: ignore[override]
-        cls: type[Self], pretrained_model_name_or_path: str | Path, **download: Any
-    ) -> Self:
+    def from_pretrained(cls: type[Self], pretrained_model_name_or_path: str | Path, **download: Any) -> Self:
         """Load a task in evaluation mode, without executing anything of its files.
 
         Args:

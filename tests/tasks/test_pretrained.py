@@ -102,6 +102,18 @@ def test_generation_from_a_folder_is_that_of_the_checkpoint(minrnn, checkpoint, 
     assert load_language_task(published)[1].to_str() == load_language_task(checkpoint)[1].to_str()
 
 
+def test_publish(minrnn, checkpoint, published, tmp_path, monkeypatch):
+    code, out, errors = minrnn("publish", "--checkpoint", checkpoint, "--output", tmp_path / "model", "--license=mit")
+    assert code == 0, errors
+    assert "LanguageTask" in out
+    for name in ("model.safetensors", "config.json", "tokenizer.json"):
+        assert (tmp_path / "model" / name).read_bytes() == (published / name).read_bytes()
+    assert "license: mit" in (tmp_path / "model/README.md").read_text()
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    words = ("publish", "--checkpoint", checkpoint, "--output", tmp_path / "model", "--push=not a name")
+    check_refused(minrnn(*words), "push: the Hugging Face Hub does not take not a name")
+
+
 def test_fine_tuning_from_a_folder(published, minrnn, small):
     code, _, errors = minrnn("fit", *small, f"--model.init_from={published}", "--trainer.max_steps=1")
     assert code == 0, errors

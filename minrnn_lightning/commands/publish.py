@@ -1,0 +1,33 @@
+"""``minrnn publish``: a trained model as a folder for the Hugging Face Hub."""
+
+from __future__ import annotations
+
+from minrnn_lightning.errors import InputError
+
+
+def publish(checkpoint: str, output: str, push: str | None = None, license: str = "apache-2.0") -> None:  # noqa: A002
+    """Write model.safetensors, config.json, tokenizer.json and a README.md, which other commands take as a checkpoint.
+
+    Args:
+        checkpoint: A .ckpt file that `minrnn fit` wrote.
+        output: The folder to write; a README.md that is there already is kept.
+        push: Name on the Hugging Face Hub, user/repository, to which the folder is uploaded too.
+        license: Licence of the weights, as the Hub calls it.
+
+    Raises:
+        InputError: The checkpoint cannot be used, or the Hub does not take the upload.
+    """
+    from minrnn_lightning.tasks import Task
+
+    task = Task.from_pretrained(checkpoint)
+    card = {"license": license} | ({"name": push} if push else {})
+    task.save_pretrained(output, model_card_kwargs=card)
+    print(f"{output}: {type(task).__name__}, {sum(p.numel() for p in task.parameters()):,} parameters")
+    if push:
+        from huggingface_hub.errors import HFValidationError
+
+        try:
+            print(task.push_to_hub(push, model_card_kwargs=card))
+        except (OSError, HFValidationError) as error:
+            reason = next(iter(str(error).splitlines()), type(error).__name__)
+            raise InputError(f"push: the Hugging Face Hub does not take {push}: {reason}") from error
