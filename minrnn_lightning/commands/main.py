@@ -32,6 +32,7 @@ train and evaluate
 
 use a trained model
   generate   continue a text: minrnn generate --checkpoint last.ckpt --prompt "ROMEO:"
+  publish    make a folder for the Hugging Face Hub: minrnn publish --checkpoint last.ckpt --output play
   rollout    run a policy in its environment: minrnn rollout --checkpoint last.ckpt --target_return 3600
 
 make training data
@@ -61,6 +62,7 @@ minrnn <command> --help shows the options of a command, minrnn --version the ver
 TRAINER = ("fit", "validate", "test", "predict")  # run by LightningCLI
 FUNCTIONS = {  # commands whose options are the parameters of a function, in ``minrnn_lightning.commands``
     "generate": "generate.generate_command",
+    "publish": "publish.publish",
     "rollout": "rollout.rollout_command",
     "collect": "collect.collect",
     "recipes": "recipes.list_recipes",
