@@ -56,7 +56,7 @@ def make_flat(env_id: str, **options: Any) -> Environment:
         return FlattenObservation(env)
     except (NotImplementedError, ValueError, TypeError) as error:
         env.close()
-        raise InputError(f"{env_id} has the observations {space}; {NEEDED}") from error
+        raise InputError(f"{env_id} has the observations {_line(space)}; {NEEDED}") from error
 
 
 def policy_spaces(env: Environment, env_id: str) -> PolicySpaces:
@@ -73,7 +73,7 @@ def policy_spaces(env: Environment, env_id: str) -> PolicySpaces:
 
     observations, actions = env.observation_space, env.action_space
     if not isinstance(observations, Box) or len(observations.shape) != 1:
-        raise InputError(f"{env_id} has the observations {observations}; {NEEDED}")
+        raise InputError(f"{env_id} has the observations {_line(observations)}; {NEEDED}")
     size = observations.shape[0]
     if isinstance(actions, Discrete):
         return PolicySpaces(size, "discrete", int(actions.n))
@@ -82,7 +82,12 @@ def policy_spaces(env: Environment, env_id: str) -> PolicySpaces:
     if isinstance(actions, Box) and np.isfinite(actions.low).all() and np.isfinite(actions.high).all():
         bounds = (end.astype(np.float32).ravel() for end in (actions.low, actions.high))
         return PolicySpaces(size, "continuous", math.prod(actions.shape), *bounds)
-    raise InputError(f"{env_id} has the actions {actions}; {NEEDED}")
+    raise InputError(f"{env_id} has the actions {_line(actions)}; {NEEDED}")
+
+
+def _line(space: Any) -> str:
+    """A space as text in one line; arrays of bounds have several."""
+    return " ".join(str(space).split())
 
 
 def check_policy_spaces(task: PPOTask, env: Environment, env_id: str) -> None:

@@ -2,10 +2,12 @@
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from minrnn_lightning.errors import InputError
 from minrnn_lightning.tasks.action_bounds import ActionBounds
 
 LOG_STD = -0.5  # at the start, in units of half the distance between the bounds
@@ -98,3 +100,21 @@ class GaussianActions(nn.Module):
     def to_environment(self, actions: Tensor) -> Tensor:
         """Actions in the units of the environment."""
         return self.bounds.denormalize(actions)
+
+
+def choices_of(actions: Any, output_size: int) -> list[int]:
+    """The numbers of possible actions of every choice; none for continuous actions.
+
+    Raises:
+        InputError: The type of actions is unknown, or their numbers do not have the sum ``output_size``.
+    """
+    if actions == "continuous":
+        return []
+    sizes = [output_size] if actions == "discrete" else actions
+    if not isinstance(sizes, list) or not sizes or not all(isinstance(size, int) and size > 0 for size in sizes):
+        raise InputError(
+            f"actions must be discrete, continuous, or a list of the numbers of actions to choose from, got {actions!r}"
+        )
+    if sum(sizes) != output_size:
+        raise InputError(f"actions must have the sum output_size, {output_size}, got {actions}")
+    return sizes

@@ -11,11 +11,11 @@ from minrnn_lightning.batches import EpisodeBatch, RolloutBatch, data_facts
 from minrnn_lightning.errors import InputError
 from minrnn_lightning.nn.state import State
 from minrnn_lightning.tasks.action_bounds import exact
-from minrnn_lightning.tasks.action_distributions import CategoricalActions, GaussianActions
+from minrnn_lightning.tasks.action_distributions import CategoricalActions, GaussianActions, choices_of
 from minrnn_lightning.tasks.metrics import Mean
 from minrnn_lightning.tasks.observation_encoder import ObservationEncoder
 from minrnn_lightning.tasks.ppo_functional import approximate_kl, normalized, policy_loss, value_loss
-from minrnn_lightning.tasks.running_moments import Moments, merge, moments
+from minrnn_lightning.tasks.running_moments import Moments, moments, update
 from minrnn_lightning.tasks.task import Task
 
 LARGEST = 10.0  # of normalised observations and rewards, either way
@@ -101,7 +101,7 @@ class PPOTask(Task):
                 "value_coefficient and entropy_coefficient must be at least 0, "
                 f"got value_coefficient {value_coefficient}, entropy_coefficient {entropy_coefficient}"
             )
-        sizes = _choices(actions, output_size)
+        sizes = choices_of(actions, output_size)
         super().__init__(input_size, output_size, **options)
         if self.hparams["dropout"]:
             raise InputError("dropout must be 0 in a PPOTask: the probabilities of its actions would be random")
@@ -246,20 +246,16 @@ class PPOTask(Task):
         return (rewards / self.return_std).clamp(-LARGEST, LARGEST)
 
     def _update(self, name: str, values: Tensor) -> None:
-        mean, std, count = (getattr(self, f"{name}_{each}") for each in ("mean", "std", "count"))
-        total: Moments = (count.cpu().double(), mean.cpu().double(), std.cpu().double().square())
-        for new in self._of_all_processes(moments(values.cpu())):
-            total = merge(total, new) if total[0] else new
-        deviation = total[2].sqrt()
-        count.copy_(total[0])
-        mean.copy_(total[1])
-        std.copy_(torch.where(deviation > 1e-6, deviation, 1.0))  # what is constant so far is not scaled
+        count, mean, std = (getattr(self, f"{name}_{each}") for each in ("count", "mean", "std"))
+        update(count, mean, std, self._of_all_processes(moments(values.cpu())))
 
     def _of_all_processes(self, own: Moments) -> Sequence[Moments]:
         if self._trainer is None or self._trainer.world_size == 1:
             return [own]
-        count, mean, variance = (cast("Tensor", self.all_gather(each.to(self.device))).cpu() for each in own)
-        return list(zip(count, mean, variance, strict=True))
+        parts = (cast("Tensor", self.all_gather(each.float().to(self.device))) for each in own)
+        return [
+            (count, mean, variance) for count, mean, variance in zip(*(p.cpu().double() for p in parts), strict=True)
+        ]
 
     def setup(self, stage: str) -> None:
         """Take the environment from the data module, and load the weights of ``init_from``.
@@ -296,24 +292,6 @@ class PPOTask(Task):
         self.environment = dict(checkpoint.get("environment", {}))
         if BOUNDS[0] in self.environment:
             self._set_bounds({name: self.environment[name] for name in BOUNDS})
-
-
-def _choices(actions: Any, output_size: int) -> list[int]:
-    """The numbers of possible actions of every choice; none for continuous actions.
-
-    Raises:
-        InputError: The type of actions is unknown, or their numbers do not have the sum ``output_size``.
-    """
-    if actions == "continuous":
-        return []
-    sizes = [output_size] if actions == "discrete" else actions
-    if not isinstance(sizes, list) or not sizes or not all(isinstance(size, int) and size > 0 for size in sizes):
-        raise InputError(
-            f"actions must be discrete, continuous, or a list of the numbers of actions to choose from, got {actions!r}"
-        )
-    if sum(sizes) != output_size:
-        raise InputError(f"actions must have the sum output_size, {output_size}, got {actions}")
-    return sizes
 
 
 def _check_shares(**values: float) -> None:

@@ -1,5 +1,7 @@
 """Mean and standard deviation of all values so far, from batches of them."""
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor
 
@@ -22,3 +24,21 @@ def merge(one: Moments, other: Moments) -> Moments:
         mean + difference * m / total,
         (n * variance + m * other_variance + difference.square() * n * m / total) / total,
     )
+
+
+def update(count: Tensor, mean: Tensor, std: Tensor, parts: Iterable[Moments]) -> None:
+    """Add values to moments in place.
+
+    Args:
+        count: Number of values so far, int64 ().
+        mean: Their mean, (size,).
+        std: Their standard deviation, (size,); 1 where it would be 0, so that what is constant so far is not scaled.
+        parts: Moments of the new values, on the CPU.
+    """
+    total: Moments = (count.cpu().double(), mean.cpu().double(), std.cpu().double().square())
+    for part in parts:
+        total = merge(total, part) if total[0] else part
+    deviation = total[2].sqrt()
+    count.copy_(total[0])
+    mean.copy_(total[1])
+    std.copy_(torch.where(deviation > 1e-6, deviation, 1.0))

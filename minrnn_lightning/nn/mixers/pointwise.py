@@ -7,7 +7,9 @@ from minrnn_lightning.nn.state import State
 
 
 class PointwiseMixer(Mixer):
-    """y_t = W·x_t + b, a baseline without memory, if ``kernel_size=0`` is given: a convolution sees earlier steps too.
+    """The map y_t = W·x_t + b, a baseline without memory.
+
+    It needs a backbone with ``kernel_size=0``, since a convolution sees earlier steps too.
 
     Args:
         dim: Width.
