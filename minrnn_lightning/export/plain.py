@@ -7,8 +7,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._prims_common import is_contiguous_or_false
 from torch.export import Dim, ExportedProgram
 from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
 
 from minrnn_lightning.export.modules import FlatModule
 from minrnn_lightning.ops import eager
@@ -35,10 +37,26 @@ def export_plain(module: FlatModule, *, batch: int, longest: int, others: bool =
     if others:
         table[torch.ops.aten.cummax.default] = partial(_cummax, longest)
     # Sizes of the examples stand for all others, 1 included.
-    with torch.no_grad(), _config.patch(backed_size_oblivious=True):  # type: ignore[attr-defined]
+    with torch.no_grad(), _Contiguous(), _config.patch(backed_size_oblivious=True):  # type: ignore[attr-defined]
         exported = torch.export.export(module, _longer(module), dynamic_shapes=shapes, strict=False)
         program: ExportedProgram = exported.run_decompositions(table)
     return program
+
+
+class _Contiguous(TorchFunctionMode):
+    """Copy where PyTorch would look whether it must: the answer depends on whether a size is 1, and would fix that."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        first, *rest = args or (None,)
+        if func is torch.Tensor.contiguous and not rest and not kwargs:
+            return _copied(first)
+        if func is F.linear and not is_contiguous_or_false(first):
+            args = (_copied(first), *rest)
+        return func(*args, **(kwargs or {}))
+
+
+def _copied(x: Tensor) -> Tensor:
+    return x.clone(memory_format=torch.contiguous_format)
 
 
 def _longer(module: FlatModule) -> tuple[Tensor, ...]:
@@ -130,7 +148,7 @@ def _pad(x: Tensor, steps: Any, value: float) -> Tensor:
 
 
 def _first(x: Tensor, steps: Any) -> Tensor:
-    return x.narrow(1, 0, steps).clone(memory_format=torch.contiguous_format)
+    return _copied(x.narrow(1, 0, steps))
 
 
 def _cummax(longest: int, x: Tensor, dim: int) -> tuple[Tensor, Tensor]:
