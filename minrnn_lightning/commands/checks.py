@@ -167,6 +167,7 @@ FUNCTIONS: dict[str, Check] = {  # options of the other commands, by command and
     "histogram": not_empty,
     "iterations": at_least(1, 10**6),
     "kernel_size": at_least(0, 10**6),
+    "length": at_least(1, 10**8),
     "lengths": sizes(1, 10**12),
     "metric": not_empty,
     "mlp_ratio": at_least(0, 10**4),

@@ -34,6 +34,8 @@ use a trained model
   generate   continue a text: minrnn generate --checkpoint last.ckpt --prompt "ROMEO:"
   publish    make a folder for the Hugging Face Hub: minrnn publish --checkpoint last.ckpt --output play
   rollout    run a policy in its environment: minrnn rollout --checkpoint last.ckpt --target_return 3600
+  export     write a file for onnxruntime, PyTorch or ExecuTorch that runs without this package:
+             minrnn export --checkpoint last.ckpt --output model.onnx
 
 make training data
   collect    train a linear policy in an environment and save its episodes: minrnn collect --env Hopper-v5
@@ -46,6 +48,7 @@ measure
              step      time of single steps after a context against the batch size, and of nn.GRU and nn.LSTM
              policy    environment steps per second of policies
              accuracy  rounding errors of the scans against the sequence length
+             export    differences, latency and size of files of every format
              train     a recipe's training step: minrnn benchmark train --config shakespeare
 
 in the shell
@@ -64,6 +67,7 @@ FUNCTIONS = {  # commands whose options are the parameters of a function, in ``m
     "generate": "generate.generate_command",
     "publish": "publish.publish",
     "rollout": "rollout.rollout_command",
+    "export": "export.export_command",
     "collect": "collect.collect",
     "recipes": "recipes.list_recipes",
     "benchmark layer": "benchmark.layer.layer",
@@ -72,6 +76,7 @@ FUNCTIONS = {  # commands whose options are the parameters of a function, in ``m
     "benchmark step": "benchmark.step.step",
     "benchmark policy": "benchmark.policy.policy",
     "benchmark accuracy": "benchmark.accuracy.accuracy",
+    "benchmark export": "benchmark.export.export_benchmark",
 }
 COMMANDS = (*TRAINER, "compare", *FUNCTIONS, "benchmark train", "completion")
 
@@ -143,7 +148,7 @@ def _run(args: list[str]) -> None:
 
         print_completion(rest)
     elif args[0] == "benchmark":
-        _fail("minrnn benchmark is followed by layer, scan, generate, step, policy, accuracy or train", 2)
+        _fail("minrnn benchmark is followed by layer, scan, generate, step, policy, accuracy, export or train", 2)
     else:
         accepted = ", ".join(dict.fromkeys(name.split()[0] for name in COMMANDS))
         _fail(f"{name!r} is not a command; the first argument is one of {accepted}", 2)

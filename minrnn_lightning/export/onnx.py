@@ -6,7 +6,10 @@ the scan by doubling of ``plain.py`` at 1 to 16 sequences of 512 steps, and it n
 
 from __future__ import annotations
 
+import logging
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -26,8 +29,7 @@ def write_onnx(module: FlatModule, metadata: dict[str, str], path: Path) -> None
     """
     for name in ("onnx", "onnxscript"):
         extra_module(name)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # about names of dimensions, and the exporter's own use of PyTorch
+    with _quiet():
         try:
             program = torch.onnx.export(
                 module,
@@ -44,6 +46,19 @@ def write_onnx(module: FlatModule, metadata: dict[str, str], path: Path) -> None
     assert program is not None, "dynamo=True returns a program"
     program.model.metadata_props.update(metadata)
     program.save(path, external_data=False)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Hide what the exporter says of its own use of PyTorch, and of packages that are of no use here."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
 
 
 def _reason(error: BaseException) -> str:

@@ -1,0 +1,48 @@
+"""``minrnn export``: write a trained model to a file that runs without this package."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from minrnn_lightning.errors import InputError
+
+
+def export_command(
+    checkpoint: str,
+    output: str,
+    format: Literal["onnx", "torch", "executorch"] = "onnx",  # noqa: A002
+    mode: Literal["step", "sequence"] = "step",
+    reset: bool = False,
+) -> None:
+    """Write a trained model to a file that runs without this package, and print how to use it.
+
+    Args:
+        checkpoint: A .ckpt file that `minrnn fit` wrote.
+        output: The file to write, such as model.onnx, model.pt2 or model.pte.
+        format: onnx for onnxruntime and other runtimes, torch for a package of torch.export, executorch for devices.
+        mode: step takes one time step and the state, for streams; sequence takes whole sequences.
+        reset: Add the input reset, true at the first step of a new sequence; the step of a policy always has it.
+
+    Raises:
+        InputError: The checkpoint cannot be used, or the model not exported in this way, or a package is missing.
+    """
+    from minrnn_lightning.checkpoint import read_checkpoint, tokenizer_of
+    from minrnn_lightning.export import export
+    from minrnn_lightning.export.flatten import flatten
+    from minrnn_lightning.export.snippets import snippet
+    from minrnn_lightning.tasks import ClassificationTask, LanguageTask, PolicyTask, TaggingTask
+    from minrnn_lightning.tasks.load import load_task
+
+    classes = {each.__name__: each for each in (LanguageTask, TaggingTask, ClassificationTask, PolicyTask)}
+    name = read_checkpoint(checkpoint).get("task")
+    if name not in classes:
+        raise InputError(
+            f"{checkpoint} holds a {name or 'task without a name'}; minrnn export takes {', '.join(classes)}: "
+            "load any other task in Python and give it to minrnn_lightning.export.export"
+        )
+    task, content = load_task(checkpoint, classes[name], "be exported")
+    tokenizer = None
+    if any(isinstance(part, dict) and isinstance(part.get("tokenizer"), str) for part in content.values()):
+        tokenizer = tokenizer_of(content, checkpoint) if name == "LanguageTask" else None
+    export(task, output, format=format, mode=mode, reset=reset, tokenizer=tokenizer)
+    print(f"Wrote {output}. To use it:\n\n{snippet(flatten(task, mode, reset=reset), format, output)}", end="")
