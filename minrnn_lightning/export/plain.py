@@ -37,22 +37,34 @@ def export_plain(module: FlatModule, *, batch: int, longest: int, others: bool =
     if others:
         table[torch.ops.aten.cummax.default] = partial(_cummax, longest)
     # Sizes of the examples stand for all others, 1 included.
-    with torch.no_grad(), _Contiguous(), _config.patch(backed_size_oblivious=True):  # type: ignore[attr-defined]
+    with torch.no_grad(), _FreeSizes(), _config.patch(backed_size_oblivious=True):  # type: ignore[attr-defined]
         exported = torch.export.export(module, _longer(module), dynamic_shapes=shapes, strict=False)
         program: ExportedProgram = exported.run_decompositions(table)
     return program
 
 
-class _Contiguous(TorchFunctionMode):
-    """Copy where PyTorch would look whether it must: the answer depends on whether a size is 1, and would fix that."""
+class _FreeSizes(TorchFunctionMode):
+    """Replace what looks whether a size is 1, to copy or not to copy, and so would fix that in the program."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        first, *rest = args or (None,)
-        if func is torch.Tensor.contiguous and not rest and not kwargs:
-            return _copied(first)
-        if func is F.linear and not is_contiguous_or_false(first):
-            args = (_copied(first), *rest)
-        return func(*args, **(kwargs or {}))
+        options = kwargs or {}
+        if func is torch.Tensor.contiguous and len(args) == 1 and not options:
+            return _copied(args[0])
+        if func is F.linear and not is_contiguous_or_false(args[0]):
+            args = (_copied(args[0]), *args[1:])
+        if func is F.conv2d and args[1].shape[1:3] == (1, 1) and options.keys() == {"groups"}:
+            return _depthwise(*args)
+        return func(*args, **options)
+
+
+def _depthwise(image: Tensor, filters: Tensor, bias: Tensor | None) -> Tensor:
+    """The convolution of each channel with a filter of its own, (channels, 1, 1, width), along the last dimension."""
+    width = filters.shape[3]
+    steps = image.shape[3] - width + 1
+    y = torch.zeros(()) if bias is None else bias[:, None, None]
+    for i in range(width):
+        y = y + filters[:, 0, :, i, None] * image.narrow(3, i, steps)
+    return y
 
 
 def _copied(x: Tensor) -> Tensor:
