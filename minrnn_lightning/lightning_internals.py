@@ -29,6 +29,11 @@ def validates_next(trainer: Trainer) -> bool:
     return loop._should_check_val_fx(trainer.fit_loop._data_fetcher) and not loop.val_loop.skip  # type: ignore[arg-type]
 
 
+def logs_step(trainer: Trainer) -> bool:
+    """Whether the loggers get the metrics of the current training step, one of every ``log_every_n_steps``."""
+    return trainer._logger_connector.should_update_logs
+
+
 def restore_with(trainer: Trainer, explain: Callable[[Exception], None]) -> None:
     """Let a Trainer pass the errors of restoring a checkpoint to a function, which may raise another one instead.
 

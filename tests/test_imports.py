@@ -24,7 +24,7 @@ BELOW = {  # what each folder, or module beside the folders, may import; nothing
     "nn": {"errors", "memory", "ops"},
     "testing": {"errors", "ops", "nn"},
     "data": {"errors", "memory", "batches", "checkpoint", "lightning_internals"},
-    "tasks": {"errors", "annotations", "memory", "batches", "hub", "checkpoint", "ops", "nn"},
+    "tasks": {"errors", "annotations", "lightning_internals", "memory", "batches", "hub", "checkpoint", "ops", "nn"},
     "generate": {"errors", "checkpoint", "memory", "tasks"},
     "integrations": {"errors", "hub", "nn", "tasks"},
     "rl": {"errors", "checkpoint", "memory", "batches", "nn", "data", "tasks"},

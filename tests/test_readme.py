@@ -73,9 +73,12 @@ def test_collect_command_runs(minrnn, tmp_path, monkeypatch):
 
 
 def test_rollout_command_parses(minrnn, tmp_path, monkeypatch):
-    (command,) = (c for c in COMMANDS if c.startswith("minrnn rollout"))
+    commands = [c for c in COMMANDS if c.startswith("minrnn rollout")]
     monkeypatch.chdir(tmp_path)
-    assert minrnn(*shlex.split(command)[1:])[2].startswith("minrnn: checkpoint: last.ckpt: there is no such file")
+    for command in commands:
+        (checkpoint,) = re.findall(r"--checkpoint (\S+)", command)
+        assert f"{checkpoint}: there is no such file" in minrnn(*shlex.split(command)[1:])[2]
+    assert len(commands) == 2
 
 
 def test_the_two_set_up_commands_are_there():

@@ -9,6 +9,7 @@ from torchmetrics import Metric
 
 from minrnn_lightning.batches import EpisodeBatch, RolloutBatch, data_facts
 from minrnn_lightning.errors import InputError
+from minrnn_lightning.lightning_internals import logs_step
 from minrnn_lightning.nn.state import State
 from minrnn_lightning.tasks.action_bounds import exact
 from minrnn_lightning.tasks.action_distributions import CategoricalActions, GaussianActions, choices_of
@@ -203,8 +204,9 @@ class PPOTask(Task):
         losses = self.losses(batch)
         self.last_kl = losses["kl"]
         self.log("train/loss", losses["loss"], prog_bar=True)
-        self.log_dict({f"train/{name}": value.detach() for name, value in losses.items() if name != "loss"})
-        self.log_dict(data_facts(self._trainer).statistics or {})
+        if logs_step(self.trainer):  # to log so much in every step would take longer than the step of a small model
+            self.log_dict({f"train/{name}": value.detach() for name, value in losses.items() if name != "loss"})
+            self.log_dict(data_facts(self._trainer).statistics or {})
         return losses["loss"]
 
     def diverged(self) -> bool:
