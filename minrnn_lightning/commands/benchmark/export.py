@@ -73,19 +73,19 @@ def export_benchmark(
         InputError: A name is unknown, or a size is below 1.
     """
     chosen = parse_choice("formats", formats, {name: name for name in RUNTIMES})
+    chosen_modes = parse_choice("modes", modes, {each: each for each in MODES})
     makers = {name: MODELS[name] for name in parse_choice("models", models, MODELS)}
     check_sizes(dim=dim, depth=depth, length=length, repeats=repeats, threads=threads)
-    about = {"dim": dim, "depth": depth, "repeats": repeats}
+    about = {"dim": dim, "depth": depth, "length": length, "repeats": repeats}
     with torch_threads(threads), torch.no_grad(), TemporaryDirectory() as folder:
         report = Report("export", ["ms"], about, torch.device("cpu"), output, compare)
         for name, make in makers.items():
             torch.manual_seed(0)
             model = make(dim, depth).eval()
-            for mode in parse_choice("modes", modes, {each: each for each in MODES}):
+            for mode in chosen_modes:
                 steps = 1 if mode == "step" else length
-                report.add(
-                    f"{name}, {mode}", _rows(f"{name}, {mode}", model, mode, chosen, steps, repeats, Path(folder))
-                )
+                rows = _rows(name, model, mode, chosen, steps, repeats, Path(folder))
+                report.add(f"{name}, {mode}", rows)
         report.save()
 
 
@@ -104,7 +104,7 @@ def _rows(
             export(model, file, format=name, mode=mode)
             run = RUNTIMES[name](file)
         except InputError as error:
-            print(f"{title}: {name} is left out: {error}", file=sys.stderr)
+            print(f"{title}, {mode}: {name} is left out: {error}", file=sys.stderr)
             continue
         differences = [(y - z).abs().max().item() for y, z in zip(expected, run(inputs), strict=True)]
         found[name] = {"difference": max(differences), "file_kb": file.stat().st_size / 1e3}
@@ -115,7 +115,9 @@ def _rows(
         low_to_high = dict(
             zip(("times_eager", "times_eager_low", "times_eager_high"), ratio(seconds, name, EAGER), strict=True)
         )
-        rows.append({"name": name, "length": length, **timing(times, length), **low_to_high, **found[name]})
+        rows.append(
+            {"name": f"{title}, {name}", "length": length, **timing(times, length), **low_to_high, **found[name]}
+        )
     return rows
 
 
