@@ -1,0 +1,51 @@
+"""``minrnn export`` writes a file that the snippet it prints can use, without this package."""
+
+import gzip
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from minrnn_lightning.commands.main import main
+from minrnn_lightning.export.flatten import flatten
+from minrnn_lightning.export.snippets import LOAD, snippet
+from minrnn_lightning.tasks import ClassificationTask, PolicyTask
+
+CHECKPOINTS = Path(__file__).parents[1] / "fixtures/checkpoints"
+
+
+def unpack(task, folder):
+    file = folder / f"{task}.ckpt"
+    file.write_bytes(gzip.decompress((CHECKPOINTS / f"{task}.ckpt.gz").read_bytes()))
+    return str(file)
+
+
+@pytest.mark.parametrize(
+    ("task", "mode"), [("LanguageTask", "step"), ("PolicyTask", "step"), ("ClassificationTask", "sequence")]
+)
+def test_the_printed_lines_use_the_file(task, mode, tmp_path, capsys):
+    file = str(tmp_path / "model.onnx")
+    main(["export", "--checkpoint", unpack(task, tmp_path), "--output", file, "--mode", mode])
+    first, _, lines = capsys.readouterr().out.partition("\n\n")
+    assert first == f"Wrote {file}. To use it:"
+    lines = f"import sys\nsys.modules['minrnn_lightning'] = sys.modules['torch'] = None\n{lines}"
+    run = subprocess.run([sys.executable, "-c", lines], capture_output=True, text=True, check=True)
+    rows, *_ = eval(run.stdout)
+    assert rows == 1
+
+
+@pytest.mark.parametrize("name", LOAD)
+@pytest.mark.parametrize("mode", ["step", "sequence"])
+def test_every_printed_program_compiles(name, mode):
+    for task in (ClassificationTask(7, 5, dim=8, depth=1), PolicyTask(5, 3, dim=8, depth=1)):
+        compile(snippet(flatten(task, mode), name, "a 'file'"), "snippet", "exec")
+
+
+def test_another_checkpoint_is_refused_in_one_sentence(tmp_path, capsys):
+    file = tmp_path / "other.ckpt"
+    torch.save({"state_dict": {}, "task": "PPOTask"}, file)
+    with pytest.raises(SystemExit):
+        main(["export", "--checkpoint", str(file), "--output", str(tmp_path / "m.onnx")])
+    assert "holds a PPOTask; minrnn export takes LanguageTask, TaggingTask" in capsys.readouterr().err
