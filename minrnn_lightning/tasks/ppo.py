@@ -153,11 +153,7 @@ class PPOTask(Task):
         return self.head(hidden), self.critic(hidden).squeeze(-1), state
 
     def step(
-        self,
-        observation: Tensor,
-        state: State,
-        reset: Tensor | None = None,
-        previous_action: Tensor | None = None,
+        self, observation: Tensor, state: State, reset: Tensor | None = None, previous_action: Tensor | None = None
     ) -> tuple[Tensor, Tensor, State]:
         """One step of ``forward`` at constant cost: (batch, input_size) to (batch, output_size) and (batch,)."""
         token = self.encoder(self.normalized(observation), previous_action, reset)
@@ -226,10 +222,10 @@ class PPOTask(Task):
         self.metrics["length"].update(batch.lengths.mean(), len(batch.lengths))
 
     def log_metrics(self, part: str) -> None:
-        """Log the means, and at validations the figures of the rollouts."""
+        """Log the means, and at validations the figures of the rollouts, those of the first process."""
         super().log_metrics(part)
         if part == "val":
-            self.log_dict(data_facts(self._trainer).statistics or {})
+            self.log_dict(data_facts(self._trainer).statistics or {}, rank_zero_only=True)
 
     def predict_step(self, batch: EpisodeBatch, batch_idx: int) -> Tensor:
         """The returns of the episodes."""
@@ -254,10 +250,8 @@ class PPOTask(Task):
     def _of_all_processes(self, own: Moments) -> Sequence[Moments]:
         if self._trainer is None or self._trainer.world_size == 1:
             return [own]
-        parts = (cast("Tensor", self.all_gather(each.float().to(self.device))) for each in own)
-        return [
-            (count, mean, variance) for count, mean, variance in zip(*(p.cpu().double() for p in parts), strict=True)
-        ]
+        parts = [cast("Tensor", self.all_gather(each.float().to(self.device))).cpu().double() for each in own]
+        return list(zip(parts[0], parts[1], parts[2], strict=True))
 
     def setup(self, stage: str) -> None:
         """Take the environment from the data module, and load the weights of ``init_from``.

@@ -150,9 +150,9 @@ def test_actions_follow_their_probabilities():
     with torch.no_grad():
         task.head.weight.zero_()
         task.head.bias.copy_(torch.tensor([0.0, 1.0, -1.0]))
-    actions = collector(task).collect(400).actions
+    actions = collector(task).collect(200).actions
     expected = torch.tensor([0.0, 1.0, -1.0]).softmax(-1)
-    torch.testing.assert_close(actions.flatten().bincount() / actions.numel(), expected, rtol=0, atol=0.04)
+    torch.testing.assert_close(actions.flatten().bincount() / actions.numel(), expected, rtol=0, atol=0.05)
 
 
 def test_gymnasium_resets_in_the_same_step():

@@ -120,6 +120,12 @@ def test_positions_are_those_of_gymnasium(name, original, kept):
         assert reward == expected
 
 
+@pytest.mark.parametrize(("name", "mean", "error"), [("CartPole", 22, 3), ("Pendulum", -1240, 150)])
+def test_random_actions_have_the_stated_return(name, mean, error):
+    env = make(f"minrnn/{name}Position-v0")
+    assert play(env, random_policy(env), 60) == pytest.approx(mean, abs=error)
+
+
 def test_minigrid_view_is_that_of_minigrid():
     env = make("minrnn/MiniGridMemory-v0", size=7)
     original = gymnasium.make("MiniGrid-MemoryS7-v0")
