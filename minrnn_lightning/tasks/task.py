@@ -165,7 +165,7 @@ class Task(PretrainedMixin, LightningModule, ABC):
         return backbone
 
     def __dir__(self) -> Iterable[str]:
-        names = super().__dir__()
+        names: list[str] = super().__dir__()  # type: ignore[no-untyped-call]
         if self._trainer is not None or self._fabric is not None:
             return names
         return [name for name in names if name != "trainer"]  # torch.jit.trace reads all, and this one would raise
