@@ -146,7 +146,7 @@ def transition(k: Tensor, v: Tensor, f: Tensor | None, reset: Tensor | None, kin
     if kind != "linear":
         logit = gate_logit(a, None if f is None else f.to(wide))
         a, b = torch.sigmoid(-logit), torch.sigmoid(logit) * candidate(b, kind)
-    return (a if reset is None else a.masked_fill(reset.unsqueeze(-1), 0)), b
+    return (a if reset is None else torch.where(reset.unsqueeze(-1), 0.0, a)), b
 
 
 def _linearized(
