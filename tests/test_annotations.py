@@ -20,8 +20,8 @@ NAN = float("nan")
         (Literal["a", "b"], ["a", "b"], ["c", None, 3, ["a"]]),
         (list[int], [[], [1, 2], (1, 2)], [[1, "2"], 1, "12", {1: 2}, None]),
         (str | type | list[str | type], ["a", int, ["a", int]], [3, ["a", 3], None]),
-        (dict[str, dict[str, Any]] | None, [None, {}, {"a": {"b": object()}}], [{"a": 3}, {1: {}}, []]),
-        (Any, [None, 3, NAN, object()], []),
+        (dict[str, dict[str, Any]] | None, [None, {}, {"a": {"b": len}}], [{"a": 3}, {1: {}}, []]),
+        (Any, [None, 3, NAN, len], []),
     ],
     ids=str,
 )
