@@ -25,6 +25,7 @@ from minrnn_lightning.errors import InputError
 from minrnn_lightning.export import export
 from minrnn_lightning.export.extra import extra_module
 from minrnn_lightning.export.flatten import MODES, flatten
+from minrnn_lightning.export.quantize import quantize
 from minrnn_lightning.nn import MinGRU
 from minrnn_lightning.tasks import ClassificationTask, LanguageTask, PolicyTask
 
@@ -37,6 +38,7 @@ MODELS: dict[str, Callable[[int, int], nn.Module]] = {
     "policy": lambda dim, depth: PolicyTask(11, 3, dim=dim, depth=depth),
 }
 EAGER = "eager"
+INT8 = "+int8"  # ending of a format: the same with int8 weights
 
 
 def export_benchmark(
@@ -58,7 +60,7 @@ def export_benchmark(
 
     Args:
         formats: Formats, separated by commas: onnx (in onnxruntime), torch, executorch, aotinductor, which needs a C++
-            compiler and minutes.
+            compiler and minutes; onnx+int8 and so on with int8 weights.
         models: layer (a MinGRU), language, classification and policy, separated by commas.
         modes: step, sequence or both, separated by a comma.
         dim: Width of the models.
@@ -72,7 +74,7 @@ def export_benchmark(
     Raises:
         InputError: A name is unknown, or a size is below 1.
     """
-    chosen = parse_choice("formats", formats, {name: name for name in RUNTIMES})
+    chosen = parse_choice("formats", formats, {name: name for base in RUNTIMES for name in (base, base + INT8)})
     chosen_modes = parse_choice("modes", modes, {each: each for each in MODES})
     makers = {name: MODELS[name] for name in parse_choice("models", models, MODELS)}
     check_sizes(dim=dim, depth=depth, length=length, repeats=repeats, threads=threads)
@@ -101,8 +103,9 @@ def _rows(
     for name in formats:
         file = folder / f"model.{name}.pt2"
         try:
-            export(model, file, format=name, mode=mode)
-            run = RUNTIMES[name](file)
+            base = name.removesuffix(INT8)
+            export(model if name == base else quantize(model).model, file, format=base, mode=mode)
+            run = RUNTIMES[base](file)
         except InputError as error:
             print(f"{title}, {mode}: {name} is left out: {error}", file=sys.stderr)
             continue
