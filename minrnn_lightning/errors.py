@@ -20,11 +20,11 @@ def raised_by(error: BaseException, package: str) -> bool:
 
     Args:
         error: A caught exception.
-        package: Name of the package.
+        package: Name of the package, or of a module in it.
     """
     *_, innermost = _calls(error)
     code = innermost.tb_frame.f_code.co_code
-    return _package(innermost) == package and code[innermost.tb_lasti] == opmap["RAISE_VARARGS"]
+    return f"{_module(innermost)}.".startswith(f"{package}.") and code[innermost.tb_lasti] == opmap["RAISE_VARARGS"]
 
 
 def packages_passed(error: BaseException) -> list[str]:
@@ -44,4 +44,8 @@ def _calls(error: BaseException) -> Iterator[TracebackType]:
 
 
 def _package(call: TracebackType) -> str:
-    return str(call.tb_frame.f_globals.get("__name__", "")).partition(".")[0]
+    return _module(call).partition(".")[0]
+
+
+def _module(call: TracebackType) -> str:
+    return str(call.tb_frame.f_globals.get("__name__", ""))

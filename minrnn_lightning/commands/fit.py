@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jsonargparse import DefaultHelpFormatter, Namespace
+from jsonargparse import Namespace
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelSummary, ProgressBar
@@ -22,12 +22,13 @@ from lightning.pytorch.utilities import rank_zero_info
 from minrnn_lightning.callbacks import AtTrainEnd, InterruptibleCheckpoint, SeedEveryBatch, StopOnDivergence
 from minrnn_lightning.checkpoint import AtomicCheckpointIO, check_fits, explain_damage, find_checkpoint, read_checkpoint
 from minrnn_lightning.commands.checks import FIT, check_options, check_times, flatten
+from minrnn_lightning.commands.fit_help import DESCRIPTIONS, ShortHelp
 from minrnn_lightning.commands.hardware import check_hardware
 from minrnn_lightning.commands.option_names import parser_options
 from minrnn_lightning.commands.options import explain, refuse_null
 from minrnn_lightning.commands.progress import ModuleSummary, ProgressLines, TrainingProgressBar, shows_bar
 from minrnn_lightning.data import BaseDataModule
-from minrnn_lightning.errors import InputError, raised_by
+from minrnn_lightning.errors import InputError, packages_passed, raised_by
 from minrnn_lightning.lightning_internals import restore_with
 from minrnn_lightning.rl import rollout_data  # noqa: F401  whose data module --data then finds by its name
 from minrnn_lightning.tasks import Task
@@ -41,33 +42,6 @@ NOISE = (
     r".*does not have many workers",  # the data is in memory
     r"Precision .* is not supported by the model summary",  # which then counts 4 bytes: mixed precision has as many
 )
-
-SHORTER = {  # than Lightning's help
-    "config": "A recipe: the name of a packaged one, see `minrnn recipes`, or a YAML file. It can be given several "
-    "times; later ones, and options, change what earlier ones say.",
-    "data": "The data, by the name of a class, and its options, such as --data.batch_size 32.",
-    "model": "The task, by the name of a class, and its options, such as --model.dim 256.",
-    "print_config": "Print all options with their values instead of running, as a recipe.",
-    "seed_everything": "Seed of all random numbers; true for a random one, false for none.",
-    "ckpt_path": "Checkpoint to resume from or to evaluate: its file, or last or best for those of the latest run in "
-    "trainer.default_root_dir.",
-    "weights_only": "Always true: a checkpoint is read without executing code.",
-    "optimizer": "Optimizer of PyTorch, by name, instead of the task's own: SGD, with the options that "
-    "--optimizer.help=SGD lists.",
-    "lr_scheduler": "Schedule of PyTorch, by name, instead of the task's own; it counts steps: StepLR, with "
-    "the options that --lr_scheduler.help=StepLR lists.",
-}
-WITHOUT_TYPE = ("optimizer", "lr_scheduler", "ckpt_path", "weights_only")  # dozens of classes, and a choice of one
-
-DESCRIPTIONS = {
-    "fit": "Train a model. A recipe says which task, data and training; options change single values: "
-    "minrnn fit --config shakespeare --model.mixer minlstm --trainer.max_steps 1000",
-    "validate": "Loss and metrics of a checkpoint on the validation data: "
-    "minrnn validate --config shakespeare --ckpt_path last.ckpt",
-    "test": "Loss and metrics of a checkpoint on the test data: minrnn test --config shakespeare --ckpt_path last.ckpt",
-    "predict": "Predictions of a checkpoint on the test data: "
-    "minrnn predict --config shakespeare --ckpt_path last.ckpt",
-}
 
 
 def native_precision(accelerator: str) -> str:
@@ -87,25 +61,6 @@ def native_precision(accelerator: str) -> str:
     else:
         native = False
     return "bf16-mixed" if native else "32-true"
-
-
-class ShortHelp(DefaultHelpFormatter):
-    """Help without the dozens of options of Lightning's Trainer, and with shorter texts for some others."""
-
-    def add_argument(self, action: Any) -> None:
-        """Add an option unless it is one of the Trainer, help on a class of PyTorch, or set by another option."""
-        hidden = "trainer" in action.dest or action.dest in ("optimizer.help", "lr_scheduler.help")
-        if not hidden and "-->" not in "".join(action.option_strings):
-            action.help = SHORTER.get(action.dest, action.help)
-            super().add_argument(action)
-
-    def _get_help_string(self, action: Any) -> str:
-        """The text of an option with type and default."""
-        return str(action.help) if action.dest in WITHOUT_TYPE else super()._get_help_string(action)
-
-    def add_usage(self, usage: Any, actions: Any, groups: Any, prefix: str | None = None) -> None:
-        """Add the usage line without the options of the Trainer."""
-        super().add_usage(usage, [action for action in actions if "trainer" not in action.dest], groups, prefix)
 
 
 class SaveRecipe(SaveConfigCallback):
@@ -190,9 +145,9 @@ class MinRNNCLI(LightningCLI):
         """Give the task the chosen optimizer and schedule; what is not chosen, and the steps it counts, are its own."""
         optimizer, schedule = (self._get(self.config_init, name) for name in ("optimizer", "lr_scheduler"))
         if optimizer:
-            self.model.make_optimizer = lambda: instantiate_class(self.model.parameters(), optimizer)
+            self.model.make_optimizer = lambda: _make("optimizer", self.model.parameters(), optimizer)
         if schedule:
-            self.model.make_schedule = lambda chosen: instantiate_class(chosen, schedule)
+            self.model.make_schedule = lambda chosen: _make("lr_scheduler", chosen, schedule)
 
     def _parse_ckpt_path(self) -> None:
         """Do nothing: Lightning would let the checkpoint's values override the recipe and the command line."""
@@ -214,6 +169,22 @@ class MinRNNCLI(LightningCLI):
             trainer.precision = native_precision(trainer.accelerator)
             name = "bfloat16 (mixed)" if trainer.precision == "bf16-mixed" else "float32"
             rank_zero_info(f"Precision: {name}, the fastest this hardware computes in; --trainer.precision changes it")
+
+    def instantiate_classes(self) -> None:
+        """Make task, data, Trainer and what belongs to it.
+
+        Raises:
+            InputError: A logger or another part of Lightning needs a package that is not installed.
+        """
+        try:
+            super().instantiate_classes()
+        except (ImportError, ValueError) as error:
+            cause: BaseException = error  # which jsonargparse wraps
+            while deeper := cause.__cause__ or cause.__context__:
+                cause = deeper
+            if not isinstance(cause, ImportError) or not raised_by(cause, "lightning"):
+                raise
+            raise InputError(str(cause).strip()) from error
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Log to TensorBoard and CSV in one folder, ``<default_root_dir>/version_N``, unless a logger is chosen.
@@ -274,7 +245,26 @@ class MinRNNCLI(LightningCLI):
             raise MisconfigurationException(
                 f"minrnn {subcommand} needs trained weights: add --ckpt_path with a checkpoint of this recipe"
             )
-        super()._run_subcommand(subcommand)
+        try:
+            super()._run_subcommand(subcommand)
+        except RuntimeError as error:
+            if not raised_by(error, "lightning.pytorch.callbacks"):
+                raise
+            raise InputError(str(error).strip()) from error  # of a metric that is not logged
+
+
+def _make(option: str, first: Any, chosen: dict[str, Any]) -> Any:
+    """Make an optimizer or a schedule of PyTorch, which checks most of its options itself.
+
+    Raises:
+        InputError: It refuses them, or cannot compute with them.
+    """
+    try:
+        return instantiate_class(first, chosen)
+    except (ValueError, TypeError, ArithmeticError, RuntimeError) as error:
+        if packages_passed(error)[-1] != "torch":
+            raise
+        raise InputError(f"the options of --{option} {chosen['class_path']} cannot be used: {error}") from error
 
 
 class _ParserOnly(MinRNNCLI):

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from yaml import Node
 
 MOST_COPIES = 10_000  # values that aliases may add: each is copied, so that a few lines could expand to billions
+MOST_BYTES = 1_000_000  # of a recipe: YAML of a hundred times as much takes minutes to read
+MOST_DIGITS = 4_300  # of a number: Python reads no more
 SUFFIXES = (".yaml", ".yml")
 CONFIG = ("c", "config")  # read where the names of packaged recipes are known
 WRITTEN = ("", "output", "histogram", "video")  # options of files that are written
@@ -40,7 +42,7 @@ def check_arguments(args: list[str]) -> None:
             _check_readable(option, value)
             if option not in CONFIG and value.endswith(SUFFIXES):
                 check_recipe(value)
-        if "&" in value or "{" in value:
+        if len(value) > MOST_DIGITS or "&" in value or "{" in value:
             _check_yaml(value, option, is_file=False)
 
 
@@ -76,10 +78,13 @@ def check_recipe(path: str) -> None:
     """Refuse a file that is not a mapping in YAML and UTF-8.
 
     Raises:
-        InputError: It is not UTF-8, or its YAML cannot be used.
+        InputError: It is too large or not UTF-8, or its YAML cannot be used.
         ArgumentError: It is not YAML.
         OSError: It cannot be read.
     """
+    size = Path(path).stat().st_size
+    if size > MOST_BYTES:
+        raise InputError(f"{path} has {size:,} bytes, and a recipe at most {MOST_BYTES:,}: give a recipe")
     try:
         text = Path(path).read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
@@ -125,7 +130,7 @@ def _size(node: Node, source: str, sizes: dict[int, int]) -> int:
         sizes: Sizes of the nodes so far by ``id``; 0 for those that are not finished.
 
     Raises:
-        InputError: A node contains itself, or a mapping has a key twice.
+        InputError: A node contains itself, a mapping has a key twice, or a number is too long to be read.
     """
     import yaml
 
@@ -146,5 +151,7 @@ def _size(node: Node, source: str, sizes: dict[int, int]) -> int:
             below += [key, value]
     elif isinstance(node, yaml.SequenceNode):
         below = node.value
+    elif node.tag == "tag:yaml.org,2002:int" and len(node.value) > MOST_DIGITS:
+        raise InputError(f"{source} has a number of {len(node.value):,} digits: at most {MOST_DIGITS:,} can be read")
     sizes[id(node)] = 1 + sum(_size(each, source, sizes) for each in below)
     return sizes[id(node)]

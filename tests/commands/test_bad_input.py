@@ -57,6 +57,39 @@ def test_bad_recipes(minrnn, tmp_path, recipe, part):
     check_refused(minrnn("fit", "--config", tmp_path / "x.yaml"), part, code=2)
 
 
+def test_recipes_that_would_take_minutes_to_read(minrnn, tmp_path):
+    (tmp_path / "x.yaml").write_text("# nothing\n" * 200_000)
+    check_refused(minrnn("fit", "--config", tmp_path / "x.yaml"), "x.yaml has 2,000,000 bytes, and a recipe at most")
+
+
+def test_a_number_with_more_digits_than_python_reads(minrnn, small, tmp_path):
+    (tmp_path / "x.yaml").write_text(f"seed_everything: {'9' * 5000}")
+    check_refused(minrnn("fit", *small, "--config", tmp_path / "x.yaml"), "x.yaml has a number of 5,000 digits")
+    check_refused(minrnn("fit", *small, f"--model.dim={'9' * 5000}"), "model.dim has a number of 5,000 digits")
+
+
+@pytest.mark.parametrize(
+    ("words", "part"),
+    [
+        (["--optimizer=SGD", "--optimizer.lr=-1"], "--optimizer torch.optim.SGD cannot be used: Invalid learning rate"),
+        (
+            ["--optimizer=SGD", "--lr_scheduler=CosineAnnealingWarmRestarts", "--lr_scheduler.T_0=0"],
+            "CosineAnnealingWarmRestarts cannot be used: Expected positive integer T_0",
+        ),
+        (["--trainer.callbacks=EarlyStopping", "--trainer.callbacks.monitor=nothing"], "metric `nothing` which is not"),
+    ],
+)
+def test_what_libraries_refuse_when_training_starts(minrnn, small, words, part):
+    check_refused(minrnn("fit", *small, *words, "--trainer.max_steps=1"), part)
+
+
+def test_a_logger_whose_package_is_missing(minrnn, small, monkeypatch):
+    import lightning.pytorch.loggers.wandb as logger
+
+    monkeypatch.setattr(logger, "_WANDB_AVAILABLE", False)
+    check_refused(minrnn("fit", *small, "--trainer.logger=WandbLogger"), "False")
+
+
 def test_nothing_to_train(minrnn):
     check_refused(minrnn("fit"), "required", "model", "data", code=2)
 
