@@ -17,6 +17,7 @@ from minrnn_lightning.checkpoint import (
     read_checkpoint,
     tokenizer_of,
 )
+from minrnn_lightning.errors import InputError
 from minrnn_lightning.tasks import LanguageTask
 
 
@@ -52,8 +53,8 @@ def test_a_failed_write_leaves_the_checkpoint_before(tmp_path, monkeypatch):
 
 
 def test_missing_file_and_folder(tmp_path):
-    for path in (tmp_path / "none.ckpt", tmp_path):
-        with pytest.raises(CheckpointError, match="there is no such file"):
+    for path, reason in ((tmp_path / "none.ckpt", "there is no such file"), (tmp_path, "it holds no config.json")):
+        with pytest.raises(InputError, match=reason):
             read_checkpoint(path)
 
 

@@ -17,6 +17,7 @@ import torch
 from minrnn_lightning.errors import InputError
 from minrnn_lightning.export.extra import extra_module
 from minrnn_lightning.export.modules import FlatModule
+from minrnn_lightning.ops.decomposition import scan_as_loop
 
 OPSET = 18
 
@@ -29,7 +30,7 @@ def write_onnx(module: FlatModule, metadata: dict[str, str], path: Path) -> None
     """
     for name in ("onnx", "onnxscript"):
         extra_module(name)
-    with _quiet():
+    with _quiet(), scan_as_loop():
         try:
             program = torch.onnx.export(
                 module,

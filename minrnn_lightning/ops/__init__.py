@@ -1,6 +1,5 @@
 """The recurrences of minimal RNNs as PyTorch operators."""
 
-from minrnn_lightning.ops import decomposition as _decomposition  # noqa: F401 - enters the scan in PyTorch's table
 from minrnn_lightning.ops.eager import state_dtype
 from minrnn_lightning.ops.kernel_choice import use_kernel
 from minrnn_lightning.ops.scan import Activation, gated_scan, linear_scan, positive

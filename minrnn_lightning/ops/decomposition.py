@@ -1,11 +1,13 @@
 """The scan as PyTorch's higher-order operator ``scan``, of which ONNX exporters make the standard operator ``Scan``.
 
-``torch.onnx.export(..., dynamo=True)`` finds it in PyTorch's table of decompositions, so that a layer exports without
-any argument. All other users of the operator keep its kernels.
+``torch.onnx.export(..., dynamo=True)`` finds it in PyTorch's table of decompositions inside ``scan_as_loop``. All other
+users of the operator keep its kernels.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -47,7 +49,16 @@ def _step(h: Tensor, a_t: Tensor, b_t: Tensor) -> list[Tensor]:
     return [h, h.clone()]
 
 
-for _op, _decomposition in ((scan, _scan), (scan_and_state, _scan_and_state)):
-    decomposition_table[_op] = _decomposition
-    # What is in this table keeps its own fake kernel; else fake tensors of symbolic sizes would run the decomposition.
-    meta_table[_op] = _decomposition
+@contextmanager
+def scan_as_loop() -> Iterator[None]:
+    """Let exporters decompose the scan inside the context; compilers would refuse an operator that has two ways."""
+    entries: dict[Any, Any] = {scan: _scan, scan_and_state: _scan_and_state}
+    # What is in the second table keeps its fake kernel; else fake tensors of symbolic sizes would be decomposed.
+    for table in (decomposition_table, meta_table):
+        table.update(entries)
+    try:
+        yield
+    finally:
+        for table in (decomposition_table, meta_table):
+            for op in entries:
+                del table[op]

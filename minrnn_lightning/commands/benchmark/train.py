@@ -149,7 +149,9 @@ class TimedSteps(Callback):
             self.seconds[name].append(seconds)
 
 
-def log_space_rnn(*logits_and_state: Tensor | None, **options: object) -> Tensor:
+def log_space_rnn(
+    *logits_and_state: Tensor | None, return_state: bool = False, **options: object
+) -> Tensor | tuple[Tensor, Tensor]:
     """The paper's log-space scan, called like ``min_gru`` and ``min_lstm``; state, resets and direction are ignored."""
     logits = [each.float() for each in logits_and_state[:-1] if each is not None]
     *gates, candidate = logits
@@ -159,4 +161,6 @@ def log_space_rnn(*logits_and_state: Tensor | None, **options: object) -> Tensor
         forget, input_ = gates
         gate = F.logsigmoid(input_) - F.logsigmoid(forget)
     assert logits_and_state[0] is not None
-    return log_space_scan(gate, candidate).to(logits_and_state[0].dtype)
+    h = log_space_scan(gate, candidate)
+    states = h.to(logits_and_state[0].dtype)
+    return (states, h[:, -1]) if return_state else states

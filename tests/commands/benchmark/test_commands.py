@@ -199,7 +199,7 @@ def test_without_peers_and_matplotlib(minrnn, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("words", [[], ["everything"], ["--help"]])
 def test_says_what_there_is(minrnn, words):
-    check_refused(minrnn("benchmark", *words), "layer, scan, generate, step, policy, accuracy or train", code=2)
+    check_refused(minrnn("benchmark", *words), "layer, scan, generate, step, policy, accuracy, export or train", code=2)
 
 
 @pytest.mark.parametrize("kind", SMALL)
