@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from minrnn_lightning.errors import InputError
+from minrnn_lightning.errors import InputError, packages_passed
 
 
 def publish(checkpoint: str, output: str, push: str | None = None, license: str = "apache-2.0") -> None:  # noqa: A002
@@ -19,15 +19,17 @@ def publish(checkpoint: str, output: str, push: str | None = None, license: str 
     """
     from minrnn_lightning.tasks import Task
 
+    if push == "":
+        raise InputError("push must be a name on the Hub such as user/repository, got ''")
     task = Task.from_pretrained(checkpoint)
     card = {"license": license} | ({"name": push} if push else {})
     task.save_pretrained(output, model_card_kwargs=card)
     print(f"{output}: {type(task).__name__}, {sum(p.numel() for p in task.parameters()):,} parameters")
     if push:
-        from huggingface_hub.errors import HFValidationError
-
         try:
             print(task.push_to_hub(push, model_card_kwargs=card))
-        except (OSError, HFValidationError) as error:
+        except Exception as error:  # of the client of the Hub, or of the HTTP client that its version uses
+            if packages_passed(error)[-1] == "minrnn_lightning":
+                raise
             reason = next(iter(str(error).splitlines()), type(error).__name__)
             raise InputError(f"push: the Hugging Face Hub does not take {push}: {reason}") from error
