@@ -77,8 +77,9 @@ def export_benchmark(
     chosen = parse_choice("formats", formats, {name: name for base in RUNTIMES for name in (base, base + INT8)})
     chosen_modes = parse_choice("modes", modes, {each: each for each in MODES})
     makers = {name: MODELS[name] for name in parse_choice("models", models, MODELS)}
-    if not makers or not chosen_modes:
-        raise InputError(f"{'modes' if makers else 'models'} must name at least one, got ''")
+    for name, value in {"formats": formats, "models": models, "modes": modes}.items():
+        if not value:
+            raise InputError(f"{name} must name at least one, got {value!r}")
     check_sizes(dim=dim, depth=depth, length=length, repeats=repeats, threads=threads)
     about = {"dim": dim, "depth": depth, "length": length, "repeats": repeats}
     with torch_threads(threads), torch.no_grad(), TemporaryDirectory() as folder:
