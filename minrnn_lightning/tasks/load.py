@@ -47,7 +47,10 @@ def load_task(path: str | Path, task_class: type[T], use: str) -> tuple[T, dict[
         raise CheckpointError(f"{path} is not a checkpoint of a {task_class.__name__}: {error}") from error
     check_fits(task, checkpoint, path)
     task.load_state_dict(checkpoint["state_dict"])
-    task.on_load_checkpoint(checkpoint)
+    try:
+        task.on_load_checkpoint(checkpoint)
+    except CheckpointError as error:  # which does not know the name of the file
+        raise CheckpointError(f"{path} cannot be loaded: {error}") from error
     return task.eval(), checkpoint
 
 

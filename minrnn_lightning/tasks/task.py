@@ -4,7 +4,6 @@ import json
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
-from contextlib import suppress
 from typing import Any, cast, get_args
 
 import torch
@@ -17,7 +16,7 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from torchmetrics import Metric
 
 from minrnn_lightning.batches import data_facts
-from minrnn_lightning.checkpoint import CheckpointError, load_matching, plain, plain_values, stored_tokenizer
+from minrnn_lightning.checkpoint import load_matching, plain, plain_values, stored_tokenizer
 from minrnn_lightning.errors import InputError
 from minrnn_lightning.hub import training_facts
 from minrnn_lightning.memory import check_memory
@@ -315,9 +314,7 @@ class Task(PretrainedMixin, LightningModule, ABC):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Print which settings differ from those of the run that is resumed."""
         self._saved_optimizer = checkpoint.get("optimizer", "AdamW")
-        with suppress(CheckpointError):  # of a damaged vocabulary: what needs it says so, with the name of the file
-            self.tokenizer = stored_tokenizer(checkpoint)
-        self.training_facts = training_facts(checkpoint)
+        self.tokenizer, self.training_facts = stored_tokenizer(checkpoint), training_facts(checkpoint)
         trainer = self._trainer
         if trainer is not None and trainer.state.fn == "fit":
             data = getattr(trainer, "datamodule", None)
