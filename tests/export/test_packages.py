@@ -101,9 +101,12 @@ def test_an_old_pytorch_is_named(tmp_path, monkeypatch):
         export(MinGRU(3, 4), tmp_path / "step.pt2", format="torch")
 
 
-def test_a_missing_compiler_is_named(tmp_path, monkeypatch):
-    monkeypatch.setattr(torch._inductor.config.cpp, "cxx", ("no-compiler",))
-    with pytest.raises(InputError, match=r"^format aotinductor needs a C\+\+ compiler such as g\+\+, and found none$"):
+def test_a_missing_compiler_is_named(tmp_path):
+    missing = torch._inductor.config.patch({"cpp.cxx": ("no-compiler",)})
+    with (
+        missing,
+        pytest.raises(InputError, match=r"^format aotinductor needs a C\+\+ compiler such as g\+\+, and found none$"),
+    ):
         export(MinGRU(3, 4), tmp_path / "step.pt2", format="aotinductor")
 
 
