@@ -13,6 +13,11 @@ class InputError(ValueError):
     """
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message, or the name of its class where it has none."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
 def raised_by(error: BaseException, package: str) -> bool:
     """Whether a ``raise`` statement of a package is where an error comes from: the package refuses its arguments.
 

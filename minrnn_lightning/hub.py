@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from minrnn_lightning.errors import InputError
+from minrnn_lightning.errors import InputError, first_line
 from minrnn_lightning.results import version, write_atomic
 
 WEIGHTS, CONFIG, TOKENIZER, CARD = "model.safetensors", "config.json", "tokenizer.json", "README.md"
@@ -71,7 +71,7 @@ def find_folder(name: str | Path, **download: Any) -> Path:
     try:
         return Path(snapshot_download(str(name), allow_patterns=[WEIGHTS, CONFIG, TOKENIZER], **download))
     except (OSError, EntryNotFoundError, HFValidationError) as error:
-        reason = next(iter(str(error).splitlines()), type(error).__name__).rstrip(".")
+        reason = first_line(error).rstrip(".")
         raise InputError(
             f"{name} is neither a folder here nor a model that the Hugging Face Hub gives ({reason}): give a folder "
             "that save_pretrained wrote, or user/repository and a connection"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from minrnn_lightning.errors import InputError, packages_passed
+from minrnn_lightning.errors import InputError
 
 
 def publish(checkpoint: str, output: str, push: str | None = None, license: str = "apache-2.0") -> None:  # noqa: A002
@@ -28,8 +28,5 @@ def publish(checkpoint: str, output: str, push: str | None = None, license: str 
     if push:
         try:
             print(task.push_to_hub(push, model_card_kwargs=card))
-        except Exception as error:  # of the client of the Hub, or of the HTTP client that its version uses
-            if packages_passed(error)[-1] == "minrnn_lightning":
-                raise
-            reason = next(iter(str(error).splitlines()), type(error).__name__)
-            raise InputError(f"push: the Hugging Face Hub does not take {push}: {reason}") from error
+        except InputError as error:
+            raise InputError(f"push: {error}") from error

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from minrnn_lightning.errors import InputError
+from minrnn_lightning.errors import InputError, first_line
 from minrnn_lightning.export.extra import extra_module
 from minrnn_lightning.export.modules import FlatModule
 from minrnn_lightning.ops.decomposition import scan_as_loop
@@ -66,4 +66,4 @@ def _reason(error: BaseException) -> str:
     """The first line of the innermost cause."""
     while error.__cause__ is not None:
         error = error.__cause__
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+    return first_line(error)

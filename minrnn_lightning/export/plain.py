@@ -13,8 +13,7 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from minrnn_lightning.export.modules import FlatModule
-from minrnn_lightning.ops import eager
-from minrnn_lightning.ops.operators import scan, scan_and_state
+from minrnn_lightning.ops.decomposition import decompositions
 
 BLOCK = 64  # steps that are scanned at once
 EXAMPLE_BLOCKS = 3
@@ -33,7 +32,7 @@ def export_plain(module: FlatModule, *, batch: int, longest: int, others: bool =
 
     dims = {name: Dim(name, max=size) for name, size in {"batch": batch, "length": longest, "past": longest}.items()}
     shapes = (tuple({d: dims[name] for d, name in each.varying.items()} for each in module.inputs),)
-    table: dict[Any, Any] = {scan: partial(_scan, longest), scan_and_state: partial(_scan_and_state, longest)}
+    table = decompositions(partial(_scan_from, longest))
     if others:
         table[torch.ops.aten.cummax.default] = partial(_cummax, longest)
     # Sizes of the examples stand for all others, 1 included.
@@ -81,30 +80,12 @@ def _longer(module: FlatModule) -> tuple[Tensor, ...]:
     return tuple(examples)
 
 
-def _scan(longest: int, *args: Any) -> Tensor:
-    """``minrnn::scan``."""
-    return _scan_and_state(longest, *args)[0]
-
-
-def _scan_and_state(
-    longest: int,
-    k: Tensor,
-    v: Tensor,
-    f: Tensor | None,
-    initial: Tensor | None,
-    reset: Tensor | None,
-    kind: str,
-    reverse: bool,
-) -> tuple[Tensor, Tensor]:
-    """``minrnn::scan_and_state``."""
-    a, b = eager.transition(k, v, f, reset, kind)
-    if reverse:
-        a, b = a.flip(1), b.flip(1)
+def _scan_from(longest: int, a: Tensor, b: Tensor, initial: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Every state from an initial one, and the last."""
     product, h = plain_scan(a, b, longest)
     if initial is not None:
         h = h + product * initial.unsqueeze(1)
-    final = h[:, -1].clone()
-    return (h.flip(1) if reverse else h).to(k.dtype), final
+    return h, h[:, -1].clone()
 
 
 def plain_scan(a: Tensor, b: Tensor, longest: int) -> tuple[Tensor, Tensor]:

@@ -6,7 +6,7 @@ users of the operator keep its kernels.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -17,30 +17,40 @@ from torch._decomp import decomposition_table, meta_table
 from minrnn_lightning.ops import eager
 from minrnn_lightning.ops.operators import scan, scan_and_state
 
-
-def _scan(*args: Any) -> Tensor:
-    """``minrnn::scan``."""
-    return _scan_and_state(*args)[0]
+LinearScan = Callable[[Tensor, Tensor, Tensor | None], tuple[Tensor, Tensor]]
 
 
-def _scan_and_state(
-    k: Tensor,
-    v: Tensor,
-    f: Tensor | None,
-    initial: Tensor | None,
-    reset: Tensor | None,
-    kind: str,
-    reverse: bool,
-) -> tuple[Tensor, Tensor]:
-    """``minrnn::scan_and_state``: decay and update of all steps at once, then one product and one sum for each."""
+def decompositions(linear_scan: LinearScan) -> dict[Any, Callable[..., Any]]:
+    """What the operators of the scan are made of, for exporters.
+
+    Args:
+        linear_scan: Of decays, updates, (batch, length, dim), and an initial state or None: every state and the last.
+    """
+
+    def states_and_last(
+        k: Tensor,
+        v: Tensor,
+        f: Tensor | None,
+        initial: Tensor | None,
+        reset: Tensor | None,
+        kind: str,
+        reverse: bool,
+    ) -> tuple[Tensor, Tensor]:
+        a, b = eager.transition(k, v, f, reset, kind)
+        h, final = linear_scan(a.flip(1), b.flip(1), initial) if reverse else linear_scan(a, b, initial)
+        return (h.flip(1) if reverse else h).to(k.dtype), final
+
+    return {scan: lambda *args: states_and_last(*args)[0], scan_and_state: states_and_last}
+
+
+def _loop(a: Tensor, b: Tensor, initial: Tensor | None) -> tuple[Tensor, Tensor]:
+    """One product and one sum for each step."""
     from torch._higher_order_ops.scan import scan_op
 
-    a, b = (x.transpose(0, 1) for x in eager.transition(k, v, f, reset, kind))
-    if reverse:
-        a, b = a.flip(0), b.flip(0)
+    a, b = a.transpose(0, 1), b.transpose(0, 1)
     initial = torch.zeros_like(b[0]) if initial is None else initial
     final, h = scan_op(_step, [initial], [a, b], ())
-    return (h.flip(0) if reverse else h).transpose(0, 1).to(k.dtype), final
+    return h.transpose(0, 1), final
 
 
 def _step(h: Tensor, a_t: Tensor, b_t: Tensor) -> list[Tensor]:
@@ -52,7 +62,7 @@ def _step(h: Tensor, a_t: Tensor, b_t: Tensor) -> list[Tensor]:
 @contextmanager
 def scan_as_loop() -> Iterator[None]:
     """Let exporters decompose the scan inside the context; compilers would refuse an operator that has two ways."""
-    entries: dict[Any, Any] = {scan: _scan, scan_and_state: _scan_and_state}
+    entries = decompositions(_loop)
     # What is in the second table keeps its fake kernel; else fake tensors of symbolic sizes would be decomposed.
     for table in (decomposition_table, meta_table):
         table.update(entries)

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Generic, Literal, TypeVar
 
 import numpy as np
 import torch
@@ -143,7 +143,10 @@ def _make(task: Policy, env_id: str, env_args: dict[str, Any] | None, **options:
     return (make_flat if isinstance(task, PPOTask) else make)(env_id, **(env_args or {}), **options)
 
 
-class RecurrentActor:
+P = TypeVar("P", PolicyTask, PPOTask)
+
+
+class _StateActor(Generic[P]):
     """Acts with the recurrent state of a policy: the cost of a step is constant.
 
     Args:
@@ -151,8 +154,8 @@ class RecurrentActor:
         rows: Number of environments that are stepped together.
     """
 
-    def __init__(self, task: PolicyTask, rows: int) -> None:
-        self.task = task
+    def __init__(self, task: P, rows: int) -> None:
+        self.task: P = task
         self.rows = rows
         self.start()
 
@@ -160,6 +163,15 @@ class RecurrentActor:
         """Start an episode in every row."""
         self.state = self.task.initial_state(self.rows)
         self.last_action: Tensor | None = None
+
+    def keep(self, rows: Tensor) -> None:
+        """Keep only some of the rows, bool (rows,)."""
+        self.last_action = None if self.last_action is None else self.last_action[rows]
+        self.state = select_state(self.state, rows)
+
+
+class RecurrentActor(_StateActor[PolicyTask]):
+    """Acts with the state of a policy that was trained offline."""
 
     def act(self, observation: Tensor, return_to_go: Tensor, timestep: Tensor) -> Tensor:
         """The action of every row; shapes as in ``PolicyTask.step``."""
@@ -167,40 +179,15 @@ class RecurrentActor:
         self.last_action, self.state = self.task.step(*inputs, self.state)
         return self.last_action
 
-    def keep(self, rows: Tensor) -> None:
-        """Keep only some of the rows, bool (rows,)."""
-        self.last_action = None if self.last_action is None else self.last_action[rows]
-        self.state = select_state(self.state, rows)
 
-
-class OnlineActor:
-    """Acts with the recurrent state of a policy that was trained online.
-
-    Args:
-        task: The policy, in evaluation mode.
-        rows: Number of environments that are stepped together.
-    """
-
-    def __init__(self, task: PPOTask, rows: int) -> None:
-        self.task = task
-        self.rows = rows
-        self.start()
-
-    def start(self) -> None:
-        """Start an episode in every row."""
-        self.state = self.task.initial_state(self.rows)
-        self.last_action: Tensor | None = None
+class OnlineActor(_StateActor[PPOTask]):
+    """Acts with the state of a policy that was trained online."""
 
     def act(self, observation: Tensor, return_to_go: Tensor, timestep: Tensor) -> Tensor:
         """The action of every row; nothing depends on the return."""
         outputs, _, self.state = self.task.step(observation, self.state, None, self.last_action)
         self.last_action = self.task.distribution.mode(outputs)
         return self.task.distribution.to_environment(self.last_action)
-
-    def keep(self, rows: Tensor) -> None:
-        """Keep only some of the rows, bool (rows,)."""
-        self.last_action = None if self.last_action is None else self.last_action[rows]
-        self.state = select_state(self.state, rows)
 
 
 class WindowActor:

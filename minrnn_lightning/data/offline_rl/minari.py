@@ -26,7 +26,7 @@ from minrnn_lightning.data.offline_rl.episodes import (
     concatenate,
     make_episodes,
 )
-from minrnn_lightning.errors import InputError, packages_passed
+from minrnn_lightning.errors import InputError, first_line, packages_passed
 
 STORAGE = "MINARI_DATASETS_PATH"  # the environment variable that Minari reads
 ID = re.compile(r"([-\w][-\w/]*[-\w]/)?[-\w]+-v\d+")  # as Minari has it: a namespace of two characters or more
@@ -76,7 +76,7 @@ class MinariSet(Source):
             with new_sets(self.storages[0]):
                 minari.download_dataset(self.dataset)
         except Exception as error:  # whatever server, network and package may raise
-            reason = next(iter(str(error).splitlines()), type(error).__name__)
+            reason = first_line(error)
             raise FileNotFoundError(
                 f"The Minari data set {self.dataset} is in none of {', '.join(map(str, self.storages))}, and Minari's "
                 f"server does not give it ({reason}); put it there, or name its storage with {STORAGE}"

@@ -8,7 +8,7 @@ from typing import Any
 
 from lightning.pytorch.utilities import rank_zero_warn
 
-from minrnn_lightning.errors import InputError
+from minrnn_lightning.errors import InputError, first_line
 
 
 def hub_name(path: str | list[str]) -> str | None:
@@ -35,7 +35,7 @@ def load_splits(name: str, subset: str | None, column: str) -> dict[str, Any]:
     try:
         found = datasets.load_dataset(name, subset)
     except Exception as error:  # whatever hub, network and data set may raise
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        reason = first_line(error)
         raise FileNotFoundError(
             f"{name} is neither a file here nor a data set that the Hugging Face Hub gives ({reason})"
         ) from error

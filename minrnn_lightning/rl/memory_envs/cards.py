@@ -13,7 +13,38 @@ from minrnn_lightning.errors import InputError
 SUITS, RANKS = 4, 13
 
 
-class RepeatPrevious(gymnasium.Env[np.ndarray, np.int64]):
+class _Cards(gymnasium.Env[np.ndarray, np.int64]):
+    """An environment with a shuffled deck, whose actions are suits.
+
+    Args:
+        decks: Number of decks of 52 cards.
+        components: Of an observation.
+
+    Raises:
+        InputError: There are no decks.
+    """
+
+    def __init__(self, decks: int, components: int) -> None:
+        if decks < 1:
+            raise InputError(f"decks must be at least 1, got {decks}")
+        self.deck = np.repeat(np.arange(SUITS), RANKS * decks)
+        self.observation_space = Box(0.0, 1.0, (components,), np.float32)
+        self.action_space = Discrete(SUITS)
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[np.ndarray, dict[str, Any]]:
+        """Shuffle the deck and show its first card."""
+        super().reset(seed=seed)
+        self.cards = self.np_random.permutation(self.deck)
+        self.steps = 0
+        return self._observation(), {}
+
+    def _observation(self) -> np.ndarray:
+        raise NotImplementedError
+
+
+class RepeatPrevious(_Cards):
     """Name the suit of the card that was shown ``k`` steps ago.
 
     Every step shows the suit of the next card of a shuffled deck, one-hot, and asks for one of the four suits. From
@@ -35,21 +66,10 @@ class RepeatPrevious(gymnasium.Env[np.ndarray, np.int64]):
     """
 
     def __init__(self, k: int = 4, decks: int = 1) -> None:
-        self.deck = new_deck(decks)
+        super().__init__(decks, SUITS)
         if not 1 <= k < len(self.deck):
             raise InputError(f"k must be at least 1 and at most {len(self.deck) - 1}, got {k}")
         self.k = k
-        self.observation_space = Box(0.0, 1.0, (SUITS,), np.float32)
-        self.action_space = Discrete(SUITS)
-
-    def reset(
-        self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[np.ndarray, dict[str, Any]]:
-        """Shuffle the deck and show its first card."""
-        super().reset(seed=seed)
-        self.cards = self.np_random.permutation(self.deck)
-        self.steps = 0
-        return self._observation(), {}
 
     def step(self, action: np.int64) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
         """Score the answer and show the next card."""
@@ -67,7 +87,7 @@ class RepeatPrevious(gymnasium.Env[np.ndarray, np.int64]):
         return seen
 
 
-class Autoencode(gymnasium.Env[np.ndarray, np.int64]):
+class Autoencode(_Cards):
     """Watch a deck of n cards, then name their suits in the order in which they were shown.
 
     An observation is the suit of the card, one-hot, and 1 while the agent watches. With the last card it is 0, and from
@@ -88,27 +108,16 @@ class Autoencode(gymnasium.Env[np.ndarray, np.int64]):
     """
 
     def __init__(self, decks: int = 1, reverse: bool = False) -> None:
-        self.deck = new_deck(decks)
+        super().__init__(decks, SUITS + 1)
         self.reverse = reverse
-        self.observation_space = Box(0.0, 1.0, (SUITS + 1,), np.float32)
-        self.action_space = Discrete(SUITS)
-
-    def reset(
-        self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[np.ndarray, dict[str, Any]]:
-        """Shuffle the deck and show its first card."""
-        super().reset(seed=seed)
-        self.cards = self.np_random.permutation(self.deck)
-        self.answers = self.cards[::-1] if self.reverse else self.cards
-        self.steps = 0
-        return self._observation(), {}
 
     def step(self, action: np.int64) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
         """Show the next card, or score the answer."""
         count, reward = len(self.cards), 0.0
         answered = self.steps - (count - 1)
         if answered >= 0:
-            reward = (1.0 if action == self.answers[answered] else -1.0) / count
+            card = self.cards[count - 1 - answered if self.reverse else answered]
+            reward = (1.0 if action == card else -1.0) / count
         self.steps += 1
         return self._observation(), reward, answered == count - 1, False, {}
 
@@ -119,14 +128,3 @@ class Autoencode(gymnasium.Env[np.ndarray, np.int64]):
             seen[self.cards[self.steps]] = 1
         seen[SUITS] = self.steps < last
         return seen
-
-
-def new_deck(decks: int) -> np.ndarray:
-    """The suits of all cards, int64 (52 · decks,).
-
-    Raises:
-        InputError: There are no decks.
-    """
-    if decks < 1:
-        raise InputError(f"decks must be at least 1, got {decks}")
-    return np.repeat(np.arange(SUITS), RANKS * decks)
