@@ -71,11 +71,15 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None) -> None:
         """Write the checkpoint; after an error the previous one is still there."""
-        if "://" in str(path):  # a URL
+        if "://" in str(path) or storage_options is not None:  # a URL
             return super().save_checkpoint(checkpoint, path, storage_options)
+        os.makedirs(Path(path).parent, exist_ok=True)
         partial = Path(f"{path}.partial")
         try:
-            super().save_checkpoint(checkpoint, partial, storage_options)
+            # Not with Lightning's writer, whose transactions do not nest: its handler of Slurm's signal writes another
+            # checkpoint wherever it interrupts the program, which may be here.
+            with open(partial, "wb") as file:
+                torch.save(checkpoint, file)
             os.replace(partial, path)
         finally:
             partial.unlink(missing_ok=True)

@@ -6,7 +6,6 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from lightning.fabric.plugins import TorchCheckpointIO
 from tokenizers import Tokenizer
 
 from minrnn_lightning.checkpoint import (
@@ -41,15 +40,27 @@ def test_a_failed_write_leaves_the_checkpoint_before(tmp_path, monkeypatch):
     file = tmp_path / "last.ckpt"
     AtomicCheckpointIO().save_checkpoint({"state_dict": {"step": 1}}, file)
 
-    def full(self, checkpoint, path, storage_options=None):
-        path.write_bytes(b"half")
+    def full(checkpoint, file):
+        file.write(b"half")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(TorchCheckpointIO, "save_checkpoint", full)
+    monkeypatch.setattr(torch, "save", full)
     with pytest.raises(OSError, match="No space left"):
         AtomicCheckpointIO().save_checkpoint({"state_dict": {"step": 2}}, file)
     assert read_checkpoint(file)["state_dict"] == {"step": 1}
     assert list(tmp_path.iterdir()) == [file]
+
+
+def test_a_signal_handler_may_write_a_checkpoint_while_one_is_written(tmp_path):
+    class Interruption:  # what Lightning's handler of Slurm's signal does
+        def __reduce__(self):
+            AtomicCheckpointIO().save_checkpoint({"state_dict": {"step": 1}}, tmp_path / "hpc_ckpt_1.ckpt")
+            return dict, ()
+
+    AtomicCheckpointIO().save_checkpoint({"state_dict": {"step": Interruption()}}, tmp_path / "last.ckpt")
+    assert read_checkpoint(tmp_path / "hpc_ckpt_1.ckpt")["state_dict"] == {"step": 1}
+    assert read_checkpoint(tmp_path / "last.ckpt")["state_dict"] == {"step": {}}
+    assert len(list(tmp_path.iterdir())) == 2
 
 
 def test_missing_file_and_folder(tmp_path):
