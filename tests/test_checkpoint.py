@@ -1,6 +1,7 @@
 """Reading checkpoints: intact, damaged and foreign ones; loading the tensors that fit."""
 
 import pickle
+from collections import OrderedDict
 
 import pytest
 import torch
@@ -55,7 +56,7 @@ def test_a_signal_handler_may_write_a_checkpoint_while_one_is_written(tmp_path):
     class Interruption:  # what Lightning's handler of Slurm's signal does
         def __reduce__(self):
             AtomicCheckpointIO().save_checkpoint({"state_dict": {"step": 1}}, tmp_path / "hpc_ckpt_1.ckpt")
-            return dict, ()
+            return OrderedDict, ()
 
     AtomicCheckpointIO().save_checkpoint({"state_dict": {"step": Interruption()}}, tmp_path / "last.ckpt")
     assert read_checkpoint(tmp_path / "hpc_ckpt_1.ckpt")["state_dict"] == {"step": 1}
