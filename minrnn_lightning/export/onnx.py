@@ -17,7 +17,6 @@ import torch
 from minrnn_lightning.errors import InputError, first_line
 from minrnn_lightning.export.extra import extra_module
 from minrnn_lightning.export.modules import FlatModule
-from minrnn_lightning.ops.decomposition import scan_as_loop
 
 OPSET = 18
 
@@ -30,7 +29,7 @@ def write_onnx(module: FlatModule, metadata: dict[str, str], path: Path) -> None
     """
     for name in ("onnx", "onnxscript"):
         extra_module(name)
-    with _quiet(), scan_as_loop():
+    with _quiet():
         try:
             program = torch.onnx.export(
                 module,

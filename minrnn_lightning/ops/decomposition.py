@@ -1,18 +1,17 @@
-"""The scan as PyTorch's higher-order operator ``scan``, of which ONNX exporters make the standard operator ``Scan``.
+"""The operators of the scan as others, for exporters, which know only those of PyTorch.
 
-``torch.onnx.export(..., dynamo=True)`` finds it in PyTorch's table of decompositions inside ``scan_as_loop``. All other
-users of the operator keep its kernels.
+Under ``torch.onnx.export(..., dynamo=True)`` a scan is PyTorch's higher-order operator ``scan``, of which the exporter
+makes the standard operator ``Scan``. A decomposition in PyTorch's own table would do the same, but compilers refuse an
+operator that has one and that they run as it is.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch._decomp import decomposition_table, meta_table
 
 from minrnn_lightning.ops import eager
 from minrnn_lightning.ops.operators import scan, scan_and_state
@@ -59,16 +58,11 @@ def _step(h: Tensor, a_t: Tensor, b_t: Tensor) -> list[Tensor]:
     return [h, h.clone()]
 
 
-@contextmanager
-def scan_as_loop() -> Iterator[None]:
-    """Let exporters decompose the scan inside the context; compilers would refuse an operator that has two ways."""
-    entries = decompositions(_loop)
-    # What is in the second table keeps its fake kernel; else fake tensors of symbolic sizes would be decomposed.
-    for table in (decomposition_table, meta_table):
-        table.update(entries)
-    try:
-        yield
-    finally:
-        for table in (decomposition_table, meta_table):
-            for op in entries:
-                del table[op]
+_loops = decompositions(_loop)
+
+
+def run(op: Any, *args: Any) -> Any:
+    """Run ``scan`` or ``scan_and_state``, during an export to ONNX as a loop."""
+    if torch.compiler.is_compiling() and torch.onnx.is_in_onnx_export():
+        return _loops[op](*args)
+    return op(*args)

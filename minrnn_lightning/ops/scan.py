@@ -8,6 +8,7 @@ from torch import Tensor
 
 from minrnn_lightning.errors import InputError
 from minrnn_lightning.ops import eager
+from minrnn_lightning.ops.decomposition import run
 from minrnn_lightning.ops.operators import scan, scan_and_state
 
 Activation = Literal["positive", "identity"]
@@ -37,7 +38,7 @@ def linear_scan(
         TypeError: An argument is not a dense tensor, or not of a floating-point type (bool for ``reset``).
     """
     k, v, f, initial = _checked({"decay": decay, "update": update}, initial, reset)
-    states: Tensor = scan(k, v, f, initial, reset, "linear", reverse)
+    states: Tensor = run(scan, k, v, f, initial, reset, "linear", reverse)
     return states
 
 
@@ -78,7 +79,7 @@ def gated_scan(
         TypeError: An argument is not a dense tensor, or not of a floating-point type (bool for ``reset``).
     """
     k, v, f, initial = _checked_gates(gate, candidate, forget, initial, activation, reset)
-    states: Tensor = scan(k, v, f, initial, reset, activation, reverse)
+    states: Tensor = run(scan, k, v, f, initial, reset, activation, reverse)
     return states
 
 
@@ -99,9 +100,9 @@ def gated_scan_and_state(
     k, v, f, initial = _checked_gates(gate, candidate, forget, initial, activation, reset)
     wide = eager.state_dtype(k.dtype)
     if k.dtype == wide:
-        h: Tensor = scan(k, v, f, initial, reset, activation, reverse)
+        h: Tensor = run(scan, k, v, f, initial, reset, activation, reverse)
         return h, last_state(h, reverse)
-    h, exact = scan_and_state(k, v, f, initial, reset, activation, reverse)
+    h, exact = run(scan_and_state, k, v, f, initial, reset, activation, reverse)
     final = last_state(h, reverse).to(wide)
     return h, final + (exact - final).detach()
 

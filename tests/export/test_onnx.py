@@ -11,7 +11,6 @@ from minrnn_lightning import Backbone, ClassificationTask, LanguageTask, MinGRU,
 from minrnn_lightning.errors import InputError
 from minrnn_lightning.export import export
 from minrnn_lightning.export.flatten import flatten
-from minrnn_lightning.ops.decomposition import scan_as_loop
 
 SMALL = {"dim": 8, "depth": 1, "mlp_ratio": 1.0}
 TOLERANCE = {"rtol": 1e-5, "atol": 1e-5}
@@ -106,8 +105,7 @@ def test_a_layer_exports_by_pytorch_s_own_function(tmp_path):
     torch.manual_seed(0)
     layer, x = MinGRU(3, 4, batch_first=True).eval(), torch.randn(2, 9, 3)
     path = tmp_path / "m.onnx"
-    with scan_as_loop():
-        torch.onnx.export(layer, (x,), path, dynamo=True, dynamic_shapes=({0: "batch", 1: "length"},), verbose=False)
+    torch.onnx.export(layer, (x,), path, dynamo=True, dynamic_shapes=({0: "batch", 1: "length"},), verbose=False)
     run, x = onnxruntime.InferenceSession(path), torch.randn(3, 20, 3)
     (found, _) = run.run(None, {run.get_inputs()[0].name: x.numpy()})
     torch.testing.assert_close(torch.from_numpy(found), layer(x)[0].detach(), **TOLERANCE)
