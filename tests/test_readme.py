@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from this_process import use_this_process
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -51,6 +52,7 @@ def test_generate_command_runs(minrnn, checkpoint, tmp_path, monkeypatch):
 @pytest.mark.slow
 def test_compare_command_runs(minrnn, tmp_path, monkeypatch):
     (command,) = (c for c in COMMANDS if c.startswith("minrnn compare"))
+    use_this_process(monkeypatch)
     monkeypatch.chdir(tmp_path)
     options = [
         "--mixers=mingru+attention",

@@ -7,12 +7,10 @@ import shlex
 import subprocess
 import sys
 import textwrap
-from contextlib import redirect_stdout
 from functools import partial
-from io import StringIO
 from pathlib import Path
-from unittest import mock
 
+import forked
 import pytest
 import torch
 import yaml
@@ -188,14 +186,12 @@ def test_bf16(minrnn, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "program", [[sys.executable, "-m", "minrnn_lightning"], [str(Path(sys.executable).parent / "minrnn")]], ids=str
-)
-def test_ddp(program, tmp_path):
+def test_ddp(tmp_path):
     recipes = ["--config", recipes_folder() / "shakespeare.yaml", "--config", recipes_folder() / "hardware/ddp.yaml"]
     args = [*REDUCED, "--model.dim=16", "--model.depth=1", "--trainer.max_steps=3", "--trainer.val_check_interval=2"]
     args += ["--trainer.limit_val_batches=2", f"--trainer.default_root_dir={tmp_path}/runs"]
-    run = subprocess.run([*program, "fit", *map(str, recipes), *args], capture_output=True, text=True, timeout=300)
+    program = [sys.executable, "-m", "minrnn_lightning", "fit", *map(str, recipes)]
+    run = subprocess.run([*program, *args], capture_output=True, text=True, timeout=300)
     assert run.returncode == 0, run.stderr
     assert "MEMBER: 2/2" in run.stderr
     assert "gloo" in run.stderr
@@ -239,29 +235,23 @@ EXTERNAL = textwrap.dedent("""
         trainer.fit(task, data)
         trainer.save_checkpoint(folder + "/x.ckpt")
         if trainer.is_global_zero:
-            print(trainer.callback_metrics["train/loss"].item())
+            open(folder + "/loss", "w").write(str(trainer.callback_metrics["train/loss"].item()))
             torch.save(before, folder + "/before.pt")
 """)
 
 
-def external(
-    folder: Path, text: Path, devices: int, batch_size: int, steps: int, in_this_process: bool = False
-) -> tuple[float, dict, dict]:
+def external(folder: Path, text: Path, devices: int, batch_size: int, steps: int) -> tuple[float, dict, dict]:
     """Run the external project and return its last loss, and its weights before and after."""
     folder.mkdir()
     project = folder / "project.py"
     project.write_text(EXTERNAL)
-    args = list(map(str, [project, text, folder, devices, batch_size, steps]))
-    if in_this_process:
-        with mock.patch.object(sys, "argv", args), mock.patch.dict(os.environ), redirect_stdout(StringIO()) as printed:
-            runpy.run_path(str(project), run_name="__main__")
-        out = printed.getvalue()
+    args = [project, text, folder, devices, batch_size, steps]
+    if devices == 1:
+        forked.run(args, folder / "out")
     else:
-        run = subprocess.run([sys.executable, *args], capture_output=True, text=True, timeout=300)
-        assert run.returncode == 0, run.stderr
-        out = run.stdout
+        forked.run_two(args, folder)
     after = torch.load(folder / "x.ckpt", weights_only=True)["state_dict"]
-    return float(out.split()[-1]), torch.load(folder / "before.pt"), after
+    return float((folder / "loss").read_text()), torch.load(folder / "before.pt"), after
 
 
 @pytest.mark.slow
@@ -276,7 +266,7 @@ def test_external_project_with_another_optimizer(minrnn, text, tmp_path):
 
 @pytest.mark.slow
 def test_gradient_of_two_processes_is_that_of_the_joined_batch(text, tmp_path):
-    _, one_before, one_after = external(tmp_path / "one", text, 1, batch_size=8, steps=1, in_this_process=True)
+    _, one_before, one_after = external(tmp_path / "one", text, 1, batch_size=8, steps=1)
     _, two_before, two_after = external(tmp_path / "two", text, devices=2, batch_size=4, steps=1)
     for name, before in one_before.items():
         assert torch.equal(before, two_before[name])

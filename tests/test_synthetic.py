@@ -1,12 +1,11 @@
 """The synthetic tasks through the command: they learn, resume, draw, and answer bad input with one sentence."""
 
 import csv
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from forked import run_two
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from minrnn_lightning.commands.benchmark import train
@@ -87,21 +86,11 @@ def test_resumes_within_an_epoch_and_a_curriculum(minrnn, tmp_path, num_workers)
     assert all(torch.equal(one[name], two[name]) for name in one)
 
 
-IN_TWO_PROCESSES = f"""
-import sys
-sys.path.insert(0, {str(Path(__file__).parent / "fixtures")!r})
-from two_processes import fork
-from minrnn_lightning.commands import fit, main
-fork()
-main.main(sys.argv[1:])
-"""
-
-
 @pytest.mark.slow
 def test_two_processes(minrnn, tmp_path):
     args = [*COPY, "--trainer.max_steps=3", "--trainer.devices=2", "--trainer.strategy=ddp", "--data.batch_size=5"]
     args += ["--trainer.val_check_interval=3", f"--trainer.default_root_dir={tmp_path}"]
-    subprocess.run([sys.executable, "-c", IN_TWO_PROCESSES, "fit", *args], check=True, capture_output=True, timeout=300)
+    run_two(["minrnn", "fit", *args], tmp_path)
     shared = last_scores(tmp_path / "version_0")
     checkpoint = f"--ckpt_path={tmp_path}/version_0/checkpoints/last.ckpt"
     args = [*COPY, "--data.batch_size=5", f"--trainer.default_root_dir={tmp_path}", checkpoint]

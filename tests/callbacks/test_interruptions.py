@@ -2,7 +2,6 @@
 
 import os
 import signal
-import subprocess
 import time
 from pathlib import Path
 
@@ -10,7 +9,8 @@ import faulty_callbacks
 import numpy as np
 import pytest
 import torch
-from command_line import command, read
+from command_line import read
+from forked import finish, start
 from lightning.pytorch import Callback, Trainer
 from runs import QUIET, best, curve, same_state
 from torch.utils.data import DataLoader
@@ -75,16 +75,13 @@ def test_accumulated_gradients_are_used_before_a_run_ends(run, stop):
 def test_a_signal_from_outside(small, tmp_path, number):
     args = ["--trainer.max_steps=1000000", "--trainer.val_check_interval=5", "--trainer.limit_val_batches=1"]
     last = tmp_path / "runs/version_0/checkpoints/last.ckpt"
-    process = subprocess.Popen(command("fit", *small, *args), stderr=subprocess.PIPE, text=True)
-    try:
+    with start(["minrnn", "fit", *small, *args], tmp_path / "out") as process:
         end = time.monotonic() + 300
-        while not last.exists() and process.poll() is None and time.monotonic() < end:
+        while not last.exists() and process.is_alive() and time.monotonic() < end:
             time.sleep(0.1)
-        process.send_signal(number)
-        errors = process.communicate(timeout=300)[1]
-    finally:
-        process.kill()
-    assert process.returncode == 128 + number, errors
+        os.kill(process.pid, number)
+        code, errors = finish(process), (tmp_path / "out").read_text()
+    assert code == 128 + number, errors
     assert "Traceback" not in errors
     assert "Saved" in errors
     assert read(last)["global_step"] > 0
@@ -104,23 +101,18 @@ def test_a_requeue_of_slurm_is_left_to_lightning(small, tmp_path):
     }
     args = ["--trainer.max_steps=1000000", "--trainer.val_check_interval=5", "--trainer.limit_val_batches=1"]
     last = tmp_path / "runs/version_0/checkpoints/last.ckpt"
-    process = subprocess.Popen(
-        command("fit", *small, *args), stderr=subprocess.PIPE, text=True, env={**os.environ, **slurm}
-    )
-    try:
+    with start(["minrnn", "fit", *small, *args], tmp_path / "out", slurm) as process:
         end = time.monotonic() + 300
-        while not last.exists() and process.poll() is None and time.monotonic() < end:
+        while not last.exists() and process.is_alive() and time.monotonic() < end:
             time.sleep(0.1)
-        process.send_signal(signal.SIGUSR1)
-        while not (tmp_path / "requeued").exists() and process.poll() is None and time.monotonic() < end:
+        os.kill(process.pid, signal.SIGUSR1)
+        while not (tmp_path / "requeued").exists() and process.is_alive() and time.monotonic() < end:
             time.sleep(0.1)
-        process.send_signal(signal.SIGTERM)
-        errors = process.communicate(timeout=300)[1]
-    finally:
-        process.kill()
+        os.kill(process.pid, signal.SIGTERM)
+        code, errors = finish(process), (tmp_path / "out").read_text()
     assert (tmp_path / "requeued").read_text() == "requeue 7\n", errors
     assert list((tmp_path / "runs").glob("hpc_ckpt_*.ckpt"))
-    assert process.returncode == 143, errors
+    assert code == 143, errors
 
 
 # When last.ckpt is written

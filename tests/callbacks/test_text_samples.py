@@ -1,10 +1,15 @@
 """TextSamples on systems whose encoding is not UTF-8."""
 
+import io
+import locale
 import os
 import subprocess
+import sys
 
 import pytest
 from command_line import command
+
+from minrnn_lightning.commands.encoding import use_utf8
 
 
 @pytest.mark.slow
@@ -20,9 +25,19 @@ trainer:
     (tmp_path / "recipe.yaml").write_text(recipe, encoding="utf-8")
     args = [*small, f"--data.path={tmp_path}/über.txt", "--config", tmp_path / "recipe.yaml"]
     plain_c = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}  # as a Windows that is not set to UTF-8
-    for environment in (plain_c, {"PYTHONIOENCODING": "cp1252"}):
-        run = subprocess.run(command("fit", *args), capture_output=True, env={**os.environ, **environment})
-        assert run.returncode == 0, run.stderr
-        assert b"A sample after 1 steps" in run.stdout
+    environment = {**os.environ, **plain_c, "PYTHONIOENCODING": "cp1252"}  # files in ASCII, output in cp1252
+    run = subprocess.run(command("fit", *args), capture_output=True, env=environment)
+    assert run.returncode == 0, run.stderr
+    assert b"A sample after 1 steps" in run.stdout
     run = subprocess.run(command("recipes"), capture_output=True, env={**os.environ, **plain_c})
     assert run.returncode == 0, run.stderr
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252", "utf-8"])
+def test_what_a_terminal_cannot_show_is_replaced(monkeypatch, encoding):
+    out = io.TextIOWrapper(io.BytesIO(), encoding)
+    monkeypatch.setattr(sys, "stdout", out)
+    monkeypatch.setattr(locale, "getpreferredencoding", lambda _: "utf-8")
+    use_utf8()
+    print("\u4e2d", end="", flush=True)
+    assert out.buffer.getvalue() == ("\u4e2d".encode() if encoding == "utf-8" else b"?")

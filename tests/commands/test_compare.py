@@ -2,12 +2,12 @@
 
 import csv
 import json
+import os
 import signal
-import subprocess
-import sys
 import time
 
 import pytest
+from forked import finish, start
 from this_process import use_this_process
 
 SMALL = [
@@ -71,7 +71,8 @@ def test_table_of_mixers_and_seeds(minrnn, tmp_path, where, monkeypatch):
 
 
 @pytest.mark.slow
-def test_an_interrupted_run_goes_on(minrnn, tmp_path, where):
+def test_an_interrupted_run_goes_on(minrnn, tmp_path, where, monkeypatch):
+    use_this_process(monkeypatch)
     run = ["--seed_everything=0", "--model.mixer=mingru", f"--trainer.default_root_dir={tmp_path}/runs/mingru-0"]
     code, _, errors = minrnn("fit", *SMALL, *run, "--trainer.callbacks+=TrainingCost", "--trainer.max_steps=2")
     assert code == 0, errors
@@ -88,12 +89,12 @@ def test_an_interrupted_run_goes_on(minrnn, tmp_path, where):
 def test_a_run_ends_with_the_comparison_and_leaves_a_checkpoint(tmp_path, where, number):
     words = ["compare", *SMALL, "--mixers=mingru", "--trainer.max_steps=100000", *where]
     run = tmp_path / "runs/mingru-0"
-    with subprocess.Popen([sys.executable, "-m", "minrnn_lightning", *words]) as comparison:
+    with start(["minrnn", *words], tmp_path / "out") as comparison:
         while not list(run.glob("version_0/checkpoints/last.ckpt")):
-            assert comparison.poll() is None
+            assert comparison.is_alive(), (tmp_path / "out").read_text()
             time.sleep(0.1)
-        comparison.send_signal(number)
-    assert comparison.returncode == (-number if number == signal.SIGKILL else 128 + number)
+        os.kill(comparison.pid, number)
+        assert finish(comparison) == (-number if number == signal.SIGKILL else 128 + number)
     deadline = time.monotonic() + 300
     while "Saved" not in (run / "log").read_text():
         assert time.monotonic() < deadline
@@ -121,11 +122,11 @@ def test_refuses(minrnn, where, words, sentence):
 
 @pytest.mark.slow
 def test_a_failed_run_says_why(minrnn, where, monkeypatch):
+    use_this_process(monkeypatch)
     code, _, errors = minrnn("compare", *SMALL, "--mixers=mingru", "--model.depth=-1", *where)
     assert code == 1
     assert "the run of mingru with seed 0 failed" in errors
     assert "depth must be above 0, got -1" in errors
-    use_this_process(monkeypatch)
     args = [*SMALL, "--mixers=mingru", "--metric=val/los", "--trainer.max_steps=2"]  # not held to the former options
     code, _, errors = minrnn("compare", *args, *where)
     assert code == 1

@@ -11,6 +11,7 @@ from typing import ClassVar
 
 import pytest
 import torch
+from this_process import use_this_process
 
 from minrnn_lightning.commands import compare as command
 from minrnn_lightning.commands import compare_plan, compare_report, compare_run, compare_time, compare_tune
@@ -328,7 +329,8 @@ def test_the_last_step_is_validated(max_steps, interval, batches_per_step, asked
 
 
 @pytest.mark.slow
-def test_reads_recipe_and_options():
+def test_reads_recipe_and_options(monkeypatch):
+    use_this_process(monkeypatch)
     args = ["--config", "shakespeare_small", "--model.lr=1e-2", "--model.muon_lr=0.03", "--trainer.max_steps=70"]
     recipe = read_recipe(args, "mingru+attention")
     assert recipe == Recipe(Rates(0.01, 0.03), 70, 100, 1, "ShakespeareDataModule", can_tune=True)

@@ -4,12 +4,15 @@ import csv
 import os
 import signal
 import subprocess
+import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
 import yaml
 from command_line import command, equal, read
+from forked import finish, start
 
 from minrnn_lightning import __version__
 from minrnn_lightning.commands import fit as lightning_cli
@@ -204,24 +207,41 @@ def test_resumed_run_equals_whole_run(minrnn, small, tmp_path, stop):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "words",
-    [[], ["--data.num_workers=1"], ["--trainer.strategy=ddp", "--trainer.devices=2"]],
-    ids=["one", "workers", "ddp"],
-)
+@pytest.mark.parametrize("words", [[], ["--data.num_workers=1"]], ids=["one", "workers"])
 def test_ctrl_c_in_the_shell(small, tmp_path, words):
     last = tmp_path / "runs/version_0/checkpoints/last.ckpt"
     words = [*words, "--trainer.max_steps=1000000", "--trainer.val_check_interval=5", "--trainer.limit_val_batches=1"]
-    process = subprocess.Popen(
-        command("fit", *small, *words), stderr=subprocess.PIPE, text=True, start_new_session=True
-    )
+    with start(["minrnn", "fit", *small, *words], tmp_path / "out") as process:
+        end = time.monotonic() + 300
+        while not last.exists() and process.is_alive() and time.monotonic() < end:
+            time.sleep(0.1)
+        seen = last.stat().st_mtime_ns
+        os.killpg(process.pid, signal.SIGINT)  # as the terminal does
+        code, errors = finish(process), (tmp_path / "out").read_text()
+    check_interrupted(code, errors, last, seen)
+
+
+@pytest.mark.slow
+def test_ctrl_c_in_the_shell_with_two_processes(small, tmp_path):
+    """The script that pip installs, started again by Lightning for the second process."""
+    last = tmp_path / "runs/version_0/checkpoints/last.ckpt"
+    words = ["--trainer.strategy=ddp", "--trainer.devices=2", "--trainer.max_steps=1000000"]
+    words += ["--trainer.val_check_interval=5", "--trainer.limit_val_batches=1"]
+    program = [Path(sys.executable).parent / "minrnn", "fit", *small, *words]
+    process = subprocess.Popen(program, stderr=subprocess.PIPE, text=True, start_new_session=True)
     end = time.monotonic() + 300
     while not last.exists() and process.poll() is None and time.monotonic() < end:
         time.sleep(0.1)
     seen = last.stat().st_mtime_ns
-    os.killpg(process.pid, signal.SIGINT)  # as the terminal does
+    os.killpg(process.pid, signal.SIGINT)
     errors = process.communicate(timeout=300)[1]
-    assert process.returncode == 130, errors
+    check_interrupted(process.returncode, errors, last, seen)
+    assert "MEMBER: 2/2" in errors
+    assert [path.name for path in (tmp_path / "runs").iterdir()] == ["version_0"]
+
+
+def check_interrupted(code, errors, last, seen):
+    assert code == 130, errors
     assert "Traceback" not in errors
     assert "Saved" in errors
     assert last.stat().st_mtime_ns > seen

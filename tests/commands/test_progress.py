@@ -3,12 +3,11 @@
 import os
 import pty
 import re
-import subprocess
 import sys
 import time
 from types import SimpleNamespace
 
-from command_line import command
+from forked import finish, start
 from lightning.pytorch.callbacks import RichProgressBar
 
 from minrnn_lightning.commands import fit
@@ -61,17 +60,16 @@ def test_a_bar_with_the_time_left_in_a_terminal(small):
         "--trainer.max_epochs=-1",
         "--trainer.precision=bf16-mixed",
     ]
-    environment = {**os.environ, "COLUMNS": "150", "TERM": "xterm"}
-    process = subprocess.Popen(command("fit", *args), stdout=its, stderr=its, env=environment)
-    os.close(its)
-    out = b""
-    try:
-        while piece := os.read(ours, 65536):
-            out += piece
-    except OSError:  # how a terminal ends on Linux
-        pass
+    with start(["minrnn", "fit", *args], os.ttyname(its), {"COLUMNS": "150", "TERM": "xterm"}) as process:
+        out = os.read(ours, 65536)
+        os.close(its)
+        try:
+            while piece := os.read(ours, 65536):
+                out += piece
+        except OSError:  # how a terminal ends on Linux
+            pass
+        assert finish(process) == 0, out
     os.close(ours)
-    assert process.wait() == 0
     text = re.sub(r"\x1b\[[\d;?]*[a-zA-Z]", "", out.decode())
     assert re.search(r"Epoch 0 .*left: \d+:\d\d:\d\d", text), text
     assert "/-2" not in text

@@ -1,25 +1,18 @@
 """Two real processes share the batches: none is met twice, none is lost."""
 
-import os
-import subprocess
-import sys
-
 import pytest
 import torch
+from forked import run_two
 
 from minrnn_lightning.data import TextDataModule
 
 SCRIPT = """
-import sys
 import torch
 from lightning.pytorch import Trainer
-sys.path.insert(0, {tests!r})
 from recording_module import RecordingModule
-from two_processes import fork
 from minrnn_lightning.data import TextDataModule
 
 if __name__ == "__main__":
-    fork()
     for num_workers in (0, 1):
         data = TextDataModule({text!r}, batch_size=4, length=20, num_workers=num_workers)
         trainer = Trainer(accelerator="cpu", devices=2, strategy="ddp", max_epochs=2, logger=False,
@@ -33,13 +26,8 @@ if __name__ == "__main__":
 
 @pytest.mark.slow
 def test_two_processes(text_file, tmp_path, recorder, trainer):
-    names = {
-        "tests": os.path.join(os.path.dirname(__file__), "../fixtures"),
-        "text": str(text_file),
-        "folder": str(tmp_path),
-    }
-    (tmp_path / "script.py").write_text(SCRIPT.format(**names))
-    subprocess.run([sys.executable, tmp_path / "script.py"], check=True, capture_output=True, timeout=300)
+    (tmp_path / "script.py").write_text(SCRIPT.format(text=str(text_file), folder=str(tmp_path)))
+    run_two([tmp_path / "script.py"], tmp_path)
     data = TextDataModule(str(text_file), batch_size=8, length=20)
     trainer(max_epochs=2).fit(recorder, data)
     trainer().test(recorder, data, verbose=False)

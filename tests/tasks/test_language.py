@@ -2,12 +2,11 @@
 
 import math
 import os
-import subprocess
-import sys
 
 import lightning.pytorch as pl
 import pytest
 import torch
+from forked import run_two
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
@@ -183,9 +182,8 @@ def test_bits_per_character_and_byte(tmp_path, mixed_text, tokenizer, batch_size
 SCRIPT = """
 import sys
 import torch
-sys.path[:0] = [{tests!r}, {tests!r} + "/../fixtures"]
+sys.path.insert(0, {tests!r})
 from test_language import batches, language_task, trainer
-from two_processes import fork
 from torch.utils.data import DataLoader
 
 class Batches(torch.utils.data.Dataset):
@@ -200,7 +198,6 @@ class Sized(__import__("lightning").pytorch.LightningDataModule):
         return DataLoader(Batches(), batch_size=None)
 
 if __name__ == "__main__":
-    fork()
     run = trainer({folder!r}, devices=2, strategy="ddp")
     got = run.validate(language_task(), Sized(), verbose=False)[0]
     torch.save(got, {folder!r} + "/got" + str(run.global_rank))
@@ -210,7 +207,7 @@ if __name__ == "__main__":
 @pytest.mark.slow
 def test_two_processes(tmp_path):
     (tmp_path / "script.py").write_text(SCRIPT.format(tests=os.path.dirname(__file__), folder=str(tmp_path)))
-    subprocess.run([sys.executable, tmp_path / "script.py"], check=True, capture_output=True, timeout=300)
+    run_two([tmp_path / "script.py"], tmp_path)
     made = batches([0, 24, 3, 17, 1, 0])
     losses, targets = nats(language_task(), made), torch.cat([targets.flatten() for _, targets in made])
     characters = targets[targets != -100].sum().item()

@@ -1,14 +1,12 @@
 """Muon against its definition, PyTorch's own Muon and AdamW; groups, resuming, sharding, and other optimizers."""
 
-from datetime import timedelta
-
 import pytest
 import torch
+from forked import run_two
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from lightning.pytorch import Callback, Trainer
-from torch import distributed, nn
-from torch.distributed.fsdp import FullyShardedDataParallel
+from torch import nn
 from torch.utils.data import DataLoader
 
 from minrnn_lightning import LanguageTask
@@ -95,37 +93,52 @@ def test_muon_trains_the_linear_maps_of_the_backbone(mixer):
     assert all(parameter.ndim == 1 or hasattr(parameter, "_no_weight_decay") for parameter in rest["params"])
 
 
-def train_sharded(rank, folder):
-    """Five steps of the same model on each of two processes, whole and sharded; both end with the same weights."""
-    store = distributed.FileStore(str(folder / "store"), 2)
-    distributed.init_process_group("gloo", store=store, rank=rank, world_size=2, timeout=timedelta(seconds=60))
-    try:
-        results = []
-        for shard in (False, True):
-            torch.manual_seed(0)
-            task = LanguageTask(7, 7, dim=6, depth=1, muon_lr=0.05, weight_decay=0.5, lr=0.01)
-            task.setup("fit")
-            options = {"device_id": torch.device("cpu"), "use_orig_params": True}
-            model = FullyShardedDataParallel(task, **options) if shard else task
-            optimizer = task.make_optimizer()
-            for _ in range(5):
-                tokens = torch.randint(7, (2, 5), generator=torch.Generator().manual_seed(1))
-                optimizer.zero_grad()
-                model(tokens)[0].square().sum().backward()
-                optimizer.step()
-            if shard:
-                with FullyShardedDataParallel.summon_full_params(model):
-                    results.append({name: value.clone() for name, value in task.state_dict().items()})
-            else:
-                results.append({name: value.clone() for name, value in task.state_dict().items()})
-        for name, value in results[0].items():
-            torch.testing.assert_close(results[1][name], value, rtol=1e-4, atol=1e-5, msg=name)
-    finally:
-        distributed.destroy_process_group()
+SHARDED = """
+import os
+import sys
+from datetime import timedelta
+import torch
+from torch import distributed
+from torch.distributed.fsdp import FullyShardedDataParallel
+from minrnn_lightning import LanguageTask
+
+folder, rank = sys.argv[1], int(os.environ["LOCAL_RANK"])
+distributed.init_process_group("gloo", rank=rank, world_size=2, timeout=timedelta(seconds=60))
+for shard in (False, True):
+    torch.manual_seed(0)
+    task = LanguageTask(7, 7, dim=6, depth=1, muon_lr=0.05, weight_decay=0.5, lr=0.01)
+    task.setup("fit")
+    options = {"device_id": torch.device("cpu"), "use_orig_params": True}
+    model = FullyShardedDataParallel(task, **options) if shard else task
+    sizes = [parameter.numel() for parameter in task.parameters()]
+    optimizer = task.make_optimizer()
+    for _ in range(5):
+        tokens = torch.randint(7, (2, 5), generator=torch.Generator().manual_seed(1))
+        optimizer.zero_grad()
+        model(tokens)[0].square().sum().backward()
+        optimizer.step()
+    if shard:
+        with FullyShardedDataParallel.summon_full_params(model):
+            torch.save((sizes, dict(task.state_dict())), f"{folder}/sharded{rank}")
+    else:
+        torch.save((sizes, task.state_dict()), f"{folder}/whole{rank}")
+distributed.destroy_process_group()
+"""
 
 
 def test_sharded_parameters_train_like_whole_ones(tmp_path):
-    torch.multiprocessing.spawn(train_sharded, (tmp_path,), nprocs=2)
+    """Five steps of the same model on each of two processes, whole and sharded; both end with the same weights."""
+    (tmp_path / "script.py").write_text(SHARDED)
+    run_two([tmp_path / "script.py", tmp_path], tmp_path)
+    held = torch.zeros(2, dtype=torch.long)  # elements on each process
+    for rank in range(2):
+        (sizes, whole), (parts, sharded) = (torch.load(tmp_path / f"{name}{rank}") for name in ("whole", "sharded"))
+        assert sum(parts) < sum(sizes)
+        held[rank] = sum(parts)
+        assert whole.keys() == sharded.keys()
+        for name, value in whole.items():
+            torch.testing.assert_close(sharded[name], value, rtol=1e-4, atol=1e-5, msg=name)
+    assert held.sum() == sum(sizes)
 
 
 def trainer(folder, steps, **options):

@@ -23,16 +23,15 @@ OPTIONS = {  # of mixers, where other code runs than by default
     "unnormalised minlstm": {"normalize": False, "forget_bias": 1.0, "learn_initial_state": True},
     "windowed attention": {"window": 5, "heads": 4, "kv_heads": 2},
 }
-MODELS = [*MIXERS, *OPTIONS, *(f"stacked {name}" for name in MIXERS), "stacked hybrid"]
+STACKS = ["mingru, mingru", *map(", ".join, itertools.zip_longest(*[iter(MIXERS)] * 2, fillvalue="mingru"))]
+MODELS = [*MIXERS, *OPTIONS, *STACKS]
 
 
 def maker(model):
-    """What makes the mixer alone, or with convolution, norm and MLP around it; a hybrid of all mixers last."""
-    how, _, name = model.rpartition(" ")
-    if how == "stacked":
-        pattern = list(MIXERS) if name == "hybrid" else [name] * 2
-        return lambda dim: Backbone(dim, len(pattern), pattern, expansion=2, kernel_size=4, mlp_ratio=2)
-    return lambda dim: MIXERS[name](dim, 2.0, **OPTIONS.get(model, {}))
+    """What makes the mixer alone, or a stack of two with convolution, norm and MLP around each."""
+    if model in STACKS:
+        return lambda dim: Backbone(dim, 2, model.split(", "), expansion=2, kernel_size=4, mlp_ratio=2)
+    return lambda dim: MIXERS[model.split()[-1]](dim, 2.0, **OPTIONS.get(model, {}))
 
 
 @pytest.mark.parametrize("model", MODELS)
