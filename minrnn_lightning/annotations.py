@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import ChainMap
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from inspect import getmro, isclass
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -26,10 +26,27 @@ def type_hints(owner: Callable[..., object]) -> Mapping[str, Any]:
 
 def accepted(hint: Any) -> str:
     """What a type accepts, in words."""
-    origins = {part: get_origin(part) or part for part in members(hint)}
-    values = [repr(value) for part, origin in origins.items() if origin is Literal for value in get_args(part)]
-    names = [NAMES.get(origin, str(part)) for part, origin in origins.items() if origin is not Literal]
-    return " or ".join(([f"one of {', '.join(values)}"] if values else []) + names)
+    parts = members(hint)
+    values = [repr(value) for part in parts if get_origin(part) is Literal for value in get_args(part)]
+    names = [_in_words(part) for part in parts if get_origin(part) is not Literal and not _is_tensor(part)]
+    return " or ".join(([f"one of {', '.join(values)}"] if values else []) + list(dict.fromkeys(names)))
+
+
+def _is_tensor(hint: Any) -> bool:
+    """Whether a type is PyTorch's tensor, which no option can be; by name, since PyTorch need not be imported."""
+    return getattr(hint, "__name__", "") == "Tensor"
+
+
+def _in_words(hint: Any) -> str:
+    """One member of a union in words; a dictionary with what it holds, where that is fixed."""
+    origin, arguments = get_origin(hint) or hint, get_args(hint)
+    if isclass(origin) and issubclass(origin, Mapping) and len(arguments) == 2 and arguments[1] is not Any:
+        return f"a dictionary (each value {accepted(arguments[1])})"
+    if origin in NAMES:
+        return NAMES[origin]
+    if isclass(origin) and issubclass(origin, Iterable):
+        return NAMES[list]
+    return f"of the class {origin.__name__}" if isclass(origin) else str(hint)
 
 
 def members(hint: Any) -> list[Any]:

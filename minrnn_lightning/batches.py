@@ -12,6 +12,18 @@ from torch import Tensor
 IGNORED = -100  # the target that losses and metrics ignore, as PyTorch's losses do
 
 
+class TextBatch(NamedTuple):
+    """A batch of windows of text.
+
+    Attributes:
+        inputs: Tokens, int64 (batch, length).
+        targets: The next token at every position, else -100; int64 (batch, length).
+    """
+
+    inputs: Tensor
+    targets: Tensor
+
+
 class AnswerBatch(NamedTuple):
     """A batch of sequences with answers to predict at some of their positions.
 
@@ -102,6 +114,7 @@ class DataFacts(Protocol):
     """Facts about the data that tasks and callbacks read from a data module; None where unknown.
 
     Attributes:
+        batch_type: Class of a training batch.
         length: Steps in a training window or row.
         chance: Accuracy of a random guess, between 0 and 1.
         baseline: Accuracy of a trivial rule that the data module names, between 0 and 1.
@@ -119,6 +132,7 @@ class DataFacts(Protocol):
         statistics: Figures of the rollouts so far to log, by name.
     """
 
+    batch_type: type[Any] | None
     length: int | None
     chance: float | None
     baseline: float | None

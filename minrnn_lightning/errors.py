@@ -32,13 +32,22 @@ def raised_by(error: BaseException, package: str) -> bool:
     return f"{_module(innermost)}.".startswith(f"{package}.") and code[innermost.tb_lasti] == opmap["RAISE_VARARGS"]
 
 
+def modules_passed(error: BaseException) -> list[str]:
+    """The modules of the functions that an error has passed, from the one that caught it to the innermost.
+
+    Args:
+        error: A caught exception.
+    """
+    return [_module(call) for call in _calls(error)]
+
+
 def packages_passed(error: BaseException) -> list[str]:
     """The packages of the functions that an error has passed, from the one that caught it to the innermost.
 
     Args:
         error: A caught exception.
     """
-    return [_package(call) for call in _calls(error)]
+    return [module.partition(".")[0] for module in modules_passed(error)]
 
 
 def _calls(error: BaseException) -> Iterator[TracebackType]:
@@ -46,10 +55,6 @@ def _calls(error: BaseException) -> Iterator[TracebackType]:
     while call is not None:
         yield call
         call = call.tb_next
-
-
-def _package(call: TracebackType) -> str:
-    return _module(call).partition(".")[0]
 
 
 def _module(call: TracebackType) -> str:

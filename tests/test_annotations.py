@@ -1,8 +1,11 @@
 """Whether a value fits a type annotation, and what it accepts in words."""
 
+from collections.abc import Iterable
+from threading import Thread
 from typing import Any, Literal
 
 import pytest
+from torch import Tensor
 
 from minrnn_lightning.annotations import accepted, fits
 
@@ -37,7 +40,10 @@ def test_values_that_fit(hint, right, wrong):
         (float | None, "a number or null"),
         (Literal["a", "b"], "one of 'a', 'b'"),
         (str | type[int] | list[str], "a text or a class or a list"),
-        (dict[str, int], "a dictionary"),
+        (dict[str, int], "a dictionary (each value a whole number)"),
+        (dict[str, Any], "a dictionary"),
+        (float | Tensor, "a number"),
+        (Iterable[str] | Thread, "a list or of the class Thread"),
     ],
     ids=str,
 )

@@ -19,7 +19,7 @@ def call_function(function: Callable[..., None], name: str, args: list[str]) -> 
     from jsonargparse import ArgumentParser
 
     flags = {f"--{option.name}" for option in signature(function).parameters.values() if option.default is False}
-    args = [f"{arg}=true" if arg in flags else arg for arg in _join_negative(args)]
+    args = [f"{arg}=true" if arg in flags else arg for arg in args]
     parser = ArgumentParser(prog=f"minrnn {name}", exit_on_error=False)
     parser.add_function_arguments(function, as_positional=False)
     try:
@@ -28,15 +28,3 @@ def call_function(function: Callable[..., None], name: str, args: list[str]) -> 
         raise ArgumentError(None, explain(error, {"": function})) from error
     check_function(name, options)
     function(**options)
-
-
-def _join_negative(args: list[str]) -> list[str]:
-    """Join an option with a value such as -100,-200, which argparse would take for another option."""
-    joined: list[str] = []
-    for arg in args:
-        number = arg.startswith("-") and arg[1:2] in set("0123456789.")
-        if number and joined and joined[-1].startswith("--") and "=" not in joined[-1]:
-            joined[-1] += f"={arg}"
-        else:
-            joined.append(arg)
-    return joined

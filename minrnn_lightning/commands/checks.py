@@ -19,6 +19,7 @@ Check = Callable[[Any], str | None]  # what must hold, in words after "must be",
 INT64 = 2**63 - 1
 SEEDS = 2**32 - 1  # the largest seed of NumPy's generator, which Lightning and Gymnasium seed too
 MOST_WORKERS = max(64, os.cpu_count() or 1)  # processes that prepare batches
+BASES = ("Callback", "Precision", "None")  # what jsonargparse takes for a mapping without a class
 DURATION = re.compile(r"\s*(\d{1,6}):(\d\d):(\d\d):(\d\d)\s*")
 
 
@@ -145,7 +146,10 @@ FIT: dict[str, Check] = {  # options of fit, validate, test and predict
     "model.max_timestep": at_least(0, 10**8),
     "data.data_dir": not_empty,
     "data.dataset": not_empty,
+    "data.epochs": at_least(1, 10**4),
     "data.eval_batches": at_least(0, 10**6),
+    "data.eval_episodes": at_least(1, 10**6),
+    "data.num_envs": at_least(1, 10**4),
     "data.num_workers": at_least(0, MOST_WORKERS),
     "data.seed": at_least(0),
     "data.shortest": at_least(1),
@@ -232,14 +236,16 @@ def check_options(options: Mapping[str, Any], checks: Mapping[str, Check]) -> No
             raise InputError(f"{name} must be {expected}, got {value!r}")
 
 
-def check_times(trainer: Mapping[str, Any]) -> None:
-    """Refuse a time of the Trainer that is written as a mapping, such as ``{minutes: 30}``, and is none.
+def check_trainer(trainer: Mapping[str, Any]) -> None:
+    """Refuse options of the Trainer that contradict each other, times that are none and parts without a class.
 
     Args:
         trainer: Options of the Trainer.
 
     Raises:
-        InputError: It has other keys than those of `datetime.timedelta`, or is not above 0.
+        InputError: A time that is written as a mapping, such as ``{minutes: 30}``, has other keys than those of
+            `datetime.timedelta` or is not above 0; a least number is above the largest; a part is a mapping without
+            ``class_path``.
     """
     for name in ("max_time", "val_check_interval"):
         value = trainer.get(name)
@@ -250,6 +256,22 @@ def check_times(trainer: Mapping[str, Any]) -> None:
                 right = False
             if not right:
                 raise InputError(f"trainer.{name} must be a time above 0, such as {{minutes: 30}}, got {value}")
+    for unit in ("steps", "epochs"):
+        least, most = trainer.get(f"min_{unit}"), trainer.get(f"max_{unit}")
+        if least is not None and most is not None and 0 <= most < least:
+            raise InputError(f"trainer.min_{unit} must be at most max_{unit}, {most}, got {least}")
+    for name in ("callbacks", "plugins"):
+        for part in as_list(trainer.get(name)):
+            base = str(part.get("class_path")).rpartition(".")[2] if isinstance(part, Mapping) else ""
+            if base in BASES:
+                raise InputError(
+                    f"trainer.{name} must name a class, as {{class_path: NAME}}; {base} alone does nothing"
+                )
+
+
+def as_list(value: Any) -> list[Any]:
+    """A list as it is, one value as a list of it, and nothing as an empty one."""
+    return value if isinstance(value, list) else [] if value is None else [value]
 
 
 def flatten(options: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -5,36 +5,43 @@ from __future__ import annotations
 import logging
 import warnings
 from argparse import ArgumentError
+from enum import Enum
 from functools import partial
 from pathlib import Path
+from pydoc import locate
 from typing import Any
 
 import torch
 from jsonargparse import Namespace
+from lightning.fabric.plugins.environments.cluster_environment import ClusterEnvironment
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelSummary, ProgressBar
-from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback, instantiate_class
-from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
-from lightning.pytorch.plugins import CheckpointIO
+from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
+from lightning.pytorch.plugins import CheckpointIO, Precision
+from lightning.pytorch.profilers import Profiler
+from lightning.pytorch.strategies import Strategy
 from lightning.pytorch.utilities import rank_zero_info
 
 from minrnn_lightning.callbacks import AtTrainEnd, InterruptibleCheckpoint, SeedEveryBatch, StopOnDivergence
 from minrnn_lightning.checkpoint import AtomicCheckpointIO, check_fits, explain_damage, find_checkpoint, read_checkpoint
-from minrnn_lightning.commands.checks import FIT, check_options, check_times, flatten
+from minrnn_lightning.commands.checks import FIT, as_list, check_options, check_trainer, flatten
 from minrnn_lightning.commands.fit_help import DESCRIPTIONS, ShortHelp
 from minrnn_lightning.commands.hardware import check_hardware
+from minrnn_lightning.commands.optimizers import OPTIONS, check_choices, explain_steps, make_chosen
 from minrnn_lightning.commands.option_names import parser_options
 from minrnn_lightning.commands.options import explain, refuse_null
 from minrnn_lightning.commands.progress import ModuleSummary, ProgressLines, TrainingProgressBar, shows_bar
 from minrnn_lightning.data import BaseDataModule
-from minrnn_lightning.errors import InputError, packages_passed, raised_by
+from minrnn_lightning.errors import InputError, raised_by
 from minrnn_lightning.lightning_internals import restore_with
 from minrnn_lightning.rl import rollout_data  # noqa: F401  whose data module --data then finds by its name
 from minrnn_lightning.tasks import Task
 
 CPUINFO = Path("/proc/cpuinfo")  # of Linux; elsewhere float32 is safe
 
+PARTS = (Callback, Logger, Strategy, Profiler, Precision, CheckpointIO, ClusterEnvironment)  # of a Trainer
 NOISE = (
     r"The dirpath has changed from",  # every run has its own
     r".*isinstance\(treespec, LeafSpec\)",  # Lightning calls what PyTorch has renamed
@@ -137,17 +144,21 @@ class MinRNNCLI(LightningCLI):
             top = parser_options(self._subcommand_parsers[self.command])
             raise ArgumentError(None, explain(error, {"trainer": Trainer, "": top})) from error
         options = self.config[self.command]
-        check_options(dict(flatten(options.as_dict())), FIT)
-        check_times(options.trainer.as_dict())
+        for each in as_list(options.trainer.callbacks):
+            _use_texts(each.get("init_args"))
+        values = options.as_dict()
+        check_options(dict(flatten(values)), FIT)
+        check_trainer(values["trainer"])
+        check_choices(values)
         check_hardware(options.trainer)
 
     def _add_configure_optimizers_method_to_model(self, subcommand: str | None) -> None:
         """Give the task the chosen optimizer and schedule; what is not chosen, and the steps it counts, are its own."""
         optimizer, schedule = (self._get(self.config_init, name) for name in ("optimizer", "lr_scheduler"))
         if optimizer:
-            self.model.make_optimizer = lambda: _make("optimizer", self.model.parameters(), optimizer)
+            self.model.make_optimizer = lambda: make_chosen("optimizer", self.model.parameters(), optimizer)
         if schedule:
-            self.model.make_schedule = lambda chosen: _make("lr_scheduler", chosen, schedule)
+            self.model.make_schedule = lambda chosen: make_chosen("lr_scheduler", chosen, schedule)
 
     def _parse_ckpt_path(self) -> None:
         """Do nothing: Lightning would let the checkpoint's values override the recipe and the command line."""
@@ -165,7 +176,7 @@ class MinRNNCLI(LightningCLI):
         config.weights_only = True
         if config.get("ckpt_path") is not None:
             config.ckpt_path = str(config.ckpt_path)  # also where the name is a number
-        if trainer.precision is None:
+        if trainer.precision is None and not _chooses_precision(trainer.plugins):
             trainer.precision = native_precision(trainer.accelerator)
             name = "bfloat16 (mixed)" if trainer.precision == "bf16-mixed" else "float32"
             rank_zero_info(f"Precision: {name}, the fastest this hardware computes in; --trainer.precision changes it")
@@ -174,17 +185,17 @@ class MinRNNCLI(LightningCLI):
         """Make task, data, Trainer and what belongs to it.
 
         Raises:
-            InputError: A logger or another part of Lightning needs a package that is not installed.
+            InputError: A part refuses its options.
         """
+        refused: list[InputError] = []
+        for part in PARTS:
+            self.parser.add_instantiator(partial(_make_part, refused), part)
         try:
             super().instantiate_classes()
-        except (ImportError, ValueError) as error:
-            cause: BaseException = error  # which jsonargparse wraps
-            while deeper := cause.__cause__ or cause.__context__:
-                cause = deeper
-            if not isinstance(cause, ImportError) or not raised_by(cause, "lightning"):
+        except ValueError as error:
+            if not refused:
                 raise
-            raise InputError(str(cause).strip()) from error
+            raise refused[-1] from error
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Log to TensorBoard and CSV in one folder, ``<default_root_dir>/version_N``, unless a logger is chosen.
@@ -198,7 +209,7 @@ class MinRNNCLI(LightningCLI):
                 config.default_root_dir, name="", version=tensorboard.version, flush_logs_every_n_steps=1
             )
             kwargs["logger"] = [tensorboard, csv]
-        callbacks = [*(config.callbacks or []), StopOnDivergence()]
+        callbacks = [*as_list(config.callbacks), StopOnDivergence()]
         if config.enable_checkpointing is not False:
             last = InterruptibleCheckpoint(self.config_init[self.subcommand].checkpoint_minutes)
             callbacks = [AtTrainEnd(last.finish), *callbacks, last]
@@ -208,7 +219,7 @@ class MinRNNCLI(LightningCLI):
             kwargs["enable_progress_bar"] = False
         # First, so that the other callbacks draw from the seeded generator too.
         kwargs["callbacks"] = [SeedEveryBatch(), *displays, *callbacks]
-        plugins = config.plugins if isinstance(config.plugins, list) else [config.plugins] if config.plugins else []
+        plugins = as_list(config.plugins)
         if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
             kwargs["plugins"] = [*plugins, AtomicCheckpointIO()]
         try:
@@ -220,7 +231,7 @@ class MinRNNCLI(LightningCLI):
 
     def _displays(self, config: Any) -> list[Callback]:
         """Callbacks that show model and progress, unless the recipe has some: a bar in a terminal, lines in a file."""
-        chosen = config.callbacks or []
+        chosen = as_list(config.callbacks)
         displays: list[Callback] = []
         if config.enable_model_summary is not False and not any(isinstance(each, ModelSummary) for each in chosen):
             displays.append(ModuleSummary())
@@ -234,6 +245,7 @@ class MinRNNCLI(LightningCLI):
 
     def _run_subcommand(self, subcommand: str) -> None:
         config = self.config_init[subcommand]
+        self.model.check_data(self.datamodule)  # before anything is downloaded
         if config.ckpt_path in ("last", "best"):  # Lightning knows the runs of this process only
             config.ckpt_path = str(find_checkpoint(config.ckpt_path, config.trainer.default_root_dir))
             rank_zero_info(f"Checkpoint: {config.ckpt_path}")
@@ -246,25 +258,46 @@ class MinRNNCLI(LightningCLI):
                 f"minrnn {subcommand} needs trained weights: add --ckpt_path with a checkpoint of this recipe"
             )
         try:
-            super()._run_subcommand(subcommand)
-        except RuntimeError as error:
-            if not raised_by(error, "lightning.pytorch.callbacks"):
+            with explain_steps({name: self._get(self.config_init, name) for name in OPTIONS}):
+                super()._run_subcommand(subcommand)
+        except RuntimeError as error:  # of a metric that is not logged, or gradients of a fused optimizer to be clipped
+            if not any(raised_by(error, f"lightning.pytorch.{part}") for part in ("callbacks", "plugins")):
                 raise
-            raise InputError(str(error).strip()) from error  # of a metric that is not logged
+            raise InputError(str(error).strip()) from error
 
 
-def _make(option: str, first: Any, chosen: dict[str, Any]) -> Any:
-    """Make an optimizer or a schedule of PyTorch, which checks most of its options itself.
+def _use_texts(options: Namespace | None) -> None:
+    """Replace members of enumerations that are texts, such as Lightning's intervals, by texts: YAML holds no others."""
+    for name, value in dict(options or {}).items():
+        if options is not None and isinstance(value, Enum) and isinstance(value, str):
+            options[name] = value.value
+
+
+def _chooses_precision(plugins: Any) -> bool:
+    """Whether one of the plugins is of a precision."""
+    chosen = [locate(str(each.get("class_path"))) for each in as_list(plugins) if isinstance(each, Namespace)]
+    return any(isinstance(each, type) and issubclass(each, Precision) for each in chosen)
+
+
+def _make_part(refused: list[InputError], owner: type, *args: Any, **options: Any) -> Any:
+    """Make a part that the options name, such as a callback.
+
+    Args:
+        refused: The errors are added to it, because jsonargparse raises another one where a type is a union.
+        owner: The class.
+        args: Its arguments.
+        options: Its arguments.
 
     Raises:
-        InputError: It refuses them, or cannot compute with them.
+        InputError: It is a part of Lightning, which refuses its options or needs a missing package.
     """
     try:
-        return instantiate_class(first, chosen)
-    except (ValueError, TypeError, ArithmeticError, RuntimeError) as error:
-        if packages_passed(error)[-1] != "torch":
+        return owner(*args, **options)
+    except (ImportError, ValueError, TypeError, RuntimeError, MisconfigurationException) as error:
+        if isinstance(error, InputError) or owner.__module__.partition(".")[0] != "lightning":
             raise
-        raise InputError(f"the options of --{option} {chosen['class_path']} cannot be used: {error}") from error
+        refused.append(InputError(f"{owner.__name__} cannot be used: {str(error).strip()}"))
+        raise refused[-1] from error
 
 
 class _ParserOnly(MinRNNCLI):

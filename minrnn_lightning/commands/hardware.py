@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from typing import Any
 
 import torch
+from jsonargparse import Namespace
 from lightning.fabric.plugins.environments.lsf import LSFEnvironment
 from lightning.fabric.plugins.environments.mpi import MPIEnvironment
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 from lightning.pytorch.accelerators import AcceleratorRegistry
 from lightning.pytorch.strategies import StrategyRegistry
+from torch import distributed
 
 from minrnn_lightning.errors import InputError
 
 MOST_PROCESSES = max(8, os.cpu_count() or 1)  # on CPUs: one for each core; a few on small machines, for tests
 CLUSTERS = (TorchElasticEnvironment, SLURMEnvironment, LSFEnvironment, MPIEnvironment)  # that Lightning finds by itself
+BACKENDS = ("gloo", "nccl", "mpi", "ucc", "xccl")  # by which processes communicate, where PyTorch is built with them
 GPU_STRATEGIES = ("fsdp", "deepspeed")  # beginnings of the names of those that need GPUs
 
 
@@ -41,6 +45,7 @@ def check_hardware(trainer: Any) -> None:
     on_cpu = accelerator == "cpu" or (accelerator == "auto" and not found_gpu)
     if on_cpu and isinstance(strategy, str) and strategy.startswith(GPU_STRATEGIES):
         raise InputError(f"trainer.strategy {strategy} needs a GPU; on CPUs use ddp, or leave it out")
+    _check_backend(strategy)
     if trainer.num_nodes > 1 and not (trainer.plugins or "MASTER_ADDR" in os.environ or _on_cluster()):
         raise InputError(  # the process would wait for the other nodes
             f"trainer.num_nodes {trainer.num_nodes} needs a process on every node: start it with torchrun or Slurm, or "
@@ -68,6 +73,16 @@ def check_hardware(trainer: Any) -> None:
         raise InputError(
             f"trainer.devices must be auto, a number of at least 1, -1 for all or indices from 0, got {devices}"
         )
+
+
+def _check_backend(strategy: Any) -> None:
+    """Refuse a strategy whose processes would communicate by something that this PyTorch does not have."""
+    options = strategy.get("init_args") if isinstance(strategy, Mapping | Namespace) else None
+    given = (options or {}).get("process_group_backend")
+    names = [part.rpartition(":")[2] for part in str(given).split(",")]  # cpu:gloo,cuda:nccl
+    if given is not None and not all(map(distributed.is_backend_available, names)):
+        found = ", ".join(filter(distributed.is_backend_available, BACKENDS))
+        raise InputError(f"trainer.strategy.process_group_backend must be one of {found}, got {given!r}")
 
 
 def _on_cluster() -> bool:

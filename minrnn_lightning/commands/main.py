@@ -12,7 +12,7 @@ from minrnn_lightning import __version__
 from minrnn_lightning.commands.call import call_function
 from minrnn_lightning.commands.encoding import use_utf8
 from minrnn_lightning.commands.recipes import find_recipes, recipes_folder
-from minrnn_lightning.commands.yaml_files import check_arguments, option_values
+from minrnn_lightning.commands.yaml_files import check_arguments, join_negative, option_values
 from minrnn_lightning.errors import InputError
 from minrnn_lightning.memory import keep_freed_memory
 from minrnn_lightning.signals import exit_code, stop_on_signals
@@ -78,6 +78,7 @@ FUNCTIONS = {  # commands whose options are the parameters of a function, in ``m
     "benchmark accuracy": "benchmark.accuracy.accuracy",
     "benchmark export": "benchmark.export.export_benchmark",
 }
+FILES = ("checkpoint", "ckpt_path", "init_from", "path", "dataset", "data_dir", "output", "runs", "config")  # options
 COMMANDS = (*TRAINER, "compare", *FUNCTIONS, "benchmark train", "completion")
 
 
@@ -90,7 +91,7 @@ def main(args: list[str] | None = None) -> None:
     if args is None:  # not where a test or a notebook calls
         use_utf8()
         stop_on_signals()
-    args = list(sys.argv[1:] if args is None else args)
+    args = join_negative(sys.argv[1:] if args is None else args)
     try:
         keep_freed_memory()
         _import_trusted()
@@ -160,12 +161,21 @@ def _fail(sentence: str, code: int) -> NoReturn:
 
 
 def _with_option(sentence: str, args: list[str]) -> str:
-    """Name the option in front of a sentence that begins with its value, as those about files do."""
-    for option, value in option_values(args):
-        begins = value and sentence.startswith(value) and sentence[len(value) :][:1] in ("", " ", ":", ",")
-        if begins and option.rpartition(".")[2] not in sentence:
+    """Name the option in front of a sentence that begins with its value, or quotes it and names no option."""
+    given = [(option, value) for option, value in option_values(args) if option and value]
+    for option, value in sorted(given, key=lambda each: _last(each[0]) not in FILES):
+        begins = sentence.startswith(value) and sentence[len(value) :][:1] in ("", " ", ":", ",")
+        if begins and _last(option) not in sentence:
             return f"{option}: {sentence}"
+    if not any(_last(option) in sentence for option, _ in given):
+        quoted = (option for option, value in given if repr(value) in sentence)
+        return ": ".join([*list(quoted)[:1], sentence])
     return sentence
+
+
+def _last(option: str) -> str:
+    """The name of an option without the parts that it belongs to."""
+    return option.rpartition(".")[2].rstrip("+")
 
 
 def _sentence(error: BaseException | None) -> str | None:

@@ -10,7 +10,7 @@ from pydoc import locate
 from types import NoneType
 from typing import Any
 
-from minrnn_lightning.annotations import accepted, members, type_hints
+from minrnn_lightning.annotations import NAMES, accepted, members, type_hints
 from minrnn_lightning.errors import InputError
 
 
@@ -34,11 +34,13 @@ def explain(error: ArgumentError, owners: Mapping[str, Callable[..., object] | M
     keys: list[str] = []
     owner: object = None
     cause: BaseException | None = error
-    reason = ""
+    reason, whole = "", ""
     while cause:
         reason = str(cause)
+        whole = whole or reason.partition("\nGiven value: ")[2]
         first = reason.partition("\n")[0]
         if first.startswith("Parser key "):
+            whole = ""
             keys = keys if keys[-1:] == [_quoted(first)] else [*keys, _quoted(first)]
         elif first.startswith("Problem with given class_path "):
             owner = locate(_quoted(first))
@@ -62,8 +64,15 @@ def explain(error: ArgumentError, owners: Mapping[str, Callable[..., object] | M
     owner = owner or owners.get(top)
     hint = (owner if isinstance(owner, Mapping) else type_hints(owner) if callable(owner) else {}).get(name)
     _, says_value, given = reason.partition("Got value:")
+    given = given.strip() or "an empty text"
+    if given.startswith("NestedArg("):  # of a class that is none, or an option that it does not take
+        _, key, _, value, *_ = given.split("'")
+        return f"{option}.{key} cannot be {value!r}; --{option}.help=CLASS shows the options of a class"
     if hint and says_value:
-        return f"{option} must be {accepted(hint)}, got {given.strip() or 'an empty text'}"
+        return f"{option} must be {accepted(hint)}, got {whole or given}"
+    for kind, words in NAMES.items():
+        if reason.startswith(f"Expected a {kind}") and says_value:
+            return f"{option} must be {words}, got {given}"
     return f"{option}: {reason}"
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from argparse import ArgumentError
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 MOST_COPIES = 10_000  # values that aliases may add: each is copied, so that a few lines could expand to billions
 MOST_BYTES = 1_000_000  # of a recipe: YAML of a hundred times as much takes minutes to read
 MOST_DIGITS = 4_300  # of a number: Python reads no more
+NEGATIVE = re.compile(r"-(\d|\.|inf|nan)", re.IGNORECASE)
 SUFFIXES = (".yaml", ".yml")
 CONFIG = ("c", "config")  # read where the names of packaged recipes are known
 WRITTEN = ("", "output", "histogram", "video")  # options of files that are written
@@ -31,7 +33,8 @@ def check_arguments(args: list[str]) -> None:
     """
     for arg, following in pairwise([*args, "--"]):
         without = arg.startswith("--") and following.startswith("--") and "=" not in arg
-        if without and "." in arg and not arg.endswith(".help"):  # jsonargparse would name what is before the dot
+        dotted = "." in arg and not arg.endswith(".help")  # of which jsonargparse would name what is before the dot
+        if without and (dotted or arg == "--config"):
             raise ArgumentError(None, f"{arg}: expected one argument")
     for option, value in option_values(args):
         try:
@@ -59,6 +62,17 @@ def _check_readable(option: str, path: str) -> None:
             file.read(1)
     except OSError as error:
         raise InputError(f"{option} {path} cannot be read: {error.strerror}") from error
+
+
+def join_negative(args: Iterable[str]) -> list[str]:
+    """Join an option with a value such as -100,-200 or -inf, which argparse would take for another option."""
+    joined: list[str] = []
+    for arg in args:
+        if NEGATIVE.match(arg) and joined and joined[-1].startswith("--") and "=" not in joined[-1]:
+            joined[-1] += f"={arg}"
+        else:
+            joined.append(arg)
+    return joined
 
 
 def option_values(args: list[str]) -> Iterator[tuple[str, str]]:
@@ -102,7 +116,7 @@ def _check_yaml(text: str, source: str, is_file: bool) -> None:
     try:
         root = yaml.compose(text, Loader=yaml.SafeLoader)
         sizes: dict[int, int] = {}
-        copies = 0 if root is None else _size(root, source, sizes) - len(sizes)
+        copies = 0 if root is None else _size(root, source, sizes, is_file) - len(sizes)
     except yaml.MarkedYAMLError as error:
         if is_file:
             where = f" in line {error.problem_mark.line + 1}" if error.problem_mark else ""
@@ -117,20 +131,22 @@ def _check_yaml(text: str, source: str, is_file: bool) -> None:
         raise InputError(f"{source} is nested too deeply") from error
     if copies > MOST_COPIES:
         raise InputError(f"{source} expands to more than {MOST_COPIES:,} values by its aliases (*name): write fewer")
-    if is_file and not (root is None or isinstance(root, yaml.MappingNode)):  # an empty one has no options
+    if is_file and not isinstance(root, yaml.MappingNode):
         raise ArgumentError(None, f"{source} holds no options: a recipe is a mapping in YAML, such as `model: ...`")
 
 
-def _size(node: Node, source: str, sizes: dict[int, int]) -> int:
+def _size(node: Node, source: str, sizes: dict[int, int], is_file: bool) -> int:
     """The number of nodes below one and itself, where every alias counts as a copy.
 
     Args:
         node: The node.
         source: Option or file, for the message.
         sizes: Sizes of the nodes so far by ``id``; 0 for those that are not finished.
+        is_file: Whether it is of a file, whose tags must be known.
 
     Raises:
         InputError: A node contains itself, a mapping has a key twice, or a number is too long to be read.
+        ArgumentError: A tag is unknown, ``init_args`` is no mapping, or ``class_path`` no name.
     """
     import yaml
 
@@ -139,6 +155,9 @@ def _size(node: Node, source: str, sizes: dict[int, int]) -> int:
             raise InputError(f"{source} refers to itself in line {node.start_mark.line + 1}, so that it has no end")
         return sizes[id(node)]
     sizes[id(node)] = 0
+    if is_file and node.tag not in yaml.SafeLoader.yaml_constructors:
+        line = node.start_mark.line + 1
+        raise ArgumentError(None, f"{source} has the tag {node.tag} in line {line}, which nothing reads: remove it")
     below: list[Node] = []
     if isinstance(node, yaml.MappingNode):
         keys = set()
@@ -148,10 +167,15 @@ def _size(node: Node, source: str, sizes: dict[int, int]) -> int:
                     line = key.start_mark.line + 1
                     raise InputError(f"{source} has the key {key.value!r} twice, again in line {line}: remove one")
                 keys.add(key.value)
+                null = value.tag == "tag:yaml.org,2002:null"
+                if key.value == "init_args" and not (null or isinstance(value, yaml.MappingNode)):
+                    raise ArgumentError(None, f"init_args of {source} must be a mapping such as {{dim: 64}}")
+                if key.value == "class_path" and not isinstance(value, yaml.ScalarNode):
+                    raise ArgumentError(None, f"class_path of {source} must be the name of a class")
             below += [key, value]
     elif isinstance(node, yaml.SequenceNode):
         below = node.value
     elif node.tag == "tag:yaml.org,2002:int" and len(node.value) > MOST_DIGITS:
         raise InputError(f"{source} has a number of {len(node.value):,} digits: at most {MOST_DIGITS:,} can be read")
-    sizes[id(node)] = 1 + sum(_size(each, source, sizes) for each in below)
+    sizes[id(node)] = 1 + sum(_size(each, source, sizes, is_file) for each in below)
     return sizes[id(node)]

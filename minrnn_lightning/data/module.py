@@ -53,7 +53,12 @@ class BaseDataModule(LightningDataModule, ABC):
 
     Raises:
         InputError: A size is not positive or ``num_workers`` is negative.
+
+    Attributes:
+        batch_type: Class of the training batches, if a task may refuse others; None for any.
     """
+
+    batch_type: type[Any] | None = None
 
     def __init__(self, batch_size: int, length: int, num_workers: int = 0, data_dir: str | None = None) -> None:
         super().__init__()

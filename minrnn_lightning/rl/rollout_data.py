@@ -58,6 +58,8 @@ class RolloutDataModule(BaseDataModule):
             or has spaces that a policy cannot use.
     """
 
+    batch_type = RolloutBatch
+
     def __init__(
         self,
         env_id: str,

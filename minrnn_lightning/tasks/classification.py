@@ -6,6 +6,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from minrnn_lightning.batches import LabelledBatch
 from minrnn_lightning.errors import InputError
 from minrnn_lightning.nn.size import flops, products
 from minrnn_lightning.tasks.scored import ScoredTask
@@ -29,6 +30,8 @@ class ClassificationTask(ScoredTask):
     Raises:
         InputError: A size is out of range, or the mixer or pooling is unknown.
     """
+
+    batch_type = LabelledBatch
 
     def __init__(
         self,

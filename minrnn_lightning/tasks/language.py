@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-from minrnn_lightning.batches import IGNORED, data_facts
+from minrnn_lightning.batches import IGNORED, TextBatch, data_facts
 from minrnn_lightning.tasks.metrics import Mean, Perplexity, mean_cross_entropy
 from minrnn_lightning.tasks.sequence import SequenceTask
 
@@ -26,6 +26,8 @@ class LanguageTask(SequenceTask):
 
     All of these are NaN if the loss of any real target is.
     """
+
+    batch_type = TextBatch
 
     def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
         """Mean cross-entropy in nats per real target, of (batch, length, output_size) and (batch, length).

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torchmetrics import Metric
 
-from minrnn_lightning.batches import data_facts
+from minrnn_lightning.batches import TrajectoryBatch, data_facts
 from minrnn_lightning.errors import InputError
 from minrnn_lightning.tasks.action_bounds import exact
 from minrnn_lightning.tasks.metrics import Mean
@@ -32,6 +32,8 @@ class PolicyTask(PolicyModel):
     nats per discrete action. A batch without a real step is ignored; one whose loss is NaN makes the mean over all
     batches NaN. The arguments are those of ``PolicyModel``.
     """
+
+    batch_type = TrajectoryBatch
 
     def loss(self, outputs: Tensor, actions: Tensor) -> Tensor:
         """Mean loss of n steps.

@@ -68,6 +68,7 @@ class PPOTask(Task):
         InputError: A size or coefficient is out of range, or the mixer or the type of actions unknown.
     """
 
+    batch_type = RolloutBatch
     observation_mean: Tensor
     observation_std: Tensor
     observation_count: Tensor

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from minrnn_lightning.batches import IGNORED
+from minrnn_lightning.batches import IGNORED, AnswerBatch
 from minrnn_lightning.tasks.scored import ScoredTask
 from minrnn_lightning.tasks.sequence import SequenceTask
 
@@ -16,6 +16,8 @@ class TaggingTask(ScoredTask, SequenceTask):
     an answer, and lengths int64 (batch,). Sequences may be padded: the model is causal, and padding has no answer.
     The metrics are those of ``ScoredTask``.
     """
+
+    batch_type = AnswerBatch
 
     def logits_and_targets(self, batch: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         """Logits, targets and examples at the positions that have an answer; the head is computed at these only."""

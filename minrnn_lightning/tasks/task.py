@@ -24,6 +24,7 @@ from minrnn_lightning.nn.backbone import Backbone
 from minrnn_lightning.nn.dropout import Dropout
 from minrnn_lightning.nn.mixers import Mixer, mixer_name
 from minrnn_lightning.nn.size import flops, matching_dim, parse_count, products
+from minrnn_lightning.tasks.batch_types import check_batch_type
 from minrnn_lightning.tasks.optimizer import MuonAdamW
 from minrnn_lightning.tasks.pretrained import PretrainedMixin
 from minrnn_lightning.tasks.schedule import Shape, WarmupDecay, keep_settings
@@ -74,8 +75,13 @@ class Task(PretrainedMixin, LightningModule, ABC):
 
     Raises:
         InputError: A size is out of range, the mixer unknown, or the number of parameters out of reach.
+
+    Attributes:
+        batch_type: Class of the training batches of the data modules that fit the task; None for any, as for a subclass
+            that defines ``batch_loss`` and not this.
     """
 
+    batch_type: type[Any] | None = None
     tokens_per_step = 1  # tokens in the backbone for each step of the data
     causal = True  # no step may see later ones or padding; a subclass may set it to False
     encoder: nn.Module
@@ -146,6 +152,19 @@ class Task(PretrainedMixin, LightningModule, ABC):
         self.init_from = init_from
         self.compile_backbone = compile
         self.dropout = Dropout(dropout)
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if "batch_type" not in vars(cls) and not {"batch_loss", "logits_and_targets"}.isdisjoint(vars(cls)):
+            cls.batch_type = None
+
+    def check_data(self, data: Any) -> None:
+        """Refuse a data module whose batches are for another task.
+
+        Raises:
+            InputError: They are of another class than those that the task takes.
+        """
+        check_batch_type(self, data, Task)
 
     def _parameters_at(self, dim: int) -> int:
         """The number of parameters of the same task with another width, including the modules of subclasses."""
@@ -231,7 +250,9 @@ class Task(PretrainedMixin, LightningModule, ABC):
         ]
         if self.muon_lr is not None:
             muon = {"muon": True, "shapes": shapes, "lr": self.muon_lr, "weight_decay": self.weight_decay}
-            groups.insert(0, {"params": trained_by["muon"], **muon})
+            # Names under which the rates are logged; those of AdamW are the same with and without Muon.
+            groups = [{**group, "name": f"pg{number}"} for number, group in enumerate(groups, 1)]
+            groups.insert(0, {"params": trained_by["muon"], **muon, "name": "muon"})
         return groups
 
     def _group_and_shape(self, name: str, parameter: nn.Parameter) -> tuple[str, torch.Size]:
@@ -260,6 +281,8 @@ class Task(PretrainedMixin, LightningModule, ABC):
         keep_settings(optimizer)
         schedule = self.make_schedule(optimizer)
         config: dict[str, Any] = {"scheduler": schedule, "interval": "step"}
+        if isinstance(optimizer, MuonAdamW):
+            config["name"] = "lr-AdamW"  # as without Muon
         if isinstance(schedule, ReduceLROnPlateau):  # it advances with every validation
             config["monitor"] = getattr(schedule, "monitor", "val/loss")  # of Lightning's subclass
             if self.trainer.check_val_every_n_epoch is None:
@@ -286,9 +309,11 @@ class Task(PretrainedMixin, LightningModule, ABC):
         """Make the metrics and load the weights of ``init_from``, which a checkpoint to resume from overrides later.
 
         Raises:
-            InputError: A hyper-parameter has no plain value, so that a checkpoint with it could not be read.
+            InputError: The data are for another task, or a hyper-parameter has no plain value, so that a checkpoint
+                with it could not be read.
         """
         data = getattr(self._trainer, "datamodule", None)
+        self.check_data(data)
         for owner in (self, data) if isinstance(data, LightningDataModule) else (self,):
             owner.hparams.update({name: plain(value, name) for name, value in owner.hparams.items()})
         self._unsharded = {name: self._group_and_shape(name, each) for name, each in self.named_parameters()}

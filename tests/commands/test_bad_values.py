@@ -39,7 +39,8 @@ def test_every_option_of_every_command(pattern, least):
 
 def test_every_data_module_and_callback_is_among_them():
     downloaded = {"ShakespeareDataModule", "SequentialImageDataModule"}  # they have options of the others only
-    assert {name for name in data.__all__ if name.endswith("DataModule")} - {"BaseDataModule"} == set(DATA) | downloaded
+    offline = set(DATA) - {"RolloutDataModule"}
+    assert {name for name in data.__all__ if name.endswith("DataModule")} - {"BaseDataModule"} == offline | downloaded
     with_options = {name for name in callbacks.__all__ if class_options(getattr(callbacks, name))}
     assert with_options == set(CALLBACKS) | {"AtTrainEnd", "InterruptibleCheckpoint"}  # which the command adds itself
 
@@ -97,6 +98,12 @@ def test_bad_recipe_files(minrnn, tmp_path, content, part, code, option):
     started = time.perf_counter()
     check_refused(minrnn("fit", option, tmp_path / "x.yaml"), "x.yaml", part, code=code)
     assert time.perf_counter() - started < 10
+
+
+def test_parts_of_a_trainer_that_are_right(minrnn, small):
+    timer = "{class_path: Timer, init_args: {duration: '00:01:00:00'}}"
+    words = [f"--trainer.callbacks={timer}", "--trainer.plugins=HalfPrecision", "--trainer.plugins.precision=bf16-true"]
+    assert minrnn("fit", *small, *words, "--trainer.max_steps=1")[0] == 0
 
 
 def test_recipes_that_use_anchors(minrnn, small, tmp_path):

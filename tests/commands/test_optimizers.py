@@ -4,8 +4,12 @@ import csv
 import itertools
 
 import pytest
+import torch
 import yaml
 from command_line import equal, read
+
+from minrnn_lightning.commands.optimizers import check_choices, explain_steps
+from minrnn_lightning.errors import InputError
 
 CHOICES = {
     "muon": ["--model.muon_lr=0.02"],
@@ -78,3 +82,57 @@ def test_an_unknown_optimizer(minrnn, small):
     assert code in (1, 2)
     assert "Sdg" in errors
     assert "Traceback" not in errors
+
+
+def test_rates_have_the_same_names_with_and_without_muon(minrnn, small, tmp_path):
+    words = ["--model.muon_lr=0.02", "--model.lr=0.01", "--model.warmup=0", "--trainer.max_steps=1"]
+    assert minrnn("fit", *small, *words, "--trainer.callbacks+=LearningRateMonitor")[0] == 0
+    with (tmp_path / "runs/version_0/metrics.csv").open() as lines:
+        (row,) = (row for row in csv.DictReader(lines) if row.get("lr-AdamW/pg1"))
+    assert {name: float(rate) for name, rate in row.items() if name.startswith("lr-")} == {
+        "lr-AdamW/muon": 0.02,
+        "lr-AdamW/pg1": 0.01,
+        "lr-AdamW/pg2": 0.01,
+    }
+
+
+CHOSEN = {"optimizer": {"class_path": "SGD"}, "lr_scheduler": {"class_path": "StepLR"}}
+
+
+def parts(**options):
+    weight = torch.nn.Parameter(torch.ones(2))
+    weight.grad = torch.ones(2)
+    optimizer = torch.optim.SGD([weight], lr=0.1)
+    return optimizer, torch.optim.lr_scheduler.StepLR(optimizer, **{"step_size": 1, **options})
+
+
+def test_errors_of_steps_name_the_option():
+    optimizer, schedule = parts(step_size=0)
+    with (
+        pytest.raises(InputError, match=r"^the options of --lr_scheduler StepLR .*zero$"),
+        explain_steps(CHOSEN),
+    ):
+        schedule.step()
+    optimizer.param_groups[0]["lr"] = 1e300
+    with pytest.raises(InputError, match=r"^the options of --optimizer SGD .*overflow$"), explain_steps(CHOSEN):
+        optimizer.step()
+    own = {**CHOSEN, "optimizer": None}
+    with pytest.raises(RuntimeError, match="overflow") as caught, explain_steps(own):  # of the task's own optimizer
+        optimizer.step()
+    assert not isinstance(caught.value, InputError)
+
+
+def test_errors_of_the_model_are_not_those_of_the_optimizer():
+    def closure():
+        return torch.ones(2) @ torch.ones(3)
+
+    optimizer, _ = parts()
+    with pytest.raises(RuntimeError, match="inconsistent tensor size") as caught, explain_steps(CHOSEN):
+        optimizer.step(closure)
+    assert not isinstance(caught.value, InputError)
+
+
+def test_numbers_of_other_packages_are_their_own():
+    check_choices({"optimizer": {"class_path": "my_package.Own", "init_args": {"lr": float("inf")}}})
+    with pytest.raises(InputError, match=r"^optimizer[.]lr must be a finite number, got inf$"):
+        check_choices({"optimizer": {"class_path": "torch.optim.SGD", "init_args": {"lr": float("inf")}}})

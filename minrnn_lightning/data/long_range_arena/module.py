@@ -178,6 +178,7 @@ class LabelledDataModule(BaseDataModule):
         data_dir: Folder of the data sets; by default ``$MINRNN_DATA_DIR``, else ``~/.cache/minrnn_lightning``.
     """
 
+    batch_type = LabelledBatch
     input_size = 256
 
     @abstractmethod

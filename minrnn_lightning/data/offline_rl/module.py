@@ -72,6 +72,7 @@ class TrajectoryDataModule(BaseDataModule):
     is that of Chen et al. 2021, https://arxiv.org/abs/2106.01345, except that the padding is at the end here.
     """
 
+    batch_type = TrajectoryBatch
     env_id: str | None
     discrete: bool
     action_low: Tensor | None

@@ -127,6 +127,8 @@ class GeneratedDataModule(BaseDataModule):
         InputError: A size or a length is out of range.
     """
 
+    batch_type = AnswerBatch
+
     def __init__(
         self,
         batch_size: int,

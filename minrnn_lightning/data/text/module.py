@@ -16,6 +16,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from minrnn_lightning.batches import TextBatch
 from minrnn_lightning.checkpoint import tokenizer_of
 from minrnn_lightning.data.download import atomic_folder
 from minrnn_lightning.data.module import BaseDataModule, writable
@@ -40,7 +41,7 @@ class TextDataModule(BaseDataModule):
     """Text from files or the Hugging Face Hub, cut into windows of tokens for next-token prediction.
 
     The text is tokenised once, into memory-mapped files that are found again by the text's checksum and the
-    vocabulary. A batch is ``(inputs, targets)``, int64 (batch_size, length), the targets one token ahead. Training
+    vocabulary. A batch is ``TextBatch``, the targets one token ahead. Training
     uses shuffled disjoint windows, cut at a new offset every epoch; validation, test and prediction use the held-out
     split in order, every window once.
 
@@ -73,6 +74,8 @@ class TextDataModule(BaseDataModule):
         InputError: If a size is out of range, ``path`` is empty, or a text is empty, not UTF-8 or too short.
         FileNotFoundError: If ``path`` does not exist.
     """
+
+    batch_type = TextBatch
 
     def __init__(
         self,

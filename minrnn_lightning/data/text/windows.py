@@ -8,27 +8,26 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
 from torch.utils.data import Dataset
 
+from minrnn_lightning.batches import TextBatch
 from minrnn_lightning.data.sharding import split_into_batches
 from minrnn_lightning.errors import InputError
 
-Batch = tuple[Tensor, Tensor]
 Tokens = npt.NDArray[np.unsignedinteger[Any]]
 
 
-class TokenWindows(Dataset[Batch]):
+class TokenWindows(Dataset[TextBatch]):
     """Windows of one array of tokens."""
 
     def __init__(self, tokens: Tokens, length: int) -> None:
         self.tokens, self.length = tokens, length
 
-    def gather(self, starts: npt.NDArray[np.int64]) -> Batch:
+    def gather(self, starts: npt.NDArray[np.int64]) -> TextBatch:
         """Inputs and targets of the windows that begin at ``starts``: two int64 tensors (windows, length)."""
         views = np.lib.stride_tricks.sliding_window_view(self.tokens, self.length + 1)
         windows = views[starts].astype(np.int64)
-        return torch.from_numpy(windows[:, :-1].copy()), torch.from_numpy(windows[:, 1:].copy())
+        return TextBatch(torch.from_numpy(windows[:, :-1].copy()), torch.from_numpy(windows[:, 1:].copy()))
 
     def __getstate__(self) -> dict[str, Any]:
         # A worker process that is not forked maps the file itself instead of receiving a copy of its contents.
@@ -80,7 +79,7 @@ class TrainingWindows(TokenWindows):
     def __len__(self) -> int:
         return self.windows // (self.batch_size * self.world_size)
 
-    def __getitem__(self, position: int) -> Batch:
+    def __getitem__(self, position: int) -> TextBatch:
         epoch, batch = divmod(position, len(self))
         first = (batch * self.world_size + self.rank) * self.batch_size
         return self.gather(self.starts(epoch)[first : first + self.batch_size])
@@ -126,5 +125,5 @@ class HeldOutWindows(TokenWindows):
     def __len__(self) -> int:
         return len(self.batches)
 
-    def __getitem__(self, index: int) -> Batch:
+    def __getitem__(self, index: int) -> TextBatch:
         return self.gather(self.batches[index])
