@@ -7,7 +7,7 @@ operator that has one and that they run as it is.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -42,27 +42,53 @@ def decompositions(linear_scan: LinearScan) -> dict[Any, Callable[..., Any]]:
     return {scan: lambda *args: states_and_last(*args)[0], scan_and_state: states_and_last}
 
 
-def _loop(a: Tensor, b: Tensor, initial: Tensor | None) -> tuple[Tensor, Tensor]:
-    """One product and one sum for each step."""
-    from torch._higher_order_ops.scan import scan_op
-
-    a, b = a.transpose(0, 1), b.transpose(0, 1)
-    initial = torch.zeros_like(b[0]) if initial is None else initial
-    final, h = scan_op(_step, [initial], [a, b], ())
-    return h.transpose(0, 1), final
-
-
-def _step(h: Tensor, a_t: Tensor, b_t: Tensor) -> list[Tensor]:
-    """The next state, to carry on and to keep."""
-    h = a_t * h + b_t
-    return [h, h.clone()]
-
-
-_loops = decompositions(_loop)
+def exporting_to_onnx() -> bool:
+    """Whether the call is part of ``torch.onnx.export(..., dynamo=True)``."""
+    return torch.compiler.is_compiling() and torch.onnx.is_in_onnx_export()
 
 
 def run(op: Any, *args: Any) -> Any:
     """Run ``scan`` or ``scan_and_state``, during an export to ONNX as a loop."""
-    if torch.compiler.is_compiling() and torch.onnx.is_in_onnx_export():
-        return _loops[op](*args)
-    return op(*args)
+    return _loops[op](*args) if exporting_to_onnx() else op(*args)
+
+
+def loop(
+    step: Callable[..., tuple[Sequence[Tensor], Tensor]],
+    states: Sequence[Tensor],
+    inputs: Sequence[Tensor],
+    constants: Sequence[Tensor] = (),
+) -> tuple[list[Tensor], Tensor]:
+    """Call a step for each of a sequence, as PyTorch's operator ``scan``.
+
+    Args:
+        step: Maps the states, the inputs of one step and the constants to the next states and an output.
+        states: Those before the first step, the batch first.
+        inputs: (batch, length, ...) each.
+        constants: All other tensors that the step uses.
+
+    Returns:
+        The states after the last step, and every output, (batch, length, ...).
+    """
+    from torch._higher_order_ops.scan import scan_op
+
+    def combine(*given: Tensor) -> list[Tensor]:
+        after, output = step(*given)
+        return [*after, output.clone()]  # what goes on must not share memory with what is kept
+
+    *final, outputs = scan_op(combine, list(states), [x.transpose(0, 1) for x in inputs], tuple(constants))
+    return final, outputs.transpose(0, 1)
+
+
+def _linear_scan_loop(a: Tensor, b: Tensor, initial: Tensor | None) -> tuple[Tensor, Tensor]:
+    """One product and one sum for each step."""
+    initial = torch.zeros_like(b[:, 0]) if initial is None else initial
+    (final,), h = loop(_linear_step, [initial], [a, b])
+    return h, final
+
+
+def _linear_step(h: Tensor, a_t: Tensor, b_t: Tensor) -> tuple[list[Tensor], Tensor]:
+    h = a_t * h + b_t
+    return [h], h
+
+
+_loops = decompositions(_linear_scan_loop)

@@ -11,6 +11,7 @@ from minrnn_lightning import Backbone, ClassificationTask, LanguageTask, MinGRU,
 from minrnn_lightning.errors import InputError
 from minrnn_lightning.export import export
 from minrnn_lightning.export.flatten import flatten
+from minrnn_lightning.nn.mixers import Mixer
 
 SMALL = {"dim": 8, "depth": 1, "mlp_ratio": 1.0}
 TOLERANCE = {"rtol": 1e-5, "atol": 1e-5}
@@ -112,9 +113,31 @@ def test_a_layer_exports_by_pytorch_s_own_function(tmp_path):
 
 
 def test_an_operator_that_onnx_has_not_is_refused_and_the_file_kept(tmp_path):
+    class Erfcx(Mixer):
+        def __init__(self, dim):
+            super().__init__()
+            self.linear = torch.nn.Linear(dim, dim)
+
+        def mix(self, x, state, reset):
+            return torch.special.erfcx(self.linear(x)), state
+
+        def mix_step(self, x_t, state):
+            return torch.special.erfcx(self.linear(x_t)), state
+
+        def initial_state(self, batch_size):
+            return ()
+
     file = tmp_path / "m.onnx"
     file.write_bytes(b"before")
-    with pytest.raises(InputError, match=r"^a Backbone cannot be exported to ONNX: .*minrnn.*rnn"):
-        export(Backbone(8, 1, "gru"), file, mode="step")
+    with pytest.raises(InputError, match=r"^a Erfcx cannot be exported to ONNX: .*erfcx"):
+        export(Erfcx(8), file, mode="step")
     assert file.read_bytes() == b"before"
     assert list(tmp_path.iterdir()) == [file]
+
+
+@pytest.mark.parametrize("mixer", ["gru", "lstm", "s4d"])
+@pytest.mark.parametrize("mode", ["step", "sequence"])
+def test_mixers_whose_operators_onnx_has_not_run_as_loops(mixer, mode, tmp_path):
+    torch.manual_seed(0)
+    model = Backbone(4, 1, mixer, kernel_size=0, mlp_ratio=0)
+    check(model, tmp_path / "m.onnx", [(1, 1), (3, 2), (2, 70)], mode=mode, reset=True)

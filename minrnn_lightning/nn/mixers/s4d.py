@@ -11,6 +11,7 @@ from minrnn_lightning.errors import InputError
 from minrnn_lightning.nn.mixers.base import Mixer, hidden_size
 from minrnn_lightning.nn.mixers.segments import split_at_resets
 from minrnn_lightning.nn.mixers.ssm import log_step_sizes, undecayed
+from minrnn_lightning.ops.decomposition import exporting_to_onnx, loop
 from minrnn_lightning.ops.eager import state_dtype
 
 BLOCK = 64  # steps whose powers of Ā are computed one by one; further ones are products of two
@@ -62,14 +63,17 @@ class S4DMixer(Mixer):
         """Mix (batch, length, dim) along the length by FFT; see ``Mixer``."""
         projected = self.in_proj(x)
         u, length = projected.to(state_dtype(projected.dtype)), x.shape[1]
-        log_a, b, c = self._discretized(u.dtype)
+        if exporting_to_onnx():
+            y, h = self._run_loop(u, state, reset)
+            return self.out_proj(F.gelu(y + self.D * u).to(projected.dtype)), h
+        log_a, b, c = map(torch.view_as_complex, self._discretized(u.dtype))
         powers = _powers(log_a, length)
         kernel = _free_outputs(c * b, powers, length)
         if reset is None:
             y, recent = _convolve(u, kernel), u
         else:
             segments, positions = split_at_resets(u, reset)
-            y = _convolve(segments, kernel)[positions]
+            y = _convolve(segments, kernel[:, : segments.shape[1]])[positions]
             resets = reset.cumsum(1).unsqueeze(2)
             recent = u.masked_fill(resets < resets[:, -1:], 0)  # what comes after the last one
         h = b * _final_sums(recent, powers)
@@ -86,20 +90,58 @@ class S4DMixer(Mixer):
         """One step of ``forward``, by the recurrence: (batch, dim) and the state to the same."""
         projected = self.in_proj(x_t)
         u = projected.to(state_dtype(projected.dtype))
-        log_a, b, c = self._discretized(u.dtype)
-        h = log_a.exp() * torch.view_as_complex(state.to(u.dtype)) + b * u.unsqueeze(-1)
-        y = F.gelu(2 * (c * h).real.sum(-1) + self.D * u)
-        return self.out_proj(y.to(projected.dtype)), torch.view_as_real(h)
+        (h,), y = _step(state.to(u.dtype), u, *self._step_matrices(u.dtype))
+        y = F.gelu(y + self.D * u)
+        return self.out_proj(y.to(projected.dtype)), h
 
     def initial_state(self, batch_size: int) -> Tensor:
         """Zeros, (batch, inner, N/2, 2)."""
         return self.C.new_zeros(batch_size, *self.C.shape, dtype=state_dtype(self.C.dtype))
 
     def _discretized(self, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
-        """The logarithm of Ā, B̄ and C, complex (inner, N/2) each."""
-        a = torch.complex(-self.log_A_real.to(dtype).exp(), self.A_imag.to(dtype))
-        log_a = self.log_dt.to(dtype).exp().unsqueeze(1) * a
-        return log_a, torch.expm1(log_a) / a, torch.view_as_complex(self.C.to(dtype))
+        """The logarithm of Ā, B̄ and C, each a pair of reals, (inner, N/2, 2)."""
+        real, imag = -self.log_A_real.to(dtype).exp(), self.A_imag.to(dtype)
+        dt = self.log_dt.to(dtype).exp().unsqueeze(1)
+        x, y = dt * real, dt * imag
+        less = torch.expm1(x) * y.cos() - 2 * torch.sin(y / 2).square()  # Ā − 1, without a difference of near equals
+        b = _product(torch.stack([less, x.exp() * y.sin()], -1), torch.stack([real, -imag], -1))
+        return torch.stack([x, y], -1), b / (real.square() + imag.square()).unsqueeze(-1), self.C.to(dtype)
+
+    def _step_matrices(self, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+        """Ā, B̄ and C, each a pair of reals, (inner, N/2, 2)."""
+        log_a, b, c = self._discretized(dtype)
+        return _exponential(log_a), b, c
+
+    def _run_loop(self, u: Tensor, state: Tensor | None, reset: Tensor | None) -> tuple[Tensor, Tensor]:
+        """The outputs without that of D, and the last state, step by step, as a loop that exporters know."""
+        h = self.initial_state(u.shape[0]) if state is None else state
+        inputs = [u] if reset is None else [u, reset]
+        (h,), y = loop(_step if reset is None else _reset_step, [h.to(u.dtype)], inputs, self._step_matrices(u.dtype))
+        return y, h
+
+
+def _step(h: Tensor, u_t: Tensor, a: Tensor, b: Tensor, c: Tensor) -> tuple[list[Tensor], Tensor]:
+    """The next state, (batch, inner, N/2, 2), and the output, (batch, inner)."""
+    h = _product(a, h) + b * u_t[..., None, None]
+    return [h], 2 * (c[..., 0] * h[..., 0] - c[..., 1] * h[..., 1]).sum(-1)
+
+
+def _reset_step(
+    h: Tensor, u_t: Tensor, reset_t: Tensor, a: Tensor, b: Tensor, c: Tensor
+) -> tuple[list[Tensor], Tensor]:
+    return _step(h.masked_fill(reset_t[:, None, None, None], 0), u_t, a, b, c)
+
+
+def _product(x: Tensor, y: Tensor) -> Tensor:
+    """The product of complex numbers that are pairs of reals, in the last dimension: exporters know no others."""
+    return torch.stack(
+        [x[..., 0] * y[..., 0] - x[..., 1] * y[..., 1], x[..., 0] * y[..., 1] + x[..., 1] * y[..., 0]], -1
+    )
+
+
+def _exponential(x: Tensor) -> Tensor:
+    """e^x of such numbers."""
+    return x[..., :1].exp() * torch.stack([x[..., 1].cos(), x[..., 1].sin()], -1)
 
 
 def _powers(log_a: Tensor, length: int) -> tuple[Tensor, Tensor]:
@@ -131,7 +173,7 @@ def _final_sums(u: Tensor, powers: tuple[Tensor, Tensor]) -> Tensor:
 
 
 def _convolve(u: Tensor, kernel: Tensor) -> Tensor:
-    """Σ_s kernel_s · u_{t−s} for (batch, length, inner) and (inner, length or more)."""
+    """Σ_s kernel_s · u_{t−s} for (batch, length, inner) and (inner, length)."""
     length = u.shape[1]
     spectrum = torch.fft.rfft(u, 2 * length, dim=1) * torch.fft.rfft(kernel, 2 * length).t()
     convolved: Tensor = torch.fft.irfft(spectrum, 2 * length, dim=1)[:, :length]

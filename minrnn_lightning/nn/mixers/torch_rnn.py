@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_sequence, unpack_sequence
 
 from minrnn_lightning.nn.mixers.base import Mixer, hidden_size, is_exporting
+from minrnn_lightning.ops.decomposition import exporting_to_onnx, loop
 from minrnn_lightning.ops.eager import state_dtype
 
 
@@ -34,13 +35,19 @@ class TorchRNNMixer(Mixer):
         """Mix (batch, length, dim) along the length; see ``Mixer``."""
         x = x.to(self.out.weight.dtype)  # which autocast leaves to the kernels
         state = tuple(s.to(x.dtype) for s in (self.initial_state(x.shape[0]) if state is None else state))
-        h, state = self._run(x, state) if reset is None else self._run_segments(x, state, reset)
+        if exporting_to_onnx():
+            h, state = self._run_loop(x, state, reset)
+        else:
+            h, state = self._run(x, state) if reset is None else self._run_segments(x, state, reset)
         return self.out(h), tuple(s.to(state_dtype(s.dtype)) for s in state)
 
     def mix_step(self, x_t: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor, tuple[Tensor, ...]]:
         """One step of ``forward``: (batch, dim) and the state to the same."""
-        y, state = self(x_t.unsqueeze(1), state)
-        return y.squeeze(1), state
+        if not is_exporting():
+            y, state = self(x_t.unsqueeze(1), state)
+            return y.squeeze(1), state
+        state = _cell(self.rnn.mode, self._weights, state, x_t)
+        return self.out(state[0]), state
 
     def initial_state(self, batch_size: int) -> tuple[Tensor, ...]:
         """Zeros."""
@@ -57,6 +64,21 @@ class TorchRNNMixer(Mixer):
             h, *after = opaque(self.rnn.mode, x, list(state), self._weights)
             return h, tuple(after)
         return _layer(self.rnn.mode, self._weights, state, x, train=self.training)
+
+    def _run_loop(self, x: Tensor, state: Sequence[Tensor], reset: Tensor | None) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Run step by step, as a loop that exporters know."""
+        states, resets = len(state), [] if reset is None else [reset]
+
+        def step(*given: Tensor) -> tuple[tuple[Tensor, ...], Tensor]:
+            before, (x_t, *rest) = given[:states], given[states:]
+            if resets:
+                start, *rest = rest
+                before = tuple(s.masked_fill(start.unsqueeze(1), 0) for s in before)
+            after = _cell(self.rnn.mode, rest, before, x_t)
+            return after, after[0]
+
+        after, h = loop(step, state, [x, *resets], self._weights)
+        return h, tuple(after)
 
     def _run_segments(self, x: Tensor, state: tuple[Tensor, ...], reset: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Run the segments between resets as separate sequences, packed into one call."""
@@ -79,6 +101,13 @@ class TorchRNNMixer(Mixer):
             torch.cat(unpack_sequence(packed._replace(data=h))).view(*x.shape[:2], -1),
             tuple(s[packed.unsorted_indices][last] for s in after),
         )
+
+
+def _cell(mode: str, weights: Sequence[Tensor], state: Sequence[Tensor], x_t: Tensor) -> tuple[Tensor, ...]:
+    """The state after one step."""
+    if mode == "GRU":
+        return (torch.gru_cell(x_t, *state, *weights),)
+    return torch.lstm_cell(x_t, state, *weights)  # type: ignore[arg-type]
 
 
 def _layer(

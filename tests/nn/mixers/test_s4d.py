@@ -174,3 +174,13 @@ def test_pieces_go_back_to_their_places():
     rows, places = split_at_resets(x, reset)
     assert rows.squeeze(2).tolist() == [[1, 2, 0, 0], [3, 4, 5, 0], [6, 0, 0, 0], [7, 8, 9, 10]]
     assert torch.equal(rows[places], x)
+
+
+def test_resets_at_short_distances_equal_steps(mixer, x):
+    """Every sequence is then shorter than half of the convolution's kernel."""
+    reset = torch.arange(LENGTH).expand(BATCH, -1) % 7 == 3
+    outputs, state = [], mixer.initial_state(BATCH)
+    for t in range(LENGTH):
+        y, state = mixer.step(x[:, t], state, reset[:, t])
+        outputs.append(y)
+    torch.testing.assert_close(mixer(x, None, reset), (torch.stack(outputs, 1), state))
