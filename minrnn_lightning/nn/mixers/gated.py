@@ -110,16 +110,21 @@ class GatedMixer(Mixer):
             options = {"reset": reset, "reverse": reverse, "delta_t": delta_t, "initial_state": start, **self.options}
             outputs.append(self.function(*logits, state, return_state=not self.bidirectional, **options))
         if self.bidirectional:
-            return self.out(torch.cat(outputs, -1)), ()
+            return self.output(torch.cat(outputs, -1), x), ()
         ((h, state),) = outputs
-        return self.out(h), state
+        return self.output(h, x), state
 
     def mix_step(self, x_t: Tensor, state: Tensor, *, delta_t: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """One step of ``forward``: from (batch, dim) and the state to the same."""
         self._refuse(self.bidirectional)
         logits = self.rnn(x_t)
         state = self.step_function(*logits, state, delta_t=delta_t, **self.options)
-        return self.out(state.to(logits[0].dtype)), state
+        return self.output(state.to(logits[0].dtype), x_t), state
+
+    def output(self, h: Tensor, x: Tensor) -> Tensor:
+        """From the hidden state (..., hidden) at inputs (..., dim) to the output (..., dim): a linear map of h."""
+        y: Tensor = self.out(h)
+        return y
 
     def initial_state(self, batch_size: int) -> Tensor:
         """The learned state, or else zeros, (batch, hidden)."""

@@ -4,6 +4,7 @@ import math
 from functools import partial
 
 import torch
+from torch import Tensor
 
 from minrnn_lightning.errors import InputError
 from minrnn_lightning.nn.functional import min_gru, min_gru_step
@@ -27,6 +28,12 @@ class MinGRUMixer(GatedMixer):
         timescale: The longest time constant, in steps, of the gates' initialisation; 1 leaves their biases unchanged.
         counters: Fraction of the units, from 0 to 1, that initially sum their inputs instead of averaging them; see
             ``counters.py``. Counting down as well needs ``identity``.
+        highway: Let a gate p choose between the state and the input, y = σ(p) · h + (1 − σ(p)) · x with p linear in x,
+            instead of the linear map back, as in PufferLib's MinGRU. It has as many parameters.
+
+    Raises:
+        InputError: An argument is out of range, or ``highway`` is combined with another ``expansion`` than 1,
+            ``counters`` or ``bidirectional``.
     """
 
     function = staticmethod(min_gru)
@@ -44,10 +51,16 @@ class MinGRUMixer(GatedMixer):
         bidirectional: bool = False,
         timescale: float = 64.0,
         counters: float = 0.0,
+        highway: bool = False,
     ) -> None:
         if not 0 <= counters <= 1:
             raise InputError(f"counters must be a fraction of the units from 0 to 1, got {counters}")
         hidden = hidden_size(dim, expansion)
+        if highway and (hidden != dim or counters or bidirectional):
+            raise InputError(
+                "highway needs expansion 1, no counters and bidirectional false, "
+                f"got expansion {expansion}, counters {counters}, bidirectional {str(bidirectional).lower()}"
+            )
         counting = round(counters * hidden)
         averaging = hidden - counting
         super().__init__(
@@ -63,3 +76,8 @@ class MinGRUMixer(GatedMixer):
             for gate, _ in self.rnn.biases():
                 gate[:averaging] -= log_timescales(averaging, timescale)
                 gate[averaging:] -= math.log(HORIZON)
+        self.highway = highway
+
+    def output(self, h: Tensor, x: Tensor) -> Tensor:
+        """A linear map of the state (..., hidden), or with ``highway`` a mean of it and the input (..., dim)."""
+        return x + torch.sigmoid(self.out(x)) * (h - x) if self.highway else super().output(h, x)
