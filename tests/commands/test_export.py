@@ -1,5 +1,7 @@
 """``minrnn export`` writes a file that the snippet it prints can use, without this package."""
 
+import ast
+import builtins
 import gzip
 import subprocess
 import sys
@@ -38,9 +40,17 @@ def test_the_printed_lines_use_the_file(task, mode, tmp_path, capsys):
 
 @pytest.mark.parametrize("name", LOAD)
 @pytest.mark.parametrize("mode", ["step", "sequence"])
-def test_every_printed_program_compiles(name, mode):
+def test_every_printed_program_is_complete(name, mode):
+    """It is Python, names the file, and uses no name that it does not define or import."""
     for task in (ClassificationTask(7, 5, dim=8, depth=1), PolicyTask(5, 3, dim=8, depth=1)):
-        compile(snippet(flatten(task, mode), name, "a 'file'"), "snippet", "exec")
+        nodes = list(ast.walk(ast.parse(snippet(flatten(task, mode), name, "a 'file'"))))
+        assert sum(isinstance(node, ast.Constant) and node.value == "a 'file'" for node in nodes) == 1
+        names = [node for node in nodes if isinstance(node, ast.Name)]
+        defined = {node.id for node in names if isinstance(node.ctx, ast.Store)} | set(dir(builtins))
+        defined |= {node.arg for node in nodes if isinstance(node, ast.arg)}
+        imports = [alias for node in nodes if isinstance(node, ast.Import | ast.ImportFrom) for alias in node.names]
+        defined |= {alias.asname or alias.name for alias in imports}
+        assert {node.id for node in names} <= defined
 
 
 def test_another_checkpoint_is_refused_in_one_sentence(tmp_path, capsys):

@@ -52,12 +52,15 @@ def test_opcheck(kernel, kind):
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("reverse", [False, True])
 def test_gradcheck(kernel, kind, reverse):
-    length, dim = (4, 2) if kernel == "triton" else (9, 4)  # interpreted, each of the many scans takes 20 ms
-    k, v = (x.requires_grad_() for x in inputs(kind, 2, length, dim))
-    f = torch.randn(2, length, dim, dtype=torch.float64, requires_grad=True)
-    initial = torch.rand(2, dim, dtype=torch.float64, requires_grad=True)
-    reset = torch.zeros(2, length, dtype=torch.bool)
-    reset[0, 2] = reset[1, 0] = True  # inside a sequence, and at an end of one
+    # Interpreted, a scan takes 10 ms for each row, and two passes for each number of the inputs.
+    batch, length, dim = (1, 3, 2) if kernel == "triton" else (2, 9, 4)
+    k, v = (x.requires_grad_() for x in inputs(kind, batch, length, dim))
+    f = torch.randn(batch, length, dim, dtype=torch.float64, requires_grad=True)
+    initial = torch.rand(batch, dim, dtype=torch.float64, requires_grad=True)
+    reset = torch.zeros(batch, length, dtype=torch.bool)
+    reset[0, 1] = True  # inside a sequence
+    if batch > 1:
+        reset[1, 0] = True  # at an end of one
 
     def run(k, v, initial, f=None):
         return scan(k, v, f, initial, reset, kind, reverse)

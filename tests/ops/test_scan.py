@@ -81,7 +81,8 @@ def threads(count):
 @settings(deadline=None, max_examples=40)
 @given(data=st.data())
 def test_equals_the_loop_forward_and_backward(kernel, kind, data):
-    batch, length = data.draw(st.integers(1, 4)), data.draw(st.integers(1, 70))
+    most = 2 if kernel == "triton" else 4  # interpreted, every row takes a program of its own
+    batch, length = data.draw(st.integers(1, most)), data.draw(st.integers(1, 70))
     dim = data.draw(st.sampled_from([1, 3, 16, 33, 300]))
     dtype = data.draw(st.sampled_from(list(TOLERANCE)))
     reverse, seed = data.draw(st.booleans()), data.draw(st.integers(0, 1000))

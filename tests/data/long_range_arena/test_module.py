@@ -139,7 +139,7 @@ def test_workers_change_nothing(tmp_path, recorder, trainer):
         trainer(max_epochs=2).fit(recorder, Numbers(num_workers=num_workers, data_dir=str(tmp_path)))
         seen.append(list(recorder.inputs["train"]))
     assert len(seen[0]) == 20
-    assert all(map(torch.equal, *seen))
+    assert all(torch.equal(*pair) for pair in zip(*seen, strict=True))
 
 
 def test_baseline_is_the_commonest_label(tmp_path):

@@ -92,8 +92,8 @@ def test_without_a_forget_gate_its_gradient_is_empty(cuda):
 @pytest.mark.parametrize("forget", [False, True])
 @pytest.mark.parametrize("reverse", [False, True])
 def test_gradcheck_in_chunks(forget, reverse):
-    k, v, f = torch.randn(3, 1, 5, 2, dtype=torch.float64).unbind()
-    initial, reset = torch.rand(1, 2, dtype=torch.float64), torch.arange(5).view(1, 5) == 3
+    k, v, f = torch.randn(3, 1, 5, 1, dtype=torch.float64).unbind()  # two passes for each number
+    initial, reset = torch.rand(1, 1, dtype=torch.float64), torch.arange(5).view(1, 5) == 3
     inputs = [x.requires_grad_() for x in (k, v, initial, *[f] * forget)]
 
     def run(k, v, initial, f=None):
