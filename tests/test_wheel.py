@@ -1,5 +1,6 @@
-"""The wheel has every recipe and none of the results."""
+"""The wheel has every recipe, none of the results, and every extra that a message names."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -21,3 +22,11 @@ def test_recipes_without_results():
     recipes = {file.relative_to(ROOT) for file in (ROOT / "recipes").rglob("*.yaml") if "results" not in file.parts}
     assert files >= recipes
     assert not any("results" in file.parts for file in files)
+
+
+def test_every_extra_that_a_message_or_a_page_names_exists():
+    tomllib = pytest.importorskip("tomllib")
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
+    files = [ROOT / "README.md", *(ROOT / "docs").rglob("*.md"), *(ROOT / "minrnn_lightning").rglob("*.py")]
+    named = re.findall(r"minrnn-lightning\[([^\]{]+)\]", "".join(file.read_text(encoding="utf-8") for file in files))
+    assert {"export", "rl", "transformers"} <= {name for names in named for name in names.split(",")} <= extras.keys()

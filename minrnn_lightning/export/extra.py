@@ -1,4 +1,4 @@
-"""Importing the optional packages of the extra ``export``."""
+"""Importing the optional packages of the extras ``export`` and ``executorch``."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from minrnn_lightning.errors import InputError
 
 
 def extra_module(name: str) -> Any:
-    """Import a module of the extra ``export``.
+    """Import a module of the extra ``export`` or ``executorch``.
 
     Raises:
         InputError: It is not installed.
@@ -18,4 +18,5 @@ def extra_module(name: str) -> Any:
         return import_module(name)
     except ImportError as error:
         package = name.partition(".")[0]
-        raise InputError(f'this needs the package {package}: pip install "minrnn-lightning[export]"') from error
+        extra = "executorch" if package == "executorch" else "export"
+        raise InputError(f'this needs the package {package}: pip install "minrnn-lightning[{extra}]"') from error

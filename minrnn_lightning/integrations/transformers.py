@@ -29,7 +29,7 @@ try:
     from transformers import PretrainedConfig as PreTrainedConfig
     from transformers.utils.generic import ModelOutput
 except ImportError as error:
-    raise InputError("this needs the package transformers: pip install transformers>=5") from error
+    raise InputError('this needs the package transformers: pip install "minrnn-lightning[transformers]"') from error
 
 
 class MinRNNConfig(PreTrainedConfig):  # type: ignore[no-untyped-call]

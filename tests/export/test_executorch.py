@@ -55,6 +55,6 @@ def test_sequence_of_a_task_with_resets(tmp_path):
 def test_a_missing_package_is_named(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "executorch.exir", None)
     with pytest.raises(
-        InputError, match=r'^this needs the package executorch: pip install "minrnn-lightning\[export\]"$'
+        InputError, match=r'^this needs the package executorch: pip install "minrnn-lightning\[executorch\]"$'
     ):
         export(MinGRU(3, 4), tmp_path / "step.pte", format="executorch")

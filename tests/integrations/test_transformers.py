@@ -120,4 +120,6 @@ def test_without_transformers():
     code = "import sys, minrnn_lightning.tasks; sys.modules['transformers'] = None\n"
     code += "import minrnn_lightning.integrations.transformers"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert run.stderr.strip().endswith("this needs the package transformers: pip install transformers>=5")
+    assert run.stderr.strip().endswith(
+        'this needs the package transformers: pip install "minrnn-lightning[transformers]"'
+    )
