@@ -77,7 +77,7 @@ class FlatBackbone(nn.Module):
         )
 
     def _unflatten(self, state: Tensor) -> State:
-        parts = state[:, 1:].split([prod(shape) for shape, _ in self.layout], 1)
+        parts = torch.split(state[:, 1:], [prod(shape) for shape, _ in self.layout], 1)
         leaves = [x.reshape(-1, *shape) for x, (shape, _) in zip(parts, self.layout, strict=True)]
         masks = [dtype == torch.bool for _, dtype in self.layout]
         return tree_unflatten([x.bool() if mask else x for x, mask in zip(leaves, masks, strict=True)], self.tree)

@@ -7,8 +7,10 @@ The layout is that of ``pufferlib/models.py`` and of ``save_weights`` in ``puffe
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from pickle import UnpicklingError
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -41,7 +43,8 @@ class PufferPolicy(nn.Module):
         self.encoder, self.decoder, self.value = (_linear(weights, name) for name in (ENCODER, decoder, VALUE))
         dim = self.encoder.out_features
         self.log_std = nn.Parameter(weights.pop(LOG_STD)[0]) if decoder == DECODERS[1] else None
-        self.layers = nn.ModuleList(MinGRUMixer(dim, highway=True) for _ in range(len(weights)))
+        layers = nn.ModuleList(MinGRUMixer(dim, highway=True) for _ in range(len(weights)))
+        self.layers = cast("Sequence[MinGRUMixer]", layers)
         for i, layer in enumerate(self.layers):
             candidate, gate, highway = weights.pop(f"{LAYERS}{i}.weight").chunk(3)
             zeros = {"rnn.bias_ih_l0": torch.zeros(2 * dim), "out.bias": torch.zeros(dim)}

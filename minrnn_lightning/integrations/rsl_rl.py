@@ -68,14 +68,14 @@ class ExportedPolicy(nn.Module):
     def __init__(self, step: ExportedStep) -> None:
         super().__init__()
         inputs = step.get_dummy_inputs()
-        self.step = torch.jit.trace(step, inputs)
+        self.step = torch.jit.trace(step, inputs)  # type: ignore[no-untyped-call]
         self.register_buffer("hidden_state", inputs[1])
 
     def forward(self, obs: Tensor) -> Tensor:
         """(1, observations) to (1, actions)."""
         actions, state = self.step(obs, self.hidden_state)
         self.hidden_state[:] = state
-        return actions
+        return actions  # type: ignore[no-any-return]
 
     @torch.jit.export
     def reset(self) -> None:

@@ -53,16 +53,16 @@ class BackbonePolicy(RecurrentActorCriticPolicy):
             if getattr(self, name) is not None:
                 setattr(self, name, Memory(self.features_dim, Backbone(**backbone)))
         self.lstm_hidden_state_shape = (1, 1, self.lstm_actor.hidden_size)
-        rate = self.optimizer.param_groups[0]["lr"]
-        self.optimizer = self.optimizer_class(self.parameters(), lr=rate, **self.optimizer_kwargs)
+        options = {"lr": self.optimizer.param_groups[0]["lr"], **self.optimizer_kwargs}
+        self.optimizer = self.optimizer_class(self.parameters(), **options)
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
         return {**super()._get_constructor_parameters(), "backbone": self.backbone}
 
     @staticmethod
-    def _process_sequence(  # type: ignore[override]
-        features: Tensor, lstm_states: tuple[Tensor, Tensor], episode_starts: Tensor, lstm: Memory
-    ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+    def _process_sequence(
+        features: Tensor, lstm_states: tuple[Tensor, Tensor], episode_starts: Tensor, lstm: Any
+    ) -> Any:
         """(batch · length, features) to (batch · length, dim), from and to the two halves of the state."""
         state = torch.cat(lstm_states, -1)[0, :, : lstm.state_size]
         x = features.reshape(len(state), -1, lstm.input_size)
