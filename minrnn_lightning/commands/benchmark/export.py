@@ -27,7 +27,7 @@ from minrnn_lightning.export.extra import extra_module
 from minrnn_lightning.export.flatten import MODES, flatten
 from minrnn_lightning.export.quantize import quantize
 from minrnn_lightning.nn import MinGRU
-from minrnn_lightning.tasks import ClassificationTask, LanguageTask, PolicyTask
+from minrnn_lightning.tasks import ClassificationTask, LanguageTask, PolicyTask, TaggingTask
 
 Run = Callable[[tuple[Tensor, ...]], list[Tensor]]  # the outputs of a file
 
@@ -36,6 +36,7 @@ MODELS: dict[str, Callable[[int, int], nn.Module]] = {
     "language": lambda dim, depth: LanguageTask(64, 64, dim=dim, depth=depth),
     "classification": lambda dim, depth: ClassificationTask(64, 10, dim=dim, depth=depth),
     "policy": lambda dim, depth: PolicyTask(11, 3, dim=dim, depth=depth),
+    "tagging": lambda dim, depth: TaggingTask(64, 10, dim=dim, depth=depth),
 }
 EAGER = "eager"
 INT8 = "+int8"  # ending of a format: the same with int8 weights
@@ -43,7 +44,7 @@ INT8 = "+int8"  # ending of a format: the same with int8 weights
 
 def export_benchmark(
     formats: str = "onnx,torch,executorch",
-    models: str = "layer,language,classification,policy",
+    models: str = "layer,language,classification,policy,tagging",
     modes: str = "step,sequence",
     dim: int = 64,
     depth: int = 2,
@@ -61,7 +62,7 @@ def export_benchmark(
     Args:
         formats: Formats, separated by commas: onnx (in onnxruntime), torch, executorch, aotinductor, which needs a C++
             compiler and minutes; onnx+int8 and so on with int8 weights.
-        models: layer (a MinGRU), language, classification and policy, separated by commas.
+        models: layer (a MinGRU), language, classification, policy and tagging, separated by commas.
         modes: step, sequence or both, separated by a comma.
         dim: Width of the models.
         depth: Number of layers, and of blocks.
