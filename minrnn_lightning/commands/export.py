@@ -10,7 +10,7 @@ from minrnn_lightning.errors import InputError
 def export_command(
     checkpoint: str,
     output: str,
-    format: Literal["onnx", "torch", "executorch"] = "onnx",  # noqa: A002
+    format: Literal["onnx", "torch", "executorch", "aotinductor"] = "onnx",  # noqa: A002
     mode: Literal["step", "sequence"] = "step",
     reset: bool = False,
 ) -> None:
@@ -19,7 +19,8 @@ def export_command(
     Args:
         checkpoint: A .ckpt file that `minrnn fit` wrote.
         output: The file to write, such as model.onnx, model.pt2 or model.pte.
-        format: onnx for onnxruntime and other runtimes, torch for a package of torch.export, executorch for devices.
+        format: onnx for onnxruntime and other runtimes, torch for a package of torch.export, executorch for devices,
+            aotinductor for a library for the processor of this machine.
         mode: step takes one time step and the state, for streams; sequence takes whole sequences.
         reset: Add the input reset, true at the first step of a new sequence; the step of a policy always has it.
 

@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -19,6 +20,7 @@ from minrnn_lightning.export.extra import extra_module
 from minrnn_lightning.export.modules import FlatModule
 
 OPSET = 18
+INT8 = 3  # ONNX's number of the type
 
 
 def write_onnx(module: FlatModule, metadata: dict[str, str], path: Path) -> None:
@@ -27,8 +29,8 @@ def write_onnx(module: FlatModule, metadata: dict[str, str], path: Path) -> None
     Raises:
         InputError: A package is missing, or the model has an operator that ONNX has not.
     """
-    for name in ("onnx", "onnxscript"):
-        extra_module(name)
+    extra_module("onnx")
+    optimizer = extra_module("onnxscript.optimizer")
     with _quiet():
         try:
             program = torch.onnx.export(
@@ -39,13 +41,20 @@ def write_onnx(module: FlatModule, metadata: dict[str, str], path: Path) -> None
                 input_names=[each.name for each in module.inputs],
                 output_names=module.outputs,
                 opset_version=OPSET,
+                optimize=False,
                 verbose=False,
             )
         except torch.onnx.OnnxExporterError as error:
             raise InputError(f"a {type(module.model).__name__} cannot be exported to ONNX: {_reason(error)}") from error
-    assert program is not None, "dynamo=True returns a program"
+        assert program is not None, "dynamo=True returns a program"
+        optimizer.optimize_ir(program.model, should_fold=_folds)
     program.model.metadata_props.update(metadata)
     program.save(path, external_data=False)
+
+
+def _folds(node: Any) -> bool | None:
+    """Whether constants are computed when the file is written: int8 weights remain int8, all else as by default."""
+    return False if node.op_type == "Cast" and node.inputs[0].dtype == INT8 else None
 
 
 @contextmanager

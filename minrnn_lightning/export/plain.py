@@ -12,6 +12,7 @@ from torch.export import Dim, ExportedProgram
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
+from minrnn_lightning.errors import InputError
 from minrnn_lightning.export.modules import FlatModule
 from minrnn_lightning.ops.decomposition import decompositions
 
@@ -27,6 +28,9 @@ def export_plain(module: FlatModule, *, batch: int, longest: int, others: bool =
         batch: The greatest number of sequences.
         longest: The greatest length; the program refuses longer sequences.
         others: Whether ``cummax``, which only PyTorch has, is made of other operators too.
+
+    Raises:
+        InputError: An operator of this package would be left.
     """
     from torch.fx.experimental import _config
 
@@ -39,6 +43,12 @@ def export_plain(module: FlatModule, *, batch: int, longest: int, others: bool =
     with torch.no_grad(), _FreeSizes(), _config.patch(backed_size_oblivious=True):  # type: ignore[attr-defined]
         exported = torch.export.export(module, _longer(module), dynamic_shapes=shapes, strict=False)
         program: ExportedProgram = exported.run_decompositions(table)
+    for node in program.graph.nodes:
+        if getattr(node.target, "namespace", None) == "minrnn":
+            raise InputError(
+                f"a {type(module.model).__name__} needs the operator {node.target} of this package, since PyTorch's "
+                "take a fixed length: export it with format onnx or mode step"
+            )
     return program
 
 

@@ -23,6 +23,15 @@ about = {{{names}}}
 module = torch.export.load({path}, extra_files=about).module()
 run = lambda inputs: [y.numpy() for y in module(*map(torch.from_numpy, inputs.values()))]
 """,
+    "aotinductor": """\
+import json
+import numpy as np
+import torch
+
+package = torch._inductor.aoti_load_package({path})
+about = package.get_metadata()
+run = lambda inputs: [y.numpy() for y in package(*map(torch.from_numpy, inputs.values()))]
+""",
     "executorch": """\
 import json
 import numpy as np

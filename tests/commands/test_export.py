@@ -38,6 +38,27 @@ def test_the_printed_lines_use_the_file(task, mode, tmp_path, capsys):
     assert rows == 1
 
 
+@pytest.mark.parametrize(
+    ("format_", "task", "mode"),
+    [
+        ("torch", "PolicyTask", "step"),
+        ("executorch", "LanguageTask", "step"),
+        pytest.param("torch", "ClassificationTask", "sequence", marks=pytest.mark.slow),
+        pytest.param("executorch", "PolicyTask", "sequence", marks=pytest.mark.slow),
+        pytest.param("aotinductor", "LanguageTask", "step", marks=pytest.mark.slow),
+    ],
+)
+def test_the_printed_lines_of_other_formats_use_the_file(format_, task, mode, tmp_path, capsys):
+    if format_ == "executorch":
+        pytest.importorskip("executorch.runtime")
+    file = str(tmp_path / "model.pt2")
+    arguments = ["--checkpoint", unpack(task, tmp_path), "--output", file, "--mode", mode, "--format", format_]
+    main(["export", *arguments])
+    exec(capsys.readouterr().out.partition("\n\n")[2], {})
+    rows, *_ = eval(capsys.readouterr().out)
+    assert rows == 1
+
+
 @pytest.mark.parametrize("name", LOAD)
 @pytest.mark.parametrize("mode", ["step", "sequence"])
 def test_every_printed_program_is_complete(name, mode):

@@ -11,6 +11,7 @@ from minrnn_lightning import Backbone, ClassificationTask, LanguageTask, MinGRU,
 from minrnn_lightning.errors import InputError
 from minrnn_lightning.export import export
 from minrnn_lightning.export.flatten import flatten
+from minrnn_lightning.export.quantize import quantize
 from minrnn_lightning.nn.mixers import Mixer
 
 SMALL = {"dim": 8, "depth": 1, "mlp_ratio": 1.0}
@@ -141,3 +142,12 @@ def test_mixers_whose_operators_onnx_has_not_run_as_loops(mixer, mode, tmp_path)
     torch.manual_seed(0)
     model = Backbone(4, 1, mixer, kernel_size=0, mlp_ratio=0)
     check(model, tmp_path / "m.onnx", [(1, 1), (3, 2), (2, 70)], mode=mode, reset=True)
+
+
+def test_int8_weights_remain_int8(tmp_path):
+    torch.manual_seed(0)
+    layer = MinGRU(96, 96)
+    export(layer, tmp_path / "float.onnx")
+    quantized = quantize(layer).model
+    check(quantized, tmp_path / "int8.onnx", [(1, 1), (3, 1)], mode="step")
+    assert (tmp_path / "int8.onnx").stat().st_size < 0.5 * (tmp_path / "float.onnx").stat().st_size

@@ -1,6 +1,8 @@
 import pytest
 import torch
 
+from minrnn_lightning import Backbone
+from minrnn_lightning.errors import InputError
 from minrnn_lightning.export.flatten import flatten
 from minrnn_lightning.export.plain import BLOCK, _cummax, export_plain, plain_scan
 from minrnn_lightning.nn import MinGRU
@@ -45,3 +47,17 @@ def test_a_program_refuses_what_is_too_long():
     program(torch.randn(1, BLOCK * 4, 3), state)
     with pytest.raises((AssertionError, RuntimeError)):
         program(torch.randn(1, BLOCK * 4 + 1, 3), state)
+
+
+def test_a_sequence_that_would_keep_an_operator_of_this_package_is_refused():
+    module = flatten(Backbone(4, 1, "gru", kernel_size=0, mlp_ratio=0), "sequence")
+    with pytest.raises(InputError, match=r"^a Backbone needs the operator minrnn.rnn.default of this package"):
+        export_plain(module, batch=4, longest=256)
+
+
+def test_a_step_of_nn_gru_s_recurrence_has_operators_of_pytorch_alone():
+    torch.manual_seed(0)
+    module = flatten(Backbone(4, 1, "gru", kernel_size=0, mlp_ratio=0), "step")
+    program = export_plain(module, batch=4, longest=256).module()
+    inputs = tuple(torch.randn(3, *x.shape[1:]) for x in module.examples)
+    torch.testing.assert_close(program(*inputs), module(*inputs))
