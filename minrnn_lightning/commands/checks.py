@@ -20,6 +20,7 @@ INT64 = 2**63 - 1
 SEEDS = 2**32 - 1  # the largest seed of NumPy's generator, which Lightning and Gymnasium seed too
 MOST_WORKERS = max(64, os.cpu_count() or 1)  # processes that prepare batches
 BASES = ("Callback", "Precision", "None")  # what jsonargparse takes for a mapping without a class
+NUMBERS = ("RANK", "LOCAL_RANK", "SLURM_PROCID", "SLURM_NTASKS", "JSM_NAMESPACE_RANK", "PL_GLOBAL_SEED")
 DURATION = re.compile(r"\s*(\d{1,6}):(\d\d):(\d\d):(\d\d)\s*")
 
 
@@ -146,6 +147,7 @@ FIT: dict[str, Check] = {  # options of fit, validate, test and predict
     "model.max_timestep": at_least(0, 10**8),
     "data.data_dir": not_empty,
     "data.dataset": not_empty,
+    "data.env_id": not_empty,
     "data.epochs": at_least(1, 10**4),
     "data.eval_batches": at_least(0, 10**6),
     "data.eval_episodes": at_least(1, 10**6),
@@ -234,6 +236,21 @@ def check_options(options: Mapping[str, Any], checks: Mapping[str, Check]) -> No
         check = checks.get(name)
         if value is not None and check is not None and (expected := check(value)):
             raise InputError(f"{name} must be {expected}, got {value!r}")
+
+
+def check_environment() -> None:
+    """Refuse environment variables that Lightning reads as numbers and that are none.
+
+    Raises:
+        InputError: One of them is set to something else.
+    """
+    for name in NUMBERS:
+        try:
+            int(os.environ.get(name, 0))
+        except ValueError:
+            raise InputError(
+                f"the environment variable {name} must be a whole number, got {os.environ[name]!r}"
+            ) from None
 
 
 def check_trainer(trainer: Mapping[str, Any]) -> None:

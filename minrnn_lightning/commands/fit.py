@@ -26,7 +26,7 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from minrnn_lightning.callbacks import AtTrainEnd, InterruptibleCheckpoint, SeedEveryBatch, StopOnDivergence
 from minrnn_lightning.checkpoint import AtomicCheckpointIO, check_fits, explain_damage, find_checkpoint, read_checkpoint
-from minrnn_lightning.commands.checks import FIT, as_list, check_options, check_trainer, flatten
+from minrnn_lightning.commands.checks import FIT, as_list, check_environment, check_options, check_trainer, flatten
 from minrnn_lightning.commands.fit_help import DESCRIPTIONS, ShortHelp
 from minrnn_lightning.commands.hardware import check_hardware
 from minrnn_lightning.commands.optimizers import OPTIONS, check_choices, explain_steps, make_chosen
@@ -88,6 +88,7 @@ class MinRNNCLI(LightningCLI):
 
     def __init__(self, args: list[str]) -> None:
         self.command = args[0]
+        check_environment()
         logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(lambda record: "💡" not in record.msg)
         for noise in NOISE:
             warnings.filterwarnings("ignore", noise)

@@ -72,8 +72,10 @@ def read_prompt() -> str:
     """The text of standard input.
 
     Raises:
-        InputError: If it is not UTF-8.
+        InputError: It is closed, or not UTF-8.
     """
+    if sys.stdin is None:
+        raise InputError("prompt - is read from standard input, which is closed: give the text itself")
     try:
         text = sys.stdin.read()
         text.encode()  # in Python's UTF-8 mode, other bytes are read as surrogates

@@ -79,6 +79,8 @@ FUNCTIONS = {  # commands whose options are the parameters of a function, in ``m
     "benchmark export": "benchmark.export.export_benchmark",
 }
 FILES = ("checkpoint", "ckpt_path", "init_from", "path", "dataset", "data_dir", "output", "runs", "config")  # options
+FILE_ERRORS = (OSError, FileNotFoundError, PermissionError)  # without a name where a disk is full or a folder is gone
+FOLDERS = ("MINRNN_DATA_DIR", "XDG_CACHE_HOME")  # environment variables
 COMMANDS = (*TRAINER, "compare", *FUNCTIONS, "benchmark train", "completion")
 
 
@@ -96,7 +98,10 @@ def main(args: list[str] | None = None) -> None:
         keep_freed_memory()
         _import_trusted()
         check_arguments(args)
-        _run(args)
+        try:
+            _run(args)
+        finally:
+            _flush()
     except KeyboardInterrupt as stop:
         sys.exit(exit_code(stop))
     except SystemExit as end:
@@ -113,13 +118,26 @@ def main(args: list[str] | None = None) -> None:
         _fail(_with_option(sentence, args), 2 if isinstance(error, ArgumentError) else 1)
 
 
+def _flush() -> None:
+    """Write what is printed and not yet written, as long as an error of it can be told."""
+    try:
+        if sys.stdout is not None:  # as it is where it is closed
+            sys.stdout.flush()
+    except OSError:
+        sys.stdout = None  # which Python would try again at its end
+        raise
+
+
 def _import_trusted() -> None:
     """Import the modules in ``MINRNN_IMPORT``, whose mixers a checkpoint may then name."""
-    for name in filter(None, os.environ.get("MINRNN_IMPORT", "").split(",")):
+    for name in filter(None, map(str.strip, os.environ.get("MINRNN_IMPORT", "").split(","))):
         try:
             import_module(name)
         except ModuleNotFoundError as error:
             raise InputError(f"MINRNN_IMPORT names {name!r}, and there is no module {error.name}") from error
+        except Exception as error:
+            reason = " ".join(f"{type(error).__name__}: {error}".split())
+            raise InputError(f"MINRNN_IMPORT names {name!r}, which Python cannot import: {reason}") from error
 
 
 def _run(args: list[str]) -> None:
@@ -163,8 +181,9 @@ def _fail(sentence: str, code: int) -> NoReturn:
 def _with_option(sentence: str, args: list[str]) -> str:
     """Name the option in front of a sentence that begins with its value, or quotes it and names no option."""
     given = [(option, value) for option, value in option_values(args) if option and value]
+    given += [(name, os.environ[name]) for name in FOLDERS if os.environ.get(name)]
     for option, value in sorted(given, key=lambda each: _last(each[0]) not in FILES):
-        begins = sentence.startswith(value) and sentence[len(value) :][:1] in ("", " ", ":", ",")
+        begins = sentence.startswith(value) and sentence[len(value) :][:1] in ("", " ", ":", ",", "/")
         if begins and _last(option) not in sentence:
             return f"{option}: {sentence}"
     if not any(_last(option) in sentence for option, _ in given):
@@ -184,6 +203,8 @@ def _sentence(error: BaseException | None) -> str | None:
     jsonargparse and Lightning wrap errors, so that the sentence may be that of a cause.
     """
     while error:
+        if type(error) in FILE_ERRORS and error.filename is None and (error.errno or type(error) is OSError):
+            return f"a file cannot be read or written: {error.strerror or error}"
         if isinstance(error, OSError) and error.strerror:
             return ": ".join(map(str, filter(None, (error.filename2 or error.filename, error.strerror))))
         # OSError also without a file name: a network or a disk. By name, because Lightning may not even be imported.

@@ -117,4 +117,4 @@ class ModuleSummary(RichModelSummary):
 
 def shows_bar() -> bool:
     """Whether standard output is a terminal or a notebook, where a bar can move."""
-    return sys.stdout.isatty() or get_console().is_jupyter
+    return (sys.stdout is not None and sys.stdout.isatty()) or get_console().is_jupyter

@@ -1,5 +1,6 @@
 """``PPOTask``: proximal policy optimisation of a recurrent policy, in parallel over whole rollouts."""
 
+import math
 from collections.abc import Sequence
 from typing import Any, Literal, cast
 
@@ -98,9 +99,9 @@ class PPOTask(Task):
     ) -> None:
         _check_shares(gamma=gamma, gae_lambda=gae_lambda)
         _check_positive(clip=clip, value_clip=value_clip, target_kl=target_kl)
-        if value_coefficient < 0 or entropy_coefficient < 0:
+        if not (0 <= value_coefficient < math.inf and 0 <= entropy_coefficient < math.inf):
             raise InputError(
-                "value_coefficient and entropy_coefficient must be at least 0, "
+                "value_coefficient and entropy_coefficient must be at least 0 and finite, "
                 f"got value_coefficient {value_coefficient}, entropy_coefficient {entropy_coefficient}"
             )
         sizes = choices_of(actions, output_size)

@@ -1,18 +1,16 @@
 """Every option of every command with every kind of bad value, and files and values that are bad in odder ways."""
 
 import io
-import os
-import subprocess
 import sys
 import time
 
 import pytest
 import torch
 from bad_inputs import CALLBACKS, DATA, KINDS, TRAINER, Case, answer_all, run
-from command_line import check_refused, command, read
+from command_line import check_refused, read
 
 from minrnn_lightning import callbacks, data
-from minrnn_lightning.commands.main import COMMANDS
+from minrnn_lightning.commands.main import COMMANDS, main
 from minrnn_lightning.commands.option_names import class_options
 
 OTHERS = [name for name in COMMANDS if name not in (*TRAINER, "completion")]
@@ -106,6 +104,66 @@ def test_parts_of_a_trainer_that_are_right(minrnn, small):
     assert minrnn("fit", *small, *words, "--trainer.max_steps=1")[0] == 0
 
 
+@pytest.mark.parametrize("args", [["recipes"], ["--help"], ["generate", "--help"]], ids=" ".join)
+@pytest.mark.parametrize(
+    ("error", "code", "sentence"),
+    [
+        (
+            OSError(28, "No space left on device"),
+            1,
+            "minrnn: a file cannot be read or written: No space left on device\n",
+        ),
+        (BrokenPipeError(32, "Broken pipe"), 141, ""),
+    ],
+    ids=["full", "broken pipe"],
+)
+def test_output_that_cannot_be_written_at_the_end(monkeypatch, capsys, args, error, code, sentence):
+    class Output(io.StringIO):
+        def flush(self):
+            raise error
+
+    monkeypatch.setattr(sys, "stdout", Output())
+    with pytest.raises(SystemExit) as end:
+        main(args)
+    assert end.value.code == code
+    assert capsys.readouterr().err == sentence
+
+
+@pytest.mark.parametrize("name", ["RANK", "LOCAL_RANK", "SLURM_NTASKS", "PL_GLOBAL_SEED"])
+def test_environment_variables_that_are_no_numbers(minrnn, small, monkeypatch, name):
+    monkeypatch.setenv(name, "x")
+    check_refused(minrnn("fit", *small), f"the environment variable {name} must be a whole number, got 'x'")
+
+
+@pytest.mark.parametrize(
+    ("content", "part"),
+    [("def (", "SyntaxError"), ("raise RuntimeError('no\\nway')", "RuntimeError: no way"), (None, "no module")],
+    ids=["syntax", "error", "missing"],
+)
+def test_modules_that_cannot_be_imported(minrnn, monkeypatch, tmp_path, content, part):
+    if content is not None:
+        (tmp_path / "unusable.py").write_text(content)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv("MINRNN_IMPORT", "unusable")
+    check_refused(minrnn("recipes"), "MINRNN_IMPORT names 'unusable'", part)
+
+
+def test_a_prompt_from_a_closed_standard_input(minrnn, checkpoint, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", None)
+    check_refused(minrnn("generate", f"--checkpoint={checkpoint}", "--prompt=-"), "prompt - is read", "closed")
+
+
+def test_a_data_folder_from_the_environment(minrnn, small, monkeypatch, text):
+    monkeypatch.setenv("MINRNN_DATA_DIR", str(text))  # a file
+    words = [word for word in small if "data_dir" not in str(word)]
+    check_refused(minrnn("fit", *words), f"MINRNN_DATA_DIR: {text}")
+
+
+def test_a_training_without_standard_output(small, monkeypatch):
+    monkeypatch.setattr(sys, "stdout", None)
+    main(["fit", *map(str, small), "--trainer.max_steps=1"])
+
+
 def test_recipes_that_use_anchors(minrnn, small, tmp_path):
     (tmp_path / "x.yaml").write_text("trainer: {max_steps: &n 3, min_steps: *n}\n")
     code, out, _ = minrnn("fit", *small, "--config", tmp_path / "x.yaml", "--print_config")
@@ -162,11 +220,11 @@ def test_dropout_near_its_bounds(minrnn, small, dropout):
     assert minrnn("fit", *small, f"--model.dropout={dropout}", "--trainer.max_steps=2")[0] == 0
 
 
-@pytest.mark.parametrize("mode", ["0", "1"], ids=["system's encoding", "UTF-8 mode"])
-def test_prompts_that_are_not_utf8(checkpoint, mode):
-    words = command("generate", f"--checkpoint={checkpoint}", "--prompt=-", "--max_new_tokens=2")
-    run = subprocess.run(words, input=b"caf\xe9", capture_output=True, env={**os.environ, "PYTHONUTF8": mode})
-    check_refused((run.returncode, "", run.stderr.decode()), "prompt", "UTF-8")
+@pytest.mark.parametrize("errors", ["strict", "surrogateescape"], ids=["system's encoding", "UTF-8 mode"])
+def test_prompts_that_are_not_utf8(minrnn, checkpoint, monkeypatch, errors):
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"caf\xe9"), "utf-8", errors))
+    result = minrnn("generate", f"--checkpoint={checkpoint}", "--prompt=-", "--max_new_tokens=2")
+    check_refused(result, "prompt", "UTF-8")
 
 
 def test_a_prompt_from_standard_input(minrnn, checkpoint, monkeypatch):
