@@ -25,6 +25,7 @@ from minrnn_lightning.generate import generate, load_language_task
 from minrnn_lightning.results import write_json
 
 PROMPT, STEPS = 256, 200  # tokens of the prompt, and tokens whose generation is timed
+ONLINE = {"env_steps": max, "collect_steps_per_s": statistics.median, "update_steps_per_s": statistics.median}
 PR_SET_PDEATHSIG = 1  # <sys/prctl.h>, Linux
 
 
@@ -144,6 +145,7 @@ class Run:
             "seconds_per_step": statistics.median(seconds.values()),
             "minutes": None if self.interrupted else minutes,
             "peak_mb": max(logged.get("peak_mb", {}).values(), default=None),
+            **{name: summary(logged[name].values()) for name, summary in ONLINE.items() if name in logged},
             "curve": curve,
             "options": self.args,
         }

@@ -71,6 +71,28 @@ def test_table_of_mixers_and_seeds(minrnn, tmp_path, where, monkeypatch):
 
 
 @pytest.mark.slow
+def test_environment_steps_of_online_training(minrnn, tmp_path, where, monkeypatch):
+    """Two rollouts of 4 environments and 8 steps, after one for the statistics; each is used for two steps."""
+    use_this_process(monkeypatch)
+    sizes = [
+        "--data.num_envs=4",
+        "--data.length=8",
+        "--data.epochs=1",
+        "--data.minibatches=2",
+        "--data.eval_episodes=1",
+    ]
+    sizes += ["--trainer.max_steps=4", "--trainer.val_check_interval=4", "--trainer.accelerator=cpu"]
+    words = ["--config=rl/ppo_memory", "--mixers=mingru", "--seeds=0", "--metric=val/return", "--mode=max"]
+    code, _, errors = minrnn("compare", *words, *sizes, *where)
+    assert code == 0, errors
+    result = json.loads((tmp_path / "results/mingru-0.json").read_bytes())
+    assert result["env_steps"] == 3 * 4 * 8
+    assert result["collect_steps_per_s"] > 0
+    assert result["update_steps_per_s"] > 0
+    head = (tmp_path / "results/compare.md").read_text().splitlines()[0]
+    assert "| environment steps | environment steps/s collecting | environment steps/s updating |" in head
+
+
 def test_an_interrupted_run_goes_on(minrnn, tmp_path, where, monkeypatch):
     use_this_process(monkeypatch)
     run = ["--seed_everything=0", "--model.mixer=mingru", f"--trainer.default_root_dir={tmp_path}/runs/mingru-0"]
