@@ -153,10 +153,12 @@ def test_a_prompt_from_a_closed_standard_input(minrnn, checkpoint, monkeypatch):
     check_refused(minrnn("generate", f"--checkpoint={checkpoint}", "--prompt=-"), "prompt - is read", "closed")
 
 
-def test_a_data_folder_from_the_environment(minrnn, small, monkeypatch, text):
-    monkeypatch.setenv("MINRNN_DATA_DIR", str(text))  # a file
+def test_a_data_folder_from_the_environment(minrnn, small, monkeypatch, tmp_path):
+    file = tmp_path / "file"
+    file.touch()
+    monkeypatch.setenv("MINRNN_DATA_DIR", str(file))
     words = [word for word in small if "data_dir" not in str(word)]
-    check_refused(minrnn("fit", *words), f"MINRNN_DATA_DIR: {text}")
+    check_refused(minrnn("fit", *words), f"MINRNN_DATA_DIR: {file}")
 
 
 def test_a_training_without_standard_output(small, monkeypatch):
