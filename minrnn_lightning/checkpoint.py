@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Mapping
 from contextlib import suppress
+from io import BytesIO
 from pathlib import Path
 from types import UnionType
 from typing import Any
@@ -78,8 +79,9 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         try:
             # Not with Lightning's writer, whose transactions do not nest: its handler of Slurm's signal writes another
             # checkpoint wherever it interrupts the program, which may be here.
-            with open(partial, "wb") as file:
-                torch.save(checkpoint, file)
+            content = BytesIO()  # as an error of the disk while torch.save runs would be hidden by another one
+            torch.save(checkpoint, content)
+            partial.write_bytes(content.getbuffer())
             os.replace(partial, path)
         finally:
             partial.unlink(missing_ok=True)

@@ -2,6 +2,7 @@
 
 import pickle
 from collections import OrderedDict
+from pathlib import Path
 
 import pytest
 import torch
@@ -41,11 +42,13 @@ def test_a_failed_write_leaves_the_checkpoint_before(tmp_path, monkeypatch):
     file = tmp_path / "last.ckpt"
     AtomicCheckpointIO().save_checkpoint({"state_dict": {"step": 1}}, file)
 
-    def full(checkpoint, file):
-        file.write(b"half")
+    write = Path.write_bytes
+
+    def full(path, content):
+        write(path, b"half")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(torch, "save", full)
+    monkeypatch.setattr(Path, "write_bytes", full)
     with pytest.raises(OSError, match="No space left"):
         AtomicCheckpointIO().save_checkpoint({"state_dict": {"step": 2}}, file)
     assert read_checkpoint(file)["state_dict"] == {"step": 1}

@@ -26,7 +26,7 @@ BELOW = {  # what each folder, or module beside the folders, may import; nothing
     "data": {"errors", "memory", "batches", "checkpoint", "lightning_internals"},
     "tasks": {"errors", "annotations", "lightning_internals", "memory", "batches", "hub", "checkpoint", "ops", "nn"},
     "generate": {"errors", "checkpoint", "memory", "tasks"},
-    "integrations": {"errors", "hub", "nn", "tasks"},
+    "integrations": {"errors", "hub", "ops", "nn", "tasks"},
     "rl": {"errors", "checkpoint", "memory", "batches", "nn", "data", "tasks"},
     "export": {"errors", "nn", "ops", "tasks", "__init__"},
     "callbacks": {"errors", "lightning_internals", "signals", "memory", "batches", "data", "tasks", "generate", "rl"},

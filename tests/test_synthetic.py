@@ -128,5 +128,6 @@ def test_one_sentence_for_missing_files(minrnn, tmp_path):
     args = [*QUIET, "--model=ClassificationTask", "--model.pairs=true", "--data=RetrievalDataModule"]
     code, _, errors = minrnn("fit", *args, f"--data.data_dir={tmp_path}", f"--trainer.default_root_dir={tmp_path}")
     assert code == 1
-    assert errors.strip().splitlines()[-1].startswith(f"minrnn: {tmp_path}/lra_release/lra_release/tsv_data/new_aan")
+    missing = f"{tmp_path}/lra_release/lra_release/tsv_data/new_aan"
+    assert errors.strip().splitlines()[-1].startswith(f"minrnn: data.data_dir: {missing}")
     assert "Traceback" not in errors

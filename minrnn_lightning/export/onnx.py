@@ -30,7 +30,7 @@ def write_onnx(module: FlatModule, metadata: dict[str, str], path: Path) -> None
         InputError: A package is missing, or the model has an operator that ONNX has not.
     """
     extra_module("onnx")
-    optimizer = extra_module("onnxscript.optimizer")
+    optimizer = extra_module("onnxscript").optimizer
     with _quiet():
         try:
             program = torch.onnx.export(

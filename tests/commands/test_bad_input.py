@@ -71,7 +71,7 @@ def test_a_number_with_more_digits_than_python_reads(minrnn, small, tmp_path):
 @pytest.mark.parametrize(
     ("words", "part"),
     [
-        (["--optimizer=SGD", "--optimizer.lr=-1"], "--optimizer torch.optim.SGD cannot be used: Invalid learning rate"),
+        (["--optimizer=SGD", "--optimizer.lr=-1"], "optimizer.lr must be at least 0, got -1.0"),
         (
             ["--optimizer=SGD", "--lr_scheduler=CosineAnnealingWarmRestarts", "--lr_scheduler.T_0=0"],
             "CosineAnnealingWarmRestarts cannot be used: Expected positive integer T_0",

@@ -76,7 +76,7 @@ def test_finds_recipes(tmp_path, monkeypatch):
     ]
     assert find_recipes(["fit", "-c", "shakespeare.yaml"]) == ["fit", "-c", packaged]
     own = tmp_path / "shakespeare.yaml"
-    own.touch()
+    own.write_text("seed_everything: 1\n")
     assert find_recipes(["-c", "shakespeare.yaml", "--trainer.max_steps", "3"]) == [
         *("-c", "shakespeare.yaml", "--trainer.max_steps", "3")
     ]

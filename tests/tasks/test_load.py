@@ -87,7 +87,10 @@ def test_mistakes_of_a_task_keep_their_traceback(saved, monkeypatch, mistake):
         ({"compile": 1}, "compile must be true or false, got 1"),
         ({"schedule": "round"}, "schedule must be one of 'cosine', 'linear', got 'round'"),
         ({"mixer": ["mingru", 3]}, "mixer must be a text or a class or a list, got ['mingru', 3]"),
-        ({"mixer_args": {"mingru": 3}}, "mixer_args must be a dictionary or null, got {'mingru': 3}"),
+        (
+            {"mixer_args": {"mingru": 3}},
+            "mixer_args must be a dictionary (each value a dictionary) or null, got {'mingru': 3}",
+        ),
         ({"dropout": 1.5}, "dropout must be at least 0 and below 1, got 1.5"),  # which the task itself refuses
         ({"expansion": float("inf")}, "expansion"),
     ],
