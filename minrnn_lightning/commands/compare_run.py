@@ -25,7 +25,11 @@ from minrnn_lightning.generate import generate, load_language_task
 from minrnn_lightning.results import write_json
 
 PROMPT, STEPS = 256, 200  # tokens of the prompt, and tokens whose generation is timed
-ONLINE = {"env_steps": max, "collect_steps_per_s": statistics.median, "update_steps_per_s": statistics.median}
+ONLINE: dict[str, Callable[[Iterable[float]], float]] = {  # summaries of what online training logs
+    "env_steps": max,
+    "collect_steps_per_s": statistics.median,
+    "update_steps_per_s": statistics.median,
+}
 PR_SET_PDEATHSIG = 1  # <sys/prctl.h>, Linux
 
 
