@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import signal
 import threading
 import time
@@ -41,7 +42,9 @@ class InterruptibleCheckpoint(ModelCheckpoint):
     Ctrl-C ends the training after the step in progress and the validation that follows it, in all processes alike: an
     interrupt inside the optimizer would leave some weights updated and others not, and one before the validation would
     leave that out of the curve. A second Ctrl-C ends it at once. SIGTERM and SIGHUP do the same. While gradients are
-    accumulated, which no checkpoint contains, it waits until the optimizer has used them.
+    accumulated, which no checkpoint contains, it waits until the optimizer has used them. Lightning's handler of the
+    signal that requeues a Slurm job, which writes a checkpoint too, runs at the same moments: inside a step it would
+    wait for ever for whatever lock the step holds.
 
     Args:
         minutes: Longest time between two checkpoints; 0 writes them at validations only. A model so large that writing
@@ -53,6 +56,8 @@ class InterruptibleCheckpoint(ModelCheckpoint):
         self.minutes = minutes
         self.signal: int | None = None  # the one that requested termination
         self.handlers: dict[int, Any] = {}
+        self.requeue: Callable[[], None] | None = None  # of a Slurm job, by Lightning
+        self.requeues = False  # requested by a signal
         self.due = False  # since a validation while gradients were accumulated
         self.finished = False
         self.cost, self.saved_at = 0.0, 0.0  # seconds that a save takes, and time of the last one
@@ -60,14 +65,17 @@ class InterruptibleCheckpoint(ModelCheckpoint):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Install the signal handlers, and start the clock."""
         super().on_train_start(trainer, pl_module)
-        self.signal, self.due, self.finished = None, False, False
+        self.signal, self.due, self.finished, self.requeue, self.requeues = None, False, False, None, False
         self.saved_at = time.monotonic()
         # Until it is measured: weights and AdamW's two moments at the speed of a slow disk.
         self.cost = 3 * sum(p.numel() * p.element_size() for p in pl_module.parameters()) / SLOW_DISK
         if threading.current_thread() is threading.main_thread():
-            for number in TERMINATION_SIGNALS:
-                handler = signal.getsignal(number)
-                if handler is not signal.SIG_IGN and not _requeues(handler):
+            for number in signal.valid_signals():
+                handler: Any = signal.getsignal(number)
+                if _requeues(handler):
+                    self.requeue = functools.partial(handler, number, None)
+                    self.handlers[number] = signal.signal(number, self._request_requeue)
+                elif number in TERMINATION_SIGNALS and handler is not signal.SIG_IGN:
                     self.handlers[number] = signal.signal(number, self._interrupt)
 
     def _interrupt(self, number: int, frame: FrameType | None) -> None:
@@ -75,6 +83,9 @@ class InterruptibleCheckpoint(ModelCheckpoint):
         self._restore_handlers()
         what = "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name
         rank_zero_info(f"\n{what}: training ends after this step; once more ends it at once")
+
+    def _request_requeue(self, number: int, frame: FrameType | None) -> None:
+        self.requeues = True
 
     def _restore_handlers(self) -> None:
         for number, handler in self.handlers.items():
@@ -104,15 +115,19 @@ class InterruptibleCheckpoint(ModelCheckpoint):
         """Do nothing: an epoch of an endless stream has no meaning."""
 
     def _save_or_end(self, trainer: Trainer, save: bool) -> None:
-        """Save if any process should; end if any has received a signal."""
-        end = self.signal is not None
-        save = save or self.due or end
+        """Save if any process should; requeue or end if any has received the signal for it."""
+        end, requeue = self.signal is not None, self.requeues
+        save = save or self.due or end or requeue
         if trainer.world_size > 1:
             save = trainer.strategy.reduce_boolean_decision(save, all=False)
             end = save and trainer.strategy.reduce_boolean_decision(end, all=False)
+            requeue = save and trainer.strategy.reduce_boolean_decision(requeue, all=False)
         if save:
             self._save(trainer)
             self.due = False
+        if requeue and self.requeue is not None:
+            self.requeues = False
+            self.requeue()
         if end:
             rank_zero_info(f"Saved {self.dirpath}/last.ckpt; --ckpt_path continues from it")
             raise Stopped(self.signal or signal.SIGINT)
