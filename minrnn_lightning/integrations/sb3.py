@@ -46,6 +46,8 @@ class BackbonePolicy(RecurrentActorCriticPolicy):
             those of the LSTM itself have no effect.
     """
 
+    optimizer: torch.optim.Optimizer
+
     def __init__(self, *args: Any, backbone: Mapping[str, Any], **options: Any) -> None:
         super().__init__(*args, **{**options, "lstm_hidden_size": backbone["dim"], "n_lstm_layers": 1})
         self.backbone = dict(backbone)
