@@ -13,6 +13,16 @@ class InputError(ValueError):
     """
 
 
+def missing_package(package: str, extra: str) -> InputError:
+    """The error for an optional package that is not installed.
+
+    Args:
+        package: Its name.
+        extra: The extra of this package that installs it.
+    """
+    return InputError(f'this needs the package {package}: pip install "minrnn-lightning[{extra}]"')
+
+
 def first_line(error: BaseException) -> str:
     """The first line of an error's message, or the name of its class where it has none."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]

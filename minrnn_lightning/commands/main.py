@@ -203,11 +203,11 @@ def _sentence(error: BaseException | None) -> str | None:
     jsonargparse and Lightning wrap errors, so that the sentence may be that of a cause.
     """
     while error:
-        unnamed = isinstance(error, OSError) and type(error) in FILE_ERRORS and error.filename is None
-        if isinstance(error, OSError) and unnamed and (error.errno or type(error) is OSError):
-            return f"a file cannot be read or written: {error.strerror or error}"
-        if isinstance(error, OSError) and error.strerror:
-            return ": ".join(map(str, filter(None, (error.filename2 or error.filename, error.strerror))))
+        if isinstance(error, OSError):
+            if type(error) in FILE_ERRORS and error.filename is None and (error.errno or type(error) is OSError):
+                return f"a file cannot be read or written: {error.strerror or error}"
+            if error.strerror:
+                return ": ".join(map(str, filter(None, (error.filename2 or error.filename, error.strerror))))
         # OSError also without a file name: a network or a disk. By name, because Lightning may not even be imported.
         if isinstance(error, (InputError, OSError, ArgumentError)) or (
             type(error).__name__ == "MisconfigurationException"

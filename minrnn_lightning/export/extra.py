@@ -5,7 +5,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import Any
 
-from minrnn_lightning.errors import InputError
+from minrnn_lightning.errors import missing_package
 
 
 def extra_module(name: str) -> Any:
@@ -19,4 +19,4 @@ def extra_module(name: str) -> Any:
     except ImportError as error:
         package = name.partition(".")[0]
         extra = "executorch" if package == "executorch" else "export"
-        raise InputError(f'this needs the package {package}: pip install "minrnn-lightning[{extra}]"') from error
+        raise missing_package(package, extra) from error

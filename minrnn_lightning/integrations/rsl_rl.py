@@ -7,14 +7,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from minrnn_lightning.errors import InputError
+from minrnn_lightning.errors import missing_package
 from minrnn_lightning.integrations.flat_backbone import FlatBackbone
 from minrnn_lightning.nn import Backbone
 
 try:
     from rsl_rl.models import RNNModel
 except ImportError as error:
-    raise InputError('this needs the package rsl-rl-lib: pip install "minrnn-lightning[rsl-rl]"') from error
+    raise missing_package("rsl-rl-lib", "rsl-rl") from error
 
 
 class Memory(FlatBackbone):

@@ -9,14 +9,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from minrnn_lightning.errors import InputError
+from minrnn_lightning.errors import missing_package
 from minrnn_lightning.integrations.flat_backbone import FlatBackbone
 from minrnn_lightning.nn import Backbone
 
 try:
     from sb3_contrib.common.recurrent.policies import RecurrentActorCriticPolicy
 except ImportError as error:
-    raise InputError('this needs the package sb3-contrib: pip install "minrnn-lightning[sb3]"') from error
+    raise missing_package("sb3-contrib", "sb3") from error
 
 
 class Memory(FlatBackbone):

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from minrnn_lightning.errors import InputError
+from minrnn_lightning.errors import missing_package
 from minrnn_lightning.integrations.flat_backbone import FlatBackbone
 from minrnn_lightning.nn import Backbone
 
@@ -17,7 +17,7 @@ try:
     from torchrl.envs import TensorDictPrimer
     from torchrl.modules import recurrent_mode
 except ImportError as error:
-    raise InputError('this needs the package torchrl: pip install "minrnn-lightning[torchrl]"') from error
+    raise missing_package("torchrl", "torchrl") from error
 
 
 class BackboneModule(TensorDictModuleBase):

@@ -12,7 +12,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from minrnn_lightning.errors import InputError
+from minrnn_lightning.errors import InputError, missing_package
 from minrnn_lightning.hub import PACKAGE
 from minrnn_lightning.nn.state import State, select_state
 from minrnn_lightning.tasks import LanguageTask
@@ -29,7 +29,7 @@ try:
     from transformers import PretrainedConfig as PreTrainedConfig
     from transformers.utils.generic import ModelOutput
 except ImportError as error:
-    raise InputError('this needs the package transformers: pip install "minrnn-lightning[transformers]"') from error
+    raise missing_package("transformers", "transformers") from error
 
 
 class MinRNNConfig(PreTrainedConfig):  # type: ignore[no-untyped-call]

@@ -161,9 +161,10 @@ def test_a_data_folder_from_the_environment(minrnn, small, monkeypatch, tmp_path
     check_refused(minrnn("fit", *words), f"MINRNN_DATA_DIR: {file}")
 
 
-def test_a_training_without_standard_output(small, monkeypatch):
+def test_a_training_without_standard_output(small, monkeypatch, tmp_path):
     monkeypatch.setattr(sys, "stdout", None)
     main(["fit", *map(str, small), "--trainer.max_steps=1"])
+    assert list(tmp_path.glob("runs/version_0/checkpoints/last.ckpt"))
 
 
 def test_recipes_that_use_anchors(minrnn, small, tmp_path):
