@@ -17,7 +17,7 @@ def export_command(
     """Write a trained model to a file that runs without this package, and print how to use it.
 
     Args:
-        checkpoint: A .ckpt file that `minrnn fit` wrote.
+        checkpoint: A .ckpt file that `minrnn fit` wrote, a folder of `minrnn publish`, or user/repository on the Hub.
         output: The file to write, such as model.onnx, model.pt2 or model.pte.
         format: onnx for onnxruntime and other runtimes, torch for a package of torch.export, executorch for devices,
             aotinductor for a library for the processor of this machine.
@@ -27,23 +27,21 @@ def export_command(
     Raises:
         InputError: The checkpoint cannot be used, or the model not exported in this way, or a package is missing.
     """
-    from minrnn_lightning.checkpoint import read_checkpoint, tokenizer_of
+    from minrnn_lightning.checkpoint import read_checkpoint
     from minrnn_lightning.export import export
     from minrnn_lightning.export.flatten import flatten
     from minrnn_lightning.export.snippets import snippet
+    from minrnn_lightning.hub import PACKAGE
     from minrnn_lightning.tasks import ClassificationTask, LanguageTask, PolicyTask, TaggingTask
     from minrnn_lightning.tasks.load import load_task
 
     classes = {each.__name__: each for each in (LanguageTask, TaggingTask, ClassificationTask, PolicyTask)}
-    name = read_checkpoint(checkpoint).get("task")
+    name = read_checkpoint(checkpoint).get("task", "task without a name").removeprefix(PACKAGE)
     if name not in classes:
         raise InputError(
-            f"{checkpoint} holds a {name or 'task without a name'}; minrnn export takes {', '.join(classes)}: "
+            f"{checkpoint} holds a {name}; minrnn export takes {', '.join(classes)}: "
             "load any other task in Python and give it to minrnn_lightning.export.export"
         )
-    task, content = load_task(checkpoint, classes[name], "be exported")
-    tokenizer = None
-    if any(isinstance(part, dict) and isinstance(part.get("tokenizer"), str) for part in content.values()):
-        tokenizer = tokenizer_of(content, checkpoint) if name == "LanguageTask" else None
-    export(task, output, format=format, mode=mode, reset=reset, tokenizer=tokenizer)
+    task, _ = load_task(checkpoint, classes[name], "be exported")
+    export(task, output, format=format, mode=mode, reset=reset)
     print(f"Wrote {output}. To use it:\n\n{snippet(flatten(task, mode, reset=reset), format, output)}", end="")

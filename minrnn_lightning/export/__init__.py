@@ -51,7 +51,8 @@ def export(
             any batch size and length.
         reset: Whether the bool input ``reset`` is added, True at the first step of a new sequence. A policy's step
             always has it.
-        tokenizer: Vocabulary of a language task; by default that of the data module, where the task has a Trainer.
+        tokenizer: Vocabulary of a language task; by default that of the data module, where the task has a Trainer, or
+            the one that was loaded with the task.
 
     Raises:
         InputError: The format or mode is unknown or not for this model, a package is missing, or the path is no file in

@@ -1,4 +1,4 @@
-"""Importing the optional packages of the extras ``export`` and ``executorch``."""
+"""Importing the optional packages that write or run exported models."""
 
 from __future__ import annotations
 
@@ -7,9 +7,11 @@ from typing import Any
 
 from minrnn_lightning.errors import missing_package
 
+EXTRAS = {"executorch": "executorch", "openvino": "benchmark"}  # by package; all others are in the extra export
+
 
 def extra_module(name: str) -> Any:
-    """Import a module of the extra ``export`` or ``executorch``.
+    """Import a module of an optional package.
 
     Raises:
         InputError: It is not installed.
@@ -18,5 +20,4 @@ def extra_module(name: str) -> Any:
         return import_module(name)
     except ImportError as error:
         package = name.partition(".")[0]
-        extra = "executorch" if package == "executorch" else "export"
-        raise missing_package(package, extra) from error
+        raise missing_package(package, EXTRAS.get(package, "export")) from error

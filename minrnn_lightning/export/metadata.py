@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from minrnn_lightning import __version__
+from minrnn_lightning.batches import data_facts
 from minrnn_lightning.export.modules import FlatModule
 from minrnn_lightning.tasks import PolicyTask
 from minrnn_lightning.tasks.task import Task
@@ -23,7 +24,8 @@ def metadata(model: nn.Module, module: FlatModule, mode: str, tokenizer: Tokeniz
         model: The model.
         module: What ``flatten`` made of it.
         mode: ``step`` or ``sequence``.
-        tokenizer: The vocabulary; by default that of the data module of the task's Trainer, if there is one.
+        tokenizer: The vocabulary; by default that of the data module of the task's Trainer, or else the one that was
+            loaded with the task, if there is any.
 
     Returns:
         - ``class``, ``mode`` and ``version``, that of this package,
@@ -41,6 +43,7 @@ def metadata(model: nn.Module, module: FlatModule, mode: str, tokenizer: Tokeniz
         values["initial_state"] = module.initial_values()
     if isinstance(model, Task):
         values["hyper_parameters"] = dict(model.hparams)
+        tokenizer = tokenizer or data_facts(model._trainer).tokenizer or model.tokenizer
     if isinstance(model, PolicyTask):
         values |= {name: getattr(model, name).tolist() for name in ("observation_mean", "observation_std")}
         if not model.discrete:
@@ -49,8 +52,6 @@ def metadata(model: nn.Module, module: FlatModule, mode: str, tokenizer: Tokeniz
         values["environment"] = model.environment
     texts = {"class": type(model).__name__, "mode": mode, "version": __version__}
     texts |= {name: json.dumps(value, default=str) for name, value in values.items()}
-    if tokenizer is None and getattr(model, "_trainer", None) is not None:
-        tokenizer = getattr(getattr(model._trainer, "datamodule", None), "tokenizer", None)
     return texts if tokenizer is None else {**texts, "tokenizer": tokenizer.to_str()}
 
 

@@ -44,12 +44,13 @@ def quantize(model: nn.Module) -> Quantized:
 def with_linears(model: Model) -> Model:
     """Copy a model, with every linear map of its minimal RNNs in an ``nn.Linear`` for each gate and the candidate.
 
-    ``MinGRU`` and ``MinLSTM`` have the parameters of ``nn.GRU``, which tools that look for ``nn.Linear`` pass over.
+    ``MinGRU`` and ``MinLSTM`` have the parameters of ``nn.GRU``, which tools that look for ``nn.Linear`` pass over. A
+    copy that ``quantize`` made has int8 maps in their place already.
     """
     model = copy.deepcopy(model)
     _replace(model, lambda module: isinstance(module, Logits), _LinearLogits)
     for module in model.modules():
-        if isinstance(module, MinRNN):
+        if isinstance(module, MinRNN) and not hasattr(module, "maps"):
             _use_linears(module)
     return model
 

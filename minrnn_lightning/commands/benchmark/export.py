@@ -21,7 +21,7 @@ from minrnn_lightning.commands.benchmark.measure import (
 )
 from minrnn_lightning.commands.benchmark.report import Report, Row
 from minrnn_lightning.commands.benchmark.step import torch_threads
-from minrnn_lightning.errors import InputError
+from minrnn_lightning.errors import InputError, first_line
 from minrnn_lightning.export import export
 from minrnn_lightning.export.extra import extra_module
 from minrnn_lightning.export.flatten import MODES, flatten
@@ -60,15 +60,15 @@ def export_benchmark(
     those of the same repeat: the table has their median and, in brackets, their quartiles.
 
     Args:
-        formats: Formats, separated by commas: onnx (in onnxruntime), torch, executorch, aotinductor, which needs a C++
-            compiler and minutes; onnx+int8 and so on with int8 weights.
+        formats: Formats, separated by commas: onnx (in onnxruntime), openvino (an ONNX file in OpenVINO), torch,
+            executorch, aotinductor, which needs a C++ compiler and minutes; onnx+int8 and so on with int8 weights.
         models: layer (a MinGRU), language, classification, policy and tagging, separated by commas.
         modes: step, sequence or both, separated by a comma.
         dim: Width of the models.
         depth: Number of layers, and of blocks.
         length: Time steps of the sequences.
         repeats: Number of times that each is timed, in turns.
-        threads: Threads of PyTorch and onnxruntime.
+        threads: Threads of PyTorch, onnxruntime and OpenVINO.
         output: Folder to write export.json, export.csv and export.png to.
         compare: The export.json of an earlier run; adds the ratio to it.
 
@@ -108,10 +108,11 @@ def _rows(
         file = folder / f"model.{name}.pt2"
         try:
             base = name.removesuffix(INT8)
-            export(model if name == base else quantize(model).model, file, format=base, mode=mode)
-            run = RUNTIMES[base](file)
-        except InputError as error:
-            print(f"{title}, {mode}: {name} is left out: {error}", file=sys.stderr)
+            form, load = RUNTIMES[base]
+            export(model if name == base else quantize(model).model, file, format=form, mode=mode)
+            run = load(file)
+        except (InputError, RuntimeError) as error:  # also of an exporter that does not take the model
+            print(f"{title}, {mode}: {name} is left out: {first_line(error)}", file=sys.stderr)
             continue
         differences = [(y - z).abs().max().item() for y, z in zip(expected, run(inputs), strict=True)]
         found[name] = {"difference": max(differences), "file_kb": file.stat().st_size / 1e3}
@@ -149,6 +150,13 @@ def _onnxruntime(file: Path) -> Run:
     ]
 
 
+def _openvino(file: Path) -> Run:
+    openvino = extra_module("openvino")
+    settings = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": torch.get_num_threads()}
+    compiled = openvino.Core().compile_model(str(file), "CPU", settings)
+    return lambda inputs: [torch.from_numpy(y) for y in compiled([x.numpy() for x in inputs]).to_tuple()]
+
+
 def _torch(file: Path) -> Run:
     module = torch.export.load(file).module()
     return lambda inputs: list(module(*inputs))
@@ -160,14 +168,15 @@ def _aotinductor(file: Path) -> Run:
 
 
 def _executorch(file: Path) -> Run:
-    runtime = extra_module("executorch.runtime").Runtime.get()
-    method = runtime.load_program(file.read_bytes()).load_method("forward")
-    return lambda inputs: list(method.execute(list(inputs)))
+    program = extra_module("executorch.runtime").Runtime.get().load_program(file)
+    methods = {"forward": program.load_method("forward"), "of": program}  # a method runs as long as its program exists
+    return lambda inputs: list(methods["forward"].execute(list(inputs)))
 
 
-RUNTIMES: dict[str, Callable[[Path], Run]] = {
-    "onnx": _onnxruntime,
-    "torch": _torch,
-    "executorch": _executorch,
-    "aotinductor": _aotinductor,
+RUNTIMES: dict[str, tuple[str, Callable[[Path], Run]]] = {  # the format of a file, and the runtime that loads it
+    "onnx": ("onnx", _onnxruntime),
+    "openvino": ("onnx", _openvino),
+    "torch": ("torch", _torch),
+    "executorch": ("executorch", _executorch),
+    "aotinductor": ("aotinductor", _aotinductor),
 }
