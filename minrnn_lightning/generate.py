@@ -21,6 +21,7 @@ from minrnn_lightning.tasks.load import load_task
 Item = TypeVar("Item")
 
 COLDEST = 1e-20  # temperatures below it, by which logits could not be divided, take the most probable token as 0 does
+LEAST = 1e-30  # of top_p, which is 0 in float32 if it is much smaller, so that no token would be left
 CHUNK = 4096  # tokens of the prompt per forward pass, which bounds the memory
 
 
@@ -122,7 +123,7 @@ def sample(
     if top_p is not None:
         ordered, order = probabilities.sort(descending=True)
         before = ordered.cumsum(-1) - ordered  # 0 for the most probable token, which is always kept
-        probabilities = probabilities.scatter(-1, order, ordered.masked_fill(before >= top_p, 0.0))
+        probabilities = probabilities.scatter(-1, order, ordered.masked_fill(before >= max(top_p, LEAST), 0.0))
     return torch.multinomial(probabilities, 1, generator=generator).squeeze(-1)
 
 

@@ -20,7 +20,7 @@ def call_function(function: Callable[..., None], name: str, args: list[str]) -> 
 
     flags = {f"--{option.name}" for option in signature(function).parameters.values() if option.default is False}
     args = [f"{arg}=true" if arg in flags else arg for arg in args]
-    parser = ArgumentParser(prog=f"minrnn {name}", exit_on_error=False)
+    parser = ArgumentParser(prog=f"minrnn {name}", exit_on_error=False, allow_abbrev=False)
     parser.add_function_arguments(function, as_positional=False)
     try:
         options = parser.parse_args(args).as_dict()

@@ -89,6 +89,11 @@ def print_completion(args: list[str]) -> None:
     Raises:
         ArgumentError: If it is neither.
     """
+    if args in (["-h"], ["--help"]):
+        print(
+            "usage: minrnn completion bash|zsh\n\nPrint a script that completes commands, recipes and options at TAB."
+        )
+        return
     if args not in (["bash"], ["zsh"]):
         raise ArgumentError(None, f"minrnn completion is followed by bash or zsh, got {' '.join(args)!r}")
     lines = [f"        {pattern}) echo {shlex.quote(' '.join(words))} ;;" for pattern, words in cases()]

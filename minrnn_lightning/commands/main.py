@@ -80,6 +80,7 @@ FUNCTIONS = {  # commands whose options are the parameters of a function, in ``m
 }
 FILES = ("checkpoint", "ckpt_path", "init_from", "path", "dataset", "data_dir", "output", "runs", "config")  # options
 FILE_ERRORS = (OSError, FileNotFoundError, PermissionError)  # without a name where a disk is full or a folder is gone
+VARIABLES = ("MINRNN_IMPORT", "MINRNN_KEEP_MEMORY")  # of the environment
 FOLDERS = ("MINRNN_DATA_DIR", "XDG_CACHE_HOME")  # environment variables
 COMMANDS = (*TRAINER, "compare", *FUNCTIONS, "benchmark train", "completion")
 
@@ -181,9 +182,11 @@ def _fail(sentence: str, code: int) -> NoReturn:
 def _with_option(sentence: str, args: list[str]) -> str:
     """Name the option in front of a sentence that begins with its value, or quotes it and names no option."""
     given = [(option, value) for option, value in option_values(args) if option and value]
+    if sentence.partition(" ")[0] in {_last(option) for option, _ in given} | set(VARIABLES):
+        return sentence
     given += [(name, os.environ[name]) for name in FOLDERS if os.environ.get(name)]
     for option, value in sorted(given, key=lambda each: _last(each[0]) not in FILES):
-        begins = sentence.startswith(value) and sentence[len(value) :][:1] in ("", " ", ":", ",", "/")
+        begins = sentence.startswith(value) and sentence[len(value) :][:1] in ("", " ", ":", ",", "/", ".")
         if begins and _last(option) not in sentence:
             return f"{option}: {sentence}"
     if not any(_last(option) in sentence for option, _ in given):

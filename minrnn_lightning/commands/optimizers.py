@@ -16,6 +16,7 @@ from minrnn_lightning.errors import InputError, first_line, modules_passed
 REFUSALS = (ValueError, TypeError, LookupError, ArithmeticError, AssertionError, RuntimeError)
 SCHEDULES = ("torch.optim.lr_scheduler", "torch.optim.swa_utils")  # modules
 OPTIONS = ("optimizer", "lr_scheduler")
+BASES = ("torch.optim.Optimizer", "torch.optim.optimizer.Optimizer", "torch.optim.lr_scheduler.LRScheduler")
 
 not_negative = at_least(0, math.inf)
 RANGES: dict[str, Check] = {  # of options that PyTorch takes without a check
@@ -43,11 +44,13 @@ def check_choices(options: Mapping[str, Any]) -> None:
         options: All options by name; ``optimizer`` and ``lr_scheduler`` are looked at, where they are PyTorch's.
 
     Raises:
-        InputError: A number is infinite or outside its range.
+        InputError: A number is infinite or outside its range, or there are options without a class.
     """
     for name in OPTIONS:
         chosen = options.get(name)
         if isinstance(chosen, Mapping) and str(chosen.get("class_path")).startswith(("torch.", "lightning.")):
+            if chosen.get("class_path") in BASES:  # which jsonargparse takes where none is given
+                raise InputError(f"{name} needs the name of a class: --{name}=NAME")
             values = dict(flatten({name: chosen}))
             for option, value in values.items():
                 if isinstance(value, float) and math.isinf(value):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Sequence
 from importlib.util import find_spec
@@ -94,10 +95,13 @@ def parse_targets(text: str) -> list[float | None]:
     """The numbers in ``3600`` or ``3600,1800``.
 
     Raises:
-        InputError: One of them is not a number.
+        InputError: One of them is not a finite number.
     """
     try:
-        return [float(number) for number in text.split(",")]
+        targets: list[float | None] = [float(number) for number in text.split(",")]
+        if not all(math.isfinite(float(number)) for number in text.split(",")):
+            raise ValueError
+        return targets
     except ValueError as error:
         raise InputError(
             f"target_return must be numbers separated by commas, such as 3600,1800, got {text!r}"

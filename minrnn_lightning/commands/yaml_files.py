@@ -45,6 +45,8 @@ def check_arguments(args: list[str]) -> None:
             _check_readable(option, value)
             if option not in CONFIG and value.endswith(SUFFIXES):
                 check_recipe(value)
+        if option.endswith(".class_path") and value in ("", "~", "null"):
+            raise ArgumentError(None, f"{option} must be the name of a class, got {value!r}")
         if len(value) > MOST_DIGITS or "&" in value or "{" in value:
             _check_yaml(value, option, is_file=False)
 
@@ -135,6 +137,19 @@ def _check_yaml(text: str, source: str, is_file: bool) -> None:
         raise ArgumentError(None, f"{source} holds no options: a recipe is a mapping in YAML, such as `model: ...`")
 
 
+def _has_meaning(node: Node) -> bool:
+    """Whether a node has no tag, or one that fits its value."""
+    import yaml
+
+    if isinstance(node, yaml.ScalarNode):
+        try:
+            yaml.SafeLoader("").construct_object(node)
+        except (yaml.YAMLError, ValueError, LookupError, AttributeError):  # which PyYAML lets through
+            return False
+        return True
+    return node.tag in ("tag:yaml.org,2002:map", "tag:yaml.org,2002:seq")
+
+
 def _size(node: Node, source: str, sizes: dict[int, int], is_file: bool) -> int:
     """The number of nodes below one and itself, where every alias counts as a copy.
 
@@ -155,9 +170,11 @@ def _size(node: Node, source: str, sizes: dict[int, int], is_file: bool) -> int:
             raise InputError(f"{source} refers to itself in line {node.start_mark.line + 1}, so that it has no end")
         return sizes[id(node)]
     sizes[id(node)] = 0
-    if is_file and node.tag not in yaml.SafeLoader.yaml_constructors:
-        line = node.start_mark.line + 1
-        raise ArgumentError(None, f"{source} has the tag {node.tag} in line {line}, which nothing reads: remove it")
+    if node.tag == "tag:yaml.org,2002:int" and len(node.value) > MOST_DIGITS:
+        raise InputError(f"{source} has a number of {len(node.value):,} digits: at most {MOST_DIGITS:,} can be read")
+    if is_file and not _has_meaning(node):
+        tag, line = node.tag.replace("tag:yaml.org,2002:", "!!"), node.start_mark.line + 1
+        raise ArgumentError(None, f"{source} has the tag {tag} in line {line}, which its value cannot have: remove it")
     below: list[Node] = []
     if isinstance(node, yaml.MappingNode):
         keys = set()
@@ -170,12 +187,17 @@ def _size(node: Node, source: str, sizes: dict[int, int], is_file: bool) -> int:
                 null = value.tag == "tag:yaml.org,2002:null"
                 if key.value == "init_args" and not (null or isinstance(value, yaml.MappingNode)):
                     raise ArgumentError(None, f"init_args of {source} must be a mapping such as {{dim: 64}}")
-                if key.value == "class_path" and not isinstance(value, yaml.ScalarNode):
+                if key.value == "class_path" and (null or not isinstance(value, yaml.ScalarNode)):
                     raise ArgumentError(None, f"class_path of {source} must be the name of a class")
-            below += [key, value]
+                below.append(key)
+            elif isinstance(key, yaml.ScalarNode):
+                if not isinstance(value, yaml.MappingNode | yaml.SequenceNode):
+                    raise ArgumentError(None, f"<< in {source} must be followed by a mapping such as *name")
+            else:
+                line = key.start_mark.line + 1
+                raise ArgumentError(None, f"{source} has a key in line {line} that is not the name of an option")
+            below.append(value)
     elif isinstance(node, yaml.SequenceNode):
         below = node.value
-    elif node.tag == "tag:yaml.org,2002:int" and len(node.value) > MOST_DIGITS:
-        raise InputError(f"{source} has a number of {len(node.value):,} digits: at most {MOST_DIGITS:,} can be read")
     sizes[id(node)] = 1 + sum(_size(each, source, sizes, is_file) for each in below)
     return sizes[id(node)]

@@ -138,7 +138,11 @@ class Backbone(nn.Module):
         classes = {mixer_name(each): find_mixer(each) for each in pattern}
         mixer_args = mixer_args or {}
         for name, args in mixer_args.items():
-            check_mixer_args(name, classes.get(name) or find_mixer(name), args)
+            try:
+                cls = classes.get(name) or find_mixer(name)
+            except InputError as error:
+                raise InputError(f"mixer_args: {error}") from error
+            check_mixer_args(name, cls, args)
         names = (mixer_name(pattern[i % len(pattern)]) for i in range(depth))
         mixers = (
             build_mixer(classes[name], dim, expansion, layer_index=i, depth=depth, args=mixer_args.get(name, {}))

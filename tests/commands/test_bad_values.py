@@ -88,6 +88,13 @@ BOMB = "\n".join(
         (BOMB.encode(), "more than 10,000 values", 1),
         (b"[" * 5000, "nested too deeply", 1),
         (b"- model\n- data\n", "holds no options", 2),
+        (b"trainer: !!set {a, b}\n", "has the tag !!set in line 1, which its value cannot have", 2),
+        (b"trainer: !!omap [a: 1]\n", "has the tag !!omap in line 1", 2),
+        (b"seed_everything: !!int x\n", "has the tag !!int in line 1", 2),
+        (b"\nseed_everything: !!timestamp x\n", "has the tag !!timestamp in line 2", 2),
+        (b"? {a: 1}\n: 2\n", "has a key in line 1 that is not the name of an option", 2),
+        (b"x: &x {<<: *x, a: 1}\n", "refers to itself", 1),
+        (b"trainer:\n  <<: 3\n", "must be followed by a mapping", 2),
     ],
 )
 @pytest.mark.parametrize("option", ["--config", "--trainer"])
@@ -102,6 +109,75 @@ def test_parts_of_a_trainer_that_are_right(minrnn, small):
     timer = "{class_path: Timer, init_args: {duration: '00:01:00:00'}}"
     words = [f"--trainer.callbacks={timer}", "--trainer.plugins=HalfPrecision", "--trainer.plugins.precision=bf16-true"]
     assert minrnn("fit", *small, *words, "--trainer.max_steps=1")[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("content", "part"),
+    [
+        ("optimiser: {class_path: SGD}", "optimiser.class_path in a recipe is not an option; see `minrnn fit --help`"),
+        ("true: 1", "config has the key True, which is not the name of an option"),
+        ("model: {class_path: LanguageTask, init_args: {lr: 0,001}}", "model has the key 1, which is not the name of"),
+        ("model: {class_path: LanguageTask, dim: 16}", "model has options next to class_path: put them below init_arg"),
+    ],
+)
+def test_recipes_with_wrong_names(minrnn, small, tmp_path, content, part):
+    (tmp_path / "x.yaml").write_text(content)
+    check_refused(minrnn("fit", *small, "--config", tmp_path / "x.yaml"), part, code=2)
+
+
+def test_recipes_that_merge_mappings_or_tag_numbers(minrnn, small, tmp_path):
+    text = "trainer: &t {max_steps: !!int '3'}\nmodel: {class_path: LanguageTask, init_args: {lr: !!float 1e-3}}\n"
+    (tmp_path / "x.yaml").write_text(text.replace("&t {", "{<<: {min_steps: 2}, "))
+    code, out, _ = minrnn("fit", *small, "--config", tmp_path / "x.yaml", "--print_config")
+    assert code == 0
+    assert all(part in out for part in ("min_steps: 2", "max_steps: 3", "lr: 0.001"))
+
+
+@pytest.mark.parametrize(
+    ("words", "part", "code"),
+    [
+        (["--optimizer={}"], "optimizer needs the name of a class: --optimizer=NAME", 2),
+        (["--optimizer.lr=0.1"], "optimizer needs the name of a class: --optimizer=NAME", 2),
+        (["--lr_scheduler={}"], "lr_scheduler needs the name of a class: --lr_scheduler=NAME", 1),
+        (["--model=nothing.Task"], "model is 'nothing.Task', which cannot be imported: there is no module nothing", 2),
+        (["--data=nothing.Data"], "data is 'nothing.Data', which cannot be imported: there is no module nothing", 2),
+        (["--model=minrnn_lightning.tasks.Nothing"], "'minrnn_lightning.tasks' has no attribute 'Nothing'", 2),
+        (["--model.class_path=null"], "model.class_path must be the name of a class, got 'null'", 2),
+        (["--model.mixer_args={1: {}}"], "mixer_args: mixer 1 is neither a name nor a subclass", 1),
+        (["--trainer.callbacks=Nothing"], "trainer.callbacks is 'Nothing', which is no class", 2),
+        (["--trainer.max_step=3"], "see --help (did you mean --trainer.max_steps?)", 2),
+    ],
+)
+def test_classes_that_are_missing(minrnn, small, words, part, code):
+    check_refused(minrnn("fit", *small, *words), part, code=code)
+
+
+def test_options_are_not_abbreviated(minrnn):
+    result = minrnn("generate", "--check=last.ckpt")
+    check_refused(result, "unrecognized arguments: --check=last.ckpt; see --help (did you mean --checkpoint?)", code=2)
+
+
+def test_missing_options_are_named(minrnn):
+    check_refused(minrnn("fit"), "--data and --model are required: give a recipe with --config", code=2)
+    check_refused(minrnn("generate"), "--checkpoint is required; see --help", code=2)
+    check_refused(minrnn("fit", "--config=mqar", "--data=TextDataModule"), "data.path is required", code=2)
+
+
+@pytest.mark.parametrize("target", ["nan", "inf", "1,-inf"])
+def test_targets_that_are_not_finite(minrnn, target):
+    result = minrnn("rollout", "--checkpoint=none.ckpt", f"--target_return={target}")
+    check_refused(result, "target_return must be numbers separated by commas", target)
+
+
+def test_smallest_share_of_tokens(minrnn, checkpoint):
+    words = ["generate", f"--checkpoint={checkpoint}", "--max_new_tokens=20"]
+    assert minrnn(*words, "--top_p=1e-320") == minrnn(*words, "--temperature=0")
+
+
+def test_help_of_the_completion(minrnn):
+    code, out, _ = minrnn("completion", "--help")
+    assert code == 0
+    assert out.startswith("usage: minrnn completion bash|zsh")
 
 
 @pytest.mark.parametrize("args", [["recipes"], ["--help"], ["generate", "--help"]], ids=" ".join)

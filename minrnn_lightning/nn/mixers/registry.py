@@ -61,7 +61,8 @@ def find_mixer(mixer: object) -> type[Mixer]:
             return MIXERS[mixer]
         found = _import(mixer)
     if not (isinstance(found, type) and issubclass(found, Mixer)):
-        raise InputError(f"mixer {mixer!r} is not a subclass of minrnn_lightning.nn.mixers.Mixer")
+        what = "is not a subclass of" if isinstance(mixer, str | type) else "is neither a name nor a subclass of"
+        raise InputError(f"mixer {mixer!r} {what} minrnn_lightning.nn.mixers.Mixer")
     return found
 
 
@@ -78,14 +79,16 @@ def check_mixer_args(name: str, cls: type[Mixer], given: Mapping[str, Any]) -> N
     """Refuse arguments that a mixer does not have, and values of another type than its annotations say.
 
     Raises:
-        InputError: There is such an argument.
+        InputError: There is such an argument, or they are no dictionary.
     """
+    if not isinstance(given, Mapping):
+        raise InputError(f"mixer_args: the arguments of {name} must be a dictionary, got {given!r}")
     parameters = list(signature(cls, eval_str=True).parameters.values())[1:]  # without dim
     known = {p.name: p for p in parameters if p.name not in ("layer_index", "depth") and p.kind is not p.VAR_KEYWORD}
     if any(p.kind is Parameter.VAR_KEYWORD for p in parameters):
         given = {key: value for key, value in given.items() if key in known}
     if unknown := set(given).difference(known):
-        raise InputError(f"mixer_args: {name} has no {', '.join(sorted(unknown))}; it has {', '.join(known)}")
+        raise InputError(f"mixer_args: {name} has no {', '.join(sorted(map(str, unknown)))}; it has {', '.join(known)}")
     for key, value in given.items():
         expected = known[key].annotation
         if not isinstance(expected, type | UnionType) or expected is Parameter.empty:
