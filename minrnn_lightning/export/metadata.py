@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from minrnn_lightning import __version__
-from minrnn_lightning.batches import data_facts
 from minrnn_lightning.export.modules import FlatModule
 from minrnn_lightning.tasks import PolicyTask
 from minrnn_lightning.tasks.task import Task
@@ -43,7 +42,8 @@ def metadata(model: nn.Module, module: FlatModule, mode: str, tokenizer: Tokeniz
         values["initial_state"] = module.initial_values()
     if isinstance(model, Task):
         values["hyper_parameters"] = dict(model.hparams)
-        tokenizer = tokenizer or data_facts(model._trainer).tokenizer or model.tokenizer
+        data = getattr(model._trainer, "datamodule", None)
+        tokenizer = tokenizer or getattr(data, "tokenizer", None) or model.tokenizer
     if isinstance(model, PolicyTask):
         values |= {name: getattr(model, name).tolist() for name in ("observation_mean", "observation_std")}
         if not model.discrete:
