@@ -19,6 +19,7 @@ Check = Callable[[Any], str | None]  # what must hold, in words after "must be",
 INT64 = 2**63 - 1
 SEEDS = 2**32 - 1  # the largest seed of NumPy's generator, which Lightning and Gymnasium seed too
 MOST_WORKERS = max(64, os.cpu_count() or 1)  # processes that prepare batches
+LAST_PORT = 2**16 - 1
 BASES = ("Callback", "Precision", "None")  # what jsonargparse takes for a mapping without a class
 NUMBERS = ("RANK", "LOCAL_RANK", "SLURM_PROCID", "SLURM_NTASKS", "JSM_NAMESPACE_RANK", "PL_GLOBAL_SEED")
 DURATION = re.compile(r"\s*(\d{1,6}):(\d\d):(\d\d):(\d\d)\s*")
@@ -68,6 +69,12 @@ def folder(value: str) -> str | None:
 def not_empty(value: object) -> str | None:
     """Texts that are not empty."""
     return None if str(value).strip() else "given, not empty"
+
+
+def named(value: object) -> str | None:
+    """Arguments by name."""
+    right = not isinstance(value, Mapping) or all(isinstance(key, str) for key in value)
+    return None if right else "arguments by name, such as {render_mode: rgb_array}"
 
 
 def one_of(*names: str) -> Check:
@@ -168,6 +175,7 @@ FUNCTIONS: dict[str, Check] = {  # options of the other commands, by command and
     "device": not_empty,
     "dim": sizes(1, 10**8),
     "env": not_empty,
+    "env_args": named,
     "episodes": at_least(1, 10**6),
     "generate seed": at_least(-INT64),
     "histogram": not_empty,
@@ -242,7 +250,7 @@ def check_environment() -> None:
     """Refuse environment variables that Lightning reads as numbers and that are none.
 
     Raises:
-        InputError: One of them is set to something else.
+        InputError: One of them is set to something else, or the port is none.
     """
     for name in NUMBERS:
         try:
@@ -251,6 +259,11 @@ def check_environment() -> None:
             raise InputError(
                 f"the environment variable {name} must be a whole number, got {os.environ[name]!r}"
             ) from None
+    port = os.environ.get("MASTER_PORT", "0")
+    if not (port.isdecimal() and int(port) <= LAST_PORT):
+        raise InputError(
+            f"the environment variable MASTER_PORT must be a whole number from 0 to {LAST_PORT}, got {port!r}"
+        )
 
 
 def check_trainer(trainer: Mapping[str, Any]) -> None:

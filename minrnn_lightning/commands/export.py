@@ -2,9 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Literal
 
 from minrnn_lightning.errors import InputError
+
+SUFFIXES: dict[str, tuple[str, ...]] = {  # formats by the suffix of a file
+    ".onnx": ("onnx",),
+    ".pt2": ("torch", "aotinductor"),
+    ".pte": ("executorch",),
+    ".tflite": (),
+    ".ckpt": (),
+}
 
 
 def export_command(
@@ -34,6 +43,7 @@ def export_command(
     from minrnn_lightning.tasks import ClassificationTask, LanguageTask, PolicyTask, TaggingTask
     from minrnn_lightning.tasks.load import load_task
 
+    _check_output(checkpoint, output, format)
     classes = {each.__name__: each for each in (LanguageTask, TaggingTask, ClassificationTask, PolicyTask)}
     name = read_checkpoint(checkpoint).get("task", "task without a name").removeprefix("minrnn_lightning.tasks.")
     if name not in classes:
@@ -44,3 +54,14 @@ def export_command(
     task, _ = load_task(checkpoint, classes[name], "be exported")
     export(task, output, format=format, mode=mode, reset=reset)
     print(f"Wrote {output}. To use it:\n\n{snippet(flatten(task, mode, reset=reset), format, output)}", end="")
+
+
+def _check_output(checkpoint: str, output: str, format: str) -> None:  # noqa: A002
+    """Refuse to overwrite the checkpoint, and the suffix of another format; other suffixes are left alone."""
+    path = Path(output)
+    if path.exists() and Path(checkpoint).exists() and path.samefile(checkpoint):
+        raise InputError(f"output must be another file than the checkpoint, got {output}")
+    formats = SUFFIXES.get(path.suffix.lower(), (format,))
+    if format not in formats:
+        use = f"use format {' or '.join(formats)}" if formats else "no format of minrnn export has it"
+        raise InputError(f"output must have a suffix that fits the format {format}, got {output}: {use}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import Mapping
 from typing import Any
 
@@ -51,6 +52,8 @@ def check_hardware(trainer: Any) -> None:
             f"trainer.num_nodes {trainer.num_nodes} needs a process on every node: start it with torchrun or Slurm, or "
             "set MASTER_ADDR, MASTER_PORT and NODE_RANK on each"
         )
+    if trainer.num_nodes > 1:
+        _check_host()
     if isinstance(devices, str):
         devices = devices.strip()
         if devices == "auto":
@@ -83,6 +86,19 @@ def _check_backend(strategy: Any) -> None:
     if given is not None and not all(map(distributed.is_backend_available, names)):
         found = ", ".join(filter(distributed.is_backend_available, BACKENDS))
         raise InputError(f"trainer.strategy.process_group_backend must be one of {found}, got {given!r}")
+
+
+def _check_host() -> None:
+    """Refuse the name of a first node that cannot be found: the process would look for it for half an hour."""
+    host = os.environ.get("MASTER_ADDR")
+    try:
+        if host is not None:
+            socket.getaddrinfo(host, None)
+    except (OSError, UnicodeError):
+        raise InputError(
+            f"the environment variable MASTER_ADDR must be the name or address of the first node; {host!r} cannot be "
+            "found"
+        ) from None
 
 
 def _on_cluster() -> bool:

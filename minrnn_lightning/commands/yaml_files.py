@@ -18,6 +18,7 @@ MOST_COPIES = 10_000  # values that aliases may add: each is copied, so that a f
 MOST_BYTES = 1_000_000  # of a recipe: YAML of a hundred times as much takes minutes to read
 MOST_DIGITS = 4_300  # of a number: Python reads no more
 NEGATIVE = re.compile(r"-(\d|\.|inf|nan)", re.IGNORECASE)
+HYPHEN = re.compile(r"-[^-\d\s.]\S*")  # what argparse takes for an option
 SUFFIXES = (".yaml", ".yml")
 CONFIG = ("c", "config")  # read where the names of packaged recipes are known
 WRITTEN = ("", "output", "histogram", "video")  # options of files that are written
@@ -36,6 +37,8 @@ def check_arguments(args: list[str]) -> None:
         dotted = "." in arg and not arg.endswith(".help")  # of which jsonargparse would name what is before the dot
         if without and (dotted or arg == "--config"):
             raise ArgumentError(None, f"{arg}: expected one argument")
+        if arg == "--prompt" and HYPHEN.fullmatch(following):
+            raise ArgumentError(None, f"a prompt that begins with a hyphen needs =, as in {arg}={following}")
     for option, value in option_values(args):
         try:
             value.encode()

@@ -26,9 +26,14 @@ def make(env_id: str, **options: Any) -> Environment:
     """A Gymnasium environment.
 
     Raises:
-        InputError: Gymnasium or a package of the environment is missing, or the environment is unknown.
+        InputError: Gymnasium or a package of the environment is missing, the environment is unknown, or it cannot be
+            made with these arguments.
     """
     from minrnn_lightning.data.extra import rl_module
+
+    for name, value in options.items():
+        if isinstance(value, float) and math.isnan(value):
+            raise InputError(f"the argument {name} of {env_id} must be a number, got nan")
 
     gymnasium = rl_module("gymnasium")
     import_module("minrnn_lightning.rl.memory_envs")  # which registers them
@@ -37,16 +42,17 @@ def make(env_id: str, **options: Any) -> Environment:
         return gymnasium.make(env_id, **options)
     except InputError:
         raise
-    except TypeError as error:
-        if not options:
-            raise
-        raise InputError(
-            f"Gymnasium cannot make the environment {env_id!r} with the arguments {', '.join(options)}: {error}"
-        ) from error
     except (gymnasium.error.Error, ImportError) as error:
         reason = str(error).replace("\n", " ").rstrip(".")
         raise InputError(
             f"Gymnasium cannot make the environment {env_id!r} ({reason}): give one like Hopper-v5"
+        ) from error
+    except Exception as error:  # whatever the environment raises about its arguments
+        if not options:
+            raise
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise InputError(
+            f"Gymnasium cannot make the environment {env_id!r} with the arguments {', '.join(options)}: {reason}"
         ) from error
 
 

@@ -80,6 +80,8 @@ class RolloutDataModule(BaseDataModule):
                 f"num_envs must be a multiple of minibatches, which consist of whole rows, got num_envs {num_envs} and "
                 f"minibatches {minibatches}"
             )
+        if not all(isinstance(name, str) for name in env_args or {}):
+            raise InputError(f"env_args must be arguments by name, such as {{length: 50}}, got {env_args}")
         super().__init__(num_envs // minibatches, length)
         self.env_id = env_id
         self.env_args = dict(env_args or {})

@@ -211,6 +211,23 @@ def test_environment_variables_that_are_no_numbers(minrnn, small, monkeypatch, n
     check_refused(minrnn("fit", *small), f"the environment variable {name} must be a whole number, got 'x'")
 
 
+@pytest.mark.parametrize("port", ["x", "", "-1", "99999"])
+def test_a_port_that_is_none(minrnn, small, monkeypatch, port):
+    monkeypatch.setenv("MASTER_PORT", port)
+    check_refused(minrnn("fit", *small), f"MASTER_PORT must be a whole number from 0 to 65535, got {port!r}")
+
+
+def test_a_first_node_that_cannot_be_found(minrnn, small, monkeypatch):
+    monkeypatch.setenv("MASTER_ADDR", "no-such-host.invalid")
+    check_refused(
+        minrnn("fit", *small, "--trainer.num_nodes=2"), "MASTER_ADDR", "'no-such-host.invalid' cannot be found"
+    )
+
+
+def test_a_prompt_that_looks_like_an_option(minrnn, checkpoint):
+    check_refused(minrnn("generate", f"--checkpoint={checkpoint}", "--prompt", "-x"), "--prompt=-x", code=2)
+
+
 @pytest.mark.parametrize(
     ("content", "part"),
     [("def (", "SyntaxError"), ("raise RuntimeError('no\\nway')", "RuntimeError: no way"), (None, "no module")],

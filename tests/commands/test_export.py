@@ -80,3 +80,22 @@ def test_another_checkpoint_is_refused_in_one_sentence(tmp_path, capsys):
     with pytest.raises(SystemExit):
         main(["export", "--checkpoint", str(file), "--output", str(tmp_path / "m.onnx")])
     assert "holds a PPOTask; minrnn export takes LanguageTask, TaggingTask" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("output", "said"),
+    [
+        ("trained.ckpt", "output must be another file than the checkpoint"),
+        ("m.tflite", "no format of minrnn export has it"),
+        ("m.pte", "use format executorch"),
+    ],
+)
+def test_an_output_that_is_the_checkpoint_or_of_another_format_is_refused(output, said, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    torch.save({"state_dict": {}, "task": "LanguageTask"}, "trained.ckpt")
+    before = (tmp_path / "trained.ckpt").read_bytes()
+    with pytest.raises(SystemExit):
+        main(["export", "--checkpoint", str(tmp_path / "trained.ckpt"), "--output", output])
+    assert said in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["trained.ckpt"]
+    assert (tmp_path / "trained.ckpt").read_bytes() == before
