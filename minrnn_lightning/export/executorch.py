@@ -14,6 +14,7 @@ from minrnn_lightning.export.plain import export_plain
 from minrnn_lightning.export.quantize import with_linears
 
 MOST_SEQUENCES, MOST_STEPS = 4, 4096  # the runtime reserves the memory of the greatest sizes when it loads a program
+RESHAPES = ("view_copy.default", "unsqueeze_copy.default")
 
 
 def write_executorch(module: FlatModule, metadata: dict[str, str], path: Path) -> None:
@@ -26,11 +27,14 @@ def write_executorch(module: FlatModule, metadata: dict[str, str], path: Path) -
     """
     exir = extra_module("executorch.exir")
     xnnpack = extra_module("executorch.backends.xnnpack.partition.xnnpack_partitioner")
+    config = extra_module("executorch.backends.xnnpack.partition.config")
     module = with_linears(module)  # XNNPACK packs the weights of an nn.Linear once, when it loads a program
     exported = export_plain(module, batch=MOST_SEQUENCES, longest=MOST_STEPS, others=True)
     _remove_identities(exported)
     constants = {"metadata": json.dumps(metadata)}
-    partitioner = [xnnpack.XnnpackPartitioner()]
+    # XNNPACK fails on a reshape with several dynamic sizes, which its partitioner gives it; portable kernels take them.
+    operators = [each for each in config.ALL_PARTITIONER_CONFIGS if each.target_name not in RESHAPES]
+    partitioner = [xnnpack.XnnpackPartitioner(configs=operators)]
     lowered = exir.to_edge_transform_and_lower(exported, partitioner=partitioner, constant_methods=constants)
     path.write_bytes(lowered.to_executorch().buffer)
 

@@ -45,6 +45,11 @@ def test_sequence(tmp_path):
     check(model, "sequence", tmp_path / "sequence.pte", sizes)
 
 
+def test_sequence_of_a_policy_with_several_dynamic_sizes(tmp_path):
+    model = PolicyTask(3, 2, dim=8, depth=1)
+    check(model, "sequence", tmp_path / "sequence.pte", [{"batch": 1, "length": 1}, {"batch": 3, "length": 65}])
+
+
 @pytest.mark.slow
 def test_sequence_of_a_task_with_resets(tmp_path):
     model = LanguageTask(5, 5, dim=8, depth=1)
