@@ -1,8 +1,8 @@
-"""Write the tables of results in the Markdown pages here from recipes/results: ``python recipes/tables.py``.
+"""Write the tables of results in the Markdown pages from recipes/results: ``python recipes/tables.py``.
 
 A page marks the position of a table by ``<!-- results:NAME -->`` and ``<!-- end -->``. NAME is a folder that ``minrnn
 compare --output`` wrote, or several separated by commas; ``formal_languages``, ``parity`` and those of ``minrnn
-benchmark step`` have a form of their own.
+benchmark`` have a form of their own.
 """
 
 from __future__ import annotations
@@ -156,10 +156,28 @@ def small_steps(name: str) -> list[Row]:
     return list(stacks.values())
 
 
+def exported(name: str) -> list[Row]:
+    """One row for each mode and runtime of ``minrnn benchmark export``: times eager, largest difference, size."""
+    record = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+    found: dict[tuple[str, str], Row] = {}
+    for row in record["rows"]:
+        model, runtime = row["name"].split(", ")
+        mode = "step" if row["length"] == 1 else "sequence"
+        cells = found.setdefault((mode, runtime), {"mode": mode, "runtime": runtime})
+        cells[model] = f"{1e3 * row['ms']:,.0f} µs"
+        if "difference" in row:
+            cells[model] = f"{row['times_eager']:.2f}, {row['difference']:.0e}, {row['file_kb']:,.0f} kB"
+    heads = dict.fromkeys(head for row in found.values() for head in row)
+    return [
+        {head: found[key].get(head, "") for head in heads}
+        for key in sorted(found, key=lambda key: key[0], reverse=True)
+    ]
+
+
 def table(name: str) -> str:
     """A table in Markdown."""
     forms = {"formal_languages": formal_languages, "parity": parity, "benchmarks/step": single_steps}
-    forms["benchmarks/step_small"] = small_steps
+    forms |= {"benchmarks/step_small": small_steps, "benchmarks/export": exported}
     rows = forms.get(name, compared)(name)
     lines = ["| " + " | ".join(rows[0]) + " |", "|---" * len(rows[0]) + "|"]
     return "\n".join([*lines, *("| " + " | ".join(row.values()) + " |" for row in rows)]) + "\n"
@@ -171,8 +189,9 @@ def filled(page: str) -> str:
 
 
 def pages() -> list[Path]:
-    """The Markdown pages next to the recipes."""
-    return sorted(page for page in RECIPES.rglob("*.md") if RESULTS not in page.parents)
+    """The Markdown pages next to the recipes, and those of the documentation."""
+    found = [*RECIPES.rglob("*.md"), *(RECIPES.parent / "docs").rglob("*.md")]
+    return sorted(page for page in found if RESULTS not in page.parents)
 
 
 if __name__ == "__main__":
