@@ -94,7 +94,7 @@ def test_names():
         ("my_mixers.", "mixer 'my_mixers.' is unknown; it can be attention, .*, or the path of a class"),
         (".RGLRU", "mixer '.RGLRU' is unknown"),
         (nn.GRU, "is not a subclass"),
-        ([3], "mixer 3 is not a subclass"),
+        ([3], "mixer 3 is neither a name nor a subclass"),
     ],
 )
 @pytest.mark.usefixtures("rg_lru")
