@@ -24,6 +24,25 @@ class TextBatch(NamedTuple):
     targets: Tensor
 
 
+class StreamBatch(NamedTuple):
+    """A batch of text whose rows may continue those of the batch before.
+
+    Attributes:
+        inputs: Tokens, int64 (batch, length).
+        targets: The next token at every position, else -100; int64 (batch, length).
+        continues: Whether the state goes on from the batch before; it is the initial one otherwise.
+        reset: Whether a document starts with the step, whose outputs then depend on nothing before; bool (batch,
+            length), or None for never.
+        delta_t: The time since the step before, for samples at irregular times; float32 (batch, length), or None.
+    """
+
+    inputs: Tensor
+    targets: Tensor
+    continues: bool = False
+    reset: Tensor | None = None
+    delta_t: Tensor | None = None
+
+
 class AnswerBatch(NamedTuple):
     """A batch of sequences with answers to predict at some of their positions.
 
@@ -36,6 +55,26 @@ class AnswerBatch(NamedTuple):
     inputs: Tensor
     targets: Tensor
     lengths: Tensor
+
+
+class AnswerStreamBatch(NamedTuple):
+    """A batch of sequences with answers at some of their positions, whose rows may continue those of the batch before.
+
+    Attributes:
+        inputs: Tokens, int64 (batch, length).
+        targets: The answer at positions that have one, else -100; int64 (batch, length).
+        lengths: Lengths by which results are reported, in the unit of the data; int64 (batch,).
+        continues: As in ``StreamBatch``.
+        reset: As in ``StreamBatch``.
+        delta_t: As in ``StreamBatch``.
+    """
+
+    inputs: Tensor
+    targets: Tensor
+    lengths: Tensor
+    continues: bool = False
+    reset: Tensor | None = None
+    delta_t: Tensor | None = None
 
 
 class LabelledBatch(NamedTuple):

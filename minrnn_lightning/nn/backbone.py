@@ -5,12 +5,14 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from minrnn_lightning.errors import InputError
 from minrnn_lightning.memory import check_memory
 from minrnn_lightning.nn.conv import CausalConv
 from minrnn_lightning.nn.dropout import Dropout
 from minrnn_lightning.nn.mixers import MIXERS, Mixer, mixer_name
+from minrnn_lightning.nn.mixers.base import is_exporting
 from minrnn_lightning.nn.mixers.registry import build_mixer, check_mixer_args, find_mixer
 from minrnn_lightning.nn.state import State, where
 
@@ -102,9 +104,13 @@ class Backbone(nn.Module):
             convolution of its own gets none.
         mlp_ratio: Hidden units of each MLP per channel; 0 leaves it out.
         dropout: Probability of dropping an element of what mixers and MLPs add.
+        chunk: Steps of a sequence that are computed at a time, for long ones: beside input and output, only the states
+            between chunks are stored, and backward computes each chunk once more. The gradient is that of the complete
+            sequence. None computes all steps at once.
 
     Raises:
-        InputError: A size is out of range, or a mixer or one of its arguments unknown.
+        InputError: A size is out of range, a mixer or one of its arguments unknown, or chunks are asked of a mixer that
+            is bidirectional.
     """
 
     def __init__(
@@ -118,8 +124,11 @@ class Backbone(nn.Module):
         kernel_size: int = 4,
         mlp_ratio: float = 4.0,
         dropout: float = 0.0,
+        chunk: int | None = None,
     ) -> None:
         super().__init__()
+        if chunk is not None and chunk < 1:
+            raise InputError(f"chunk must be at least 1, or null for none, got {chunk}")
         pattern = [mixer] if isinstance(mixer, str | type) else list(mixer or [])
         _check(dim=dim, depth=depth, expansion=expansion)
         if kernel_size < 0 or mlp_ratio < 0:
@@ -151,7 +160,10 @@ class Backbone(nn.Module):
         blocks = (Block(dim, mixer, kernel_size=kernel_size, mlp_ratio=mlp_ratio, dropout=dropout) for mixer in mixers)
         self.blocks = cast("Sequence[Block]", nn.ModuleList(blocks))
         self.causal = all(block.mixer.causal for block in self.blocks)
+        if chunk is not None and not self.causal:
+            raise InputError("chunk must be null with a bidirectional mixer, which needs the steps of all chunks")
         self.norm = nn.LayerNorm(dim)
+        self.chunk = chunk
 
     def forward(
         self, x: Tensor, state: State = None, reset: Tensor | None = None, *, delta_t: Tensor | None = None
@@ -172,12 +184,32 @@ class Backbone(nn.Module):
         Raises:
             InputError: ``delta_t`` is given, and a mixer takes none.
         """
+        if (
+            self.chunk is not None and x.shape[1] > self.chunk and not is_exporting()
+        ):  # their number would fix the length
+            return self._in_chunks(self.chunk, x, state, reset, delta_t)
         states = [None] * len(self.blocks) if state is None else state
         after = []
         for block, before in zip(self.blocks, states, strict=True):
             x, new = block(x, before, reset, delta_t=delta_t)
             after.append(new)
         return self.norm(x), after
+
+    def _in_chunks(
+        self, chunk: int, x: Tensor, state: State, reset: Tensor | None, delta_t: Tensor | None
+    ) -> tuple[Tensor, State]:
+        """As ``forward``, chunk after chunk, whose activations are computed again in backward."""
+        parts = x.split(chunk, 1)  # one node of the graph: slices would each have a gradient of full length
+        nothing = [None] * len(parts)
+        resets, times = (nothing if each is None else each.split(chunk, 1) for each in (reset, delta_t))
+        outputs = []
+        for part, starts, elapsed in zip(parts, resets, times, strict=True):
+            if torch.is_grad_enabled():
+                y, state = checkpoint(self.forward, part, state, starts, delta_t=elapsed, use_reentrant=False)
+            else:
+                y, state = self.forward(part, state, starts, delta_t=elapsed)
+            outputs.append(y)
+        return torch.cat(outputs, 1), state
 
     def step(
         self, x_t: Tensor, state: State, reset: Tensor | None = None, *, delta_t: Tensor | None = None

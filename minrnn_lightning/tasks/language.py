@@ -47,8 +47,7 @@ class LanguageTask(SequenceTask):
 
     def evaluate(self, batch: Sequence[Tensor]) -> None:
         """Add a batch to the metrics."""
-        inputs, targets = batch
-        logits, _ = self(inputs)
+        logits, targets = self.logits(batch), batch[1]
         loss, real = self.loss(logits, targets), targets != IGNORED
         count = real.sum()
         self.metrics["loss"].update(loss, count)
@@ -61,6 +60,5 @@ class LanguageTask(SequenceTask):
 
     def predict_step(self, batch: Sequence[Tensor], batch_idx: int) -> Tensor:
         """The most likely next token at every step, int64 (batch, length)."""
-        logits, _ = self(batch[0])
-        likeliest: Tensor = logits.argmax(-1)
+        likeliest: Tensor = self.logits(batch).argmax(-1)
         return likeliest

@@ -21,7 +21,6 @@ class TaggingTask(ScoredTask, SequenceTask):
 
     def logits_and_targets(self, batch: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         """Logits, targets and examples at the positions that have an answer; the head is computed at these only."""
-        inputs, targets, _ = batch
-        hidden, _ = self.backbone(self.dropout(self.encoder(inputs)))
+        hidden, targets = self.hidden(batch), batch[1]
         examples, positions = (targets != IGNORED).nonzero(as_tuple=True)
         return self.head(hidden[examples, positions]), targets[examples, positions], examples

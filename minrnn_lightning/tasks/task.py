@@ -31,7 +31,17 @@ from minrnn_lightning.tasks.schedule import Shape, WarmupDecay, keep_settings
 
 FSDP_PREFIX = "_fsdp_wrapped_module."  # in the names of parameters of wrapped modules
 SELECTED_BY = {"AdamW": " (--model.muon_lr null)", "MuonAdamW": " (--model.muon_lr 0.04)"}
-BACKBONE_ARGUMENTS = ("dim", "depth", "mixer", "mixer_args", "expansion", "kernel_size", "mlp_ratio", "dropout")
+BACKBONE_ARGUMENTS = (
+    "dim",
+    "depth",
+    "mixer",
+    "mixer_args",
+    "expansion",
+    "kernel_size",
+    "mlp_ratio",
+    "dropout",
+    "chunk",
+)
 
 
 class Task(PretrainedMixin, LightningModule, ABC):
@@ -72,6 +82,8 @@ class Task(PretrainedMixin, LightningModule, ABC):
             without it, AdamW trains everything.
         muon_momentum: Momentum of Muon; trainings of a few hundred steps want less.
         schedule: How the learning rates fall after the warm-up: cosine or linear.
+        chunk: Steps of a sequence that the backbone computes at a time, which needs less memory for long ones; see
+            ``Backbone``.
 
     Raises:
         InputError: A size is out of range, the mixer unknown, or the number of parameters out of reach.
@@ -111,6 +123,7 @@ class Task(PretrainedMixin, LightningModule, ABC):
         muon_lr: float | None = None,
         muon_momentum: float = 0.95,
         schedule: Shape = "cosine",
+        chunk: int | None = None,
     ) -> None:
         super().__init__()
         _check(input_size=input_size, output_size=output_size, dim=dim)
@@ -133,7 +146,9 @@ class Task(PretrainedMixin, LightningModule, ABC):
         self.output_size = int(output_size)
         self.save_hyperparameters(ignore=["init_from"])  # a loaded checkpoint must not look for another one
         sizes = {"dim": dim, "depth": depth, "expansion": expansion, "kernel_size": kernel_size, "mlp_ratio": mlp_ratio}
-        sizes = plain({**sizes, "dropout": dropout, "mixer_args": mixer_args}, "options")  # NumPy's, from a sweep
+        sizes = plain(
+            {**sizes, "dropout": dropout, "mixer_args": mixer_args, "chunk": chunk}, "options"
+        )  # NumPy's, from a sweep
         # A class is kept as its name or path, which a checkpoint can hold.
         names = mixer_name(mixer) if isinstance(mixer, str | type) else [mixer_name(each) for each in mixer or []]
         self.save_hyperparameters({**plain_values(self.hparams), **sizes, "mixer": names})

@@ -47,6 +47,19 @@ def load_splits(name: str, subset: str | None, column: str) -> dict[str, Any]:
     return splits
 
 
+def read_rows(name: str, splits: dict[str, Any], column: str) -> dict[str, list[str]]:
+    """The rows with text of each split; see ``read_texts``."""
+    rows = {}
+    for split, table in splits.items():
+        rows[split] = [row for row in table[column] if row is not None]
+        if other := next((type(row).__name__ for row in rows[split] if not isinstance(row, str)), None):
+            raise InputError(
+                f"The column {column} of {name} holds {other} instead of text; name another of "
+                f"{', '.join(table.column_names)} with column"
+            )
+    return rows
+
+
 def read_texts(name: str, splits: dict[str, Any], column: str) -> dict[str, str]:
     """The text of each split, its rows joined by newlines; rows without text are left out.
 
@@ -61,13 +74,7 @@ def read_texts(name: str, splits: dict[str, Any], column: str) -> dict[str, str]
         InputError: The column holds something else than text.
     """
     texts, known = {}, set[str]()
-    for split, table in splits.items():
-        rows = [row for row in table[column] if row is not None]
-        if other := next((type(row).__name__ for row in rows if not isinstance(row, str)), None):
-            raise InputError(
-                f"The column {column} of {name} holds {other} instead of text; name another of "
-                f"{', '.join(table.column_names)} with column"
-            )
+    for split, rows in read_rows(name, splits, column).items():
         if split == "train":
             known = set(rows)
         # Short rows, such as headings, are equal by chance: what counts is their share of the text.

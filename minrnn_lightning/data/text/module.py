@@ -6,6 +6,7 @@ import codecs
 import hashlib
 import json
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,8 +21,17 @@ from minrnn_lightning.batches import TextBatch
 from minrnn_lightning.checkpoint import tokenizer_of
 from minrnn_lightning.data.download import atomic_folder
 from minrnn_lightning.data.module import BaseDataModule, writable
+from minrnn_lightning.data.text.documents import (
+    Starts,
+    check_occurs,
+    check_separator,
+    starts_after,
+    starts_between,
+    starts_of,
+)
 from minrnn_lightning.data.text.files import decode_utf8, local_files, path_entries, warn_of_copies
-from minrnn_lightning.data.text.hub import hub_name, load_splits, read_texts
+from minrnn_lightning.data.text.hub import hub_name, load_splits, read_rows, read_texts
+from minrnn_lightning.data.text.streams import HeldOutStreams, TrainingStreams
 from minrnn_lightning.data.text.tokenizer import (
     bpe_tokenizer,
     byte_tokenizer,
@@ -41,9 +51,9 @@ class TextDataModule(BaseDataModule):
     """Text from files or the Hugging Face Hub, cut into windows of tokens for next-token prediction.
 
     The text is tokenised once, into memory-mapped files that are found again by the text's checksum and the
-    vocabulary. A batch is ``TextBatch``, the targets one token ahead. Training
-    uses shuffled disjoint windows, cut at a new offset every epoch; validation, test and prediction use the held-out
-    split in order, every window once.
+    vocabulary. A batch is ``TextBatch``, or ``StreamBatch`` with ``stream`` or ``documents``, the targets one token
+    ahead. Training uses shuffled disjoint windows, cut at a new offset every epoch; validation, test and prediction use
+    the held-out split in order, every window once.
 
     Files and folders whose name begins with a dot are not data (``.ipynb_checkpoints``, ``._book.txt``), unless
     ``path`` itself names them. Links to files and folders are followed; a file that is found twice is read once. A
@@ -69,6 +79,11 @@ class TextDataModule(BaseDataModule):
         tuning: Train on the first nine tenths of the training text and validate on its last tenth, to choose settings
             without the held-out split, which takes no part then: not in vocabulary, validation or test, which is
             refused.
+        stream: Let every row of a batch continue the same row of the batch before, so that the task carries its state
+            from batch to batch, in training and evaluation. ``length`` is then how far back gradients reach.
+        documents: What a document is: ``file`` (each file, or each row of a Hub data set), ``line``, or else the text
+            that ends one, such as ``<|endoftext|>``. The state is then reset where a document starts, and the last
+            token of a document has no target, so that each is trained on as if alone. None for one document.
 
     Raises:
         InputError: If a size is out of range, ``path`` is empty, or a text is empty, not UTF-8 or too short.
@@ -90,6 +105,8 @@ class TextDataModule(BaseDataModule):
         subset: str | None = None,
         column: str = "text",
         tuning: bool = False,
+        stream: bool = False,
+        documents: str | None = None,
     ) -> None:
         super().__init__(batch_size, length, num_workers, data_dir)
         if tokenizer not in ("char", "byte", "bpe"):
@@ -106,6 +123,9 @@ class TextDataModule(BaseDataModule):
         self.subset = subset
         self.column = column
         self.tuning = bool(tuning)
+        self.stream = bool(stream)
+        check_separator(documents)
+        self.documents = documents
         self._warned_of_copies = False
 
     @property
@@ -148,9 +168,8 @@ class TextDataModule(BaseDataModule):
     def folder(self) -> Path:
         """Where the tokenised text is kept: below ``data_dir``, or in the user's cache where that is read-only."""
         vocab_size = self.vocab_size if self.vocabulary == "bpe" else None
-        key = json.dumps(
-            [_FORMAT, self.checksum, self.vocabulary, vocab_size, self.held_out, *["tuning"] * self.tuning]
-        )
+        options = ["tuning"] * self.tuning + ([] if self.documents is None else [{"documents": self.documents}])
+        key = json.dumps([_FORMAT, self.checksum, self.vocabulary, vocab_size, self.held_out, *options])
         return writable(self.data_dir) / "tokens" / hashlib.sha256(key.encode()).hexdigest()[:16]
 
     def prepare_data(self) -> None:
@@ -163,11 +182,39 @@ class TextDataModule(BaseDataModule):
         with atomic_folder(self.folder) as folder:
             tokenizer.save(str(folder / "tokenizer.json"))
             for name, text in texts.items():
+                pieces = [text]
+                if self.documents is not None:
+                    starts = self._document_starts(name, texts)
+                    pieces = [text[a:b] for a, b in pairwise([*starts.tolist(), len(text)])]
                 if self.vocabulary == "byte":
-                    numbers = np.frombuffer(text.encode("latin-1"), dtype)
+                    numbers = [np.frombuffer(piece.encode("latin-1"), dtype) for piece in pieces]
                 else:
-                    numbers = np.fromiter(tokens(tokenizer, text), dtype)
-                np.save(folder / f"{name}.npy", numbers)
+                    numbers = [np.fromiter(tokens(tokenizer, piece), dtype) for piece in pieces]
+                np.save(folder / f"{name}.npy", np.concatenate(numbers))
+                if self.documents is not None:
+                    (folder / "borders").mkdir(exist_ok=True)
+                    borders = [np.arange(len(piece)) == 0 for piece in numbers]
+                    np.save(folder / "borders" / f"{name}.npy", np.concatenate(borders))
+
+    def _document_starts(self, name: str, texts: dict[str, str]) -> Starts:
+        """Positions at which the documents of a split start."""
+        text = texts[name]
+        if self.documents != "file":
+            separator = "\n" if self.documents == "line" else str(self.documents)
+            if self.vocabulary == "byte":
+                separator = separator.encode().decode("latin-1")
+            check_occurs(separator, texts, self.path)
+            return starts_after(separator, text)
+        size = len if self.vocabulary != "byte" else lambda row: len(row.encode())
+        if hub := hub_name(self.path):
+            rows = read_rows(hub, load_splits(hub, self.subset, self.column), self.column)
+            lengths = {split: [size(row) for row in table] for split, table in rows.items()}
+        else:
+            contents = self._contents().values()
+            lengths = {"train": [len(raw) if self.vocabulary == "byte" else count_characters(raw) for raw in contents]}
+        own = name in lengths and not self.tuning
+        first = 0 if own or name == "train" else len(texts["train"])  # a held-out split was cut off from the end
+        return starts_between(starts_of(lengths[name if own else "train"]), first, first + len(text))
 
     def learn_tokenizer(self, texts: dict[str, str]) -> Tokenizer:
         """The vocabulary for a text; byte pairs are learned from its training split only."""
@@ -186,6 +233,7 @@ class TextDataModule(BaseDataModule):
     def setup(self, stage: str) -> None:
         """Map the tokenised text into memory and log which text it is."""
         self.splits = {file.stem: np.load(file, mmap_mode="r") for file in self.folder.glob("*.npy")}
+        self.borders = {file.stem: np.load(file, mmap_mode="r") for file in self.folder.glob("borders/*.npy")}
         self.save_hyperparameters({"corpus": self.corpus})
 
     @property
@@ -194,10 +242,10 @@ class TextDataModule(BaseDataModule):
         return {name: [{"tokens": tokens}] for name, tokens in self.splits.items()}
 
     def train_dataloader(self) -> DataLoader[Any]:
-        """Shuffled windows of the training split, cut at a new offset every epoch; incomplete batches are dropped."""
-        tokens = self.splits["train"]
-        windows = TrainingWindows(tokens, self.length, self.batch_size, self.global_seed, *self.processes)
-        return self.loader(windows, stream=True)
+        """Shuffled windows of the training split, or streams, cut at a new offset every epoch, in complete batches."""
+        tokens, kind = self.splits["train"], TrainingStreams if self.stream else TrainingWindows
+        sizes = self.length, self.batch_size, self.global_seed
+        return self.loader(kind(tokens, *sizes, *self.processes, self.borders.get("train")), stream=True)
 
     def val_dataloader(self) -> DataLoader[Any]:
         """The held-out windows in order."""
@@ -217,7 +265,9 @@ class TextDataModule(BaseDataModule):
         return self._held_out("test" if "test" in self.splits else "validation")
 
     def _held_out(self, name: str) -> DataLoader[Any]:
-        return self.loader(HeldOutWindows(self.splits[name], self.length, self.batch_size, *self.processes))
+        kind = HeldOutStreams if self.stream else HeldOutWindows
+        sizes = self.length, self.batch_size
+        return self.loader(kind(self.splits[name], *sizes, *self.processes, self.borders.get(name)))
 
     def state_dict(self) -> dict[str, Any]:
         """The vocabulary and which text it was, for the checkpoint."""
@@ -274,11 +324,15 @@ class TextDataModule(BaseDataModule):
         """The local files that hold the text, in order."""
         return local_files(self.path)
 
+    def _contents(self) -> dict[Path, bytes]:
+        contents = {file: file.read_bytes() for file in self.files()}
+        if self.vocabulary == "byte":
+            return contents
+        return {file: content.removeprefix(codecs.BOM_UTF8) for file, content in contents.items()}
+
     def read(self) -> bytes:
         """The local files as one text."""
-        contents = {file: file.read_bytes() for file in self.files()}
-        if self.vocabulary != "byte":
-            contents = {file: content.removeprefix(codecs.BOM_UTF8) for file, content in contents.items()}
+        contents = self._contents()
         if not self._warned_of_copies:
             self._warned_of_copies = True
             lengths = [

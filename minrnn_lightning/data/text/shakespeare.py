@@ -40,6 +40,7 @@ class ShakespeareDataModule(TextDataModule):
         data_dir: Folder of the data sets; by default ``$MINRNN_DATA_DIR``, else ``~/.cache/minrnn_lightning``.
         tuning: Train on the first nine tenths of the training text and validate on its last tenth, to choose settings
             without the held-out split, which takes no part then; the test is refused.
+        stream: Let every row of a batch continue the same row of the batch before, see ``TextDataModule``.
 
     Raises:
         InputError: If a size is out of range, a checksum is wrong or the text is too short for a batch.
@@ -55,9 +56,16 @@ class ShakespeareDataModule(TextDataModule):
         num_workers: int = 0,
         data_dir: str | None = None,
         tuning: bool = False,
+        stream: bool = False,
     ) -> None:
         super().__init__(
-            FILE, batch_size=batch_size, length=length, num_workers=num_workers, data_dir=data_dir, tuning=tuning
+            FILE,
+            batch_size=batch_size,
+            length=length,
+            num_workers=num_workers,
+            data_dir=data_dir,
+            tuning=tuning,
+            stream=stream,
         )
         folder = writable(self.data_dir)
         self.canonical = next((file for file in (self.data_dir / FILE, folder / FILE) if file.is_file()), folder / FILE)

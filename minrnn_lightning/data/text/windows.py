@@ -10,34 +10,55 @@ import numpy.typing as npt
 import torch
 from torch.utils.data import Dataset
 
-from minrnn_lightning.batches import TextBatch
+from minrnn_lightning.batches import IGNORED, StreamBatch, TextBatch
 from minrnn_lightning.data.sharding import split_into_batches
 from minrnn_lightning.errors import InputError
 
 Tokens = npt.NDArray[np.unsignedinteger[Any]]
+Borders = npt.NDArray[np.bool_]
 
 
-class TokenWindows(Dataset[TextBatch]):
-    """Windows of one array of tokens."""
+def windows_of(tokens: Tokens, length: int) -> int:
+    """The number of disjoint windows with a target for every token."""
+    return max(0, len(tokens) - 1) // length
 
-    def __init__(self, tokens: Tokens, length: int) -> None:
-        self.tokens, self.length = tokens, length
 
-    def gather(self, starts: npt.NDArray[np.int64]) -> TextBatch:
-        """Inputs and targets of the windows that begin at ``starts``: two int64 tensors (windows, length)."""
+class TokenWindows(Dataset[TextBatch | StreamBatch]):
+    """Windows of one array of tokens.
+
+    Args:
+        tokens: The tokens, unsigned integers (tokens,).
+        length: Tokens in a window; the targets are the same tokens one step later.
+        borders: Whether a document starts with the token, bool (tokens,); None for one document.
+    """
+
+    def __init__(self, tokens: Tokens, length: int, borders: Borders | None = None) -> None:
+        self.tokens, self.length, self.borders = tokens, length, borders
+
+    def gather(self, starts: npt.NDArray[np.int64]) -> TextBatch | StreamBatch:
+        """Inputs and targets of the windows that begin at ``starts``: two int64 tensors (windows, length).
+
+        With documents, these and their resets. The last token of a document has no target: its document alone has none.
+        """
         views = np.lib.stride_tricks.sliding_window_view(self.tokens, self.length + 1)
         windows = views[starts].astype(np.int64)
-        return TextBatch(torch.from_numpy(windows[:, :-1].copy()), torch.from_numpy(windows[:, 1:].copy()))
+        batch = TextBatch(torch.from_numpy(windows[:, :-1].copy()), torch.from_numpy(windows[:, 1:].copy()))
+        if self.borders is None:
+            return batch
+        borders = torch.from_numpy(np.lib.stride_tricks.sliding_window_view(self.borders, self.length + 1)[starts])
+        batch.targets[borders[:, 1:]] = IGNORED
+        return StreamBatch(*batch, reset=borders[:, :-1].contiguous())
 
     def __getstate__(self) -> dict[str, Any]:
-        # A worker process that is not forked maps the file itself instead of receiving a copy of its contents.
-        file = getattr(self.tokens, "filename", None)
-        return self.__dict__ if file is None else {**self.__dict__, "tokens": file}
+        # A worker process that is not forked maps the files itself instead of receiving a copy of their contents.
+        mapped = {name: getattr(self.__dict__[name], "filename", None) for name in ("tokens", "borders")}
+        return {**self.__dict__, **{name: file for name, file in mapped.items() if file is not None}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        if isinstance(self.tokens, (str, Path)):
-            self.tokens = np.load(self.tokens, mmap_mode="r")
+        for name in ("tokens", "borders"):
+            if isinstance(state[name], (str, Path)):
+                setattr(self, name, np.load(state[name], mmap_mode="r"))
 
 
 class TrainingWindows(TokenWindows):
@@ -55,15 +76,23 @@ class TrainingWindows(TokenWindows):
         seed: Seed of the stream.
         rank: Rank of this process.
         world_size: Number of processes.
+        borders: Whether a document starts with the token, bool (tokens,); None for one document.
 
     Raises:
         InputError: The split is too short for one batch.
     """
 
     def __init__(
-        self, tokens: Tokens, length: int, batch_size: int, seed: int = 0, rank: int = 0, world_size: int = 1
+        self,
+        tokens: Tokens,
+        length: int,
+        batch_size: int,
+        seed: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+        borders: Borders | None = None,
     ) -> None:
-        super().__init__(tokens, length)
+        super().__init__(tokens, length, borders)
         self.batch_size, self.seed, self.rank, self.world_size = batch_size, seed, rank, world_size
         # The windows that fit at every offset: one less than the text has room for.
         self.windows = max(0, len(tokens) // length - 1)
@@ -79,7 +108,7 @@ class TrainingWindows(TokenWindows):
     def __len__(self) -> int:
         return self.windows // (self.batch_size * self.world_size)
 
-    def __getitem__(self, position: int) -> TextBatch:
+    def __getitem__(self, position: int) -> TextBatch | StreamBatch:
         epoch, batch = divmod(position, len(self))
         first = (batch * self.world_size + self.rank) * self.batch_size
         return self.gather(self.starts(epoch)[first : first + self.batch_size])
@@ -105,14 +134,23 @@ class HeldOutWindows(TokenWindows):
         batch_size: Most windows in a batch of one process, except where equal numbers of batches need more.
         rank: Rank of this process.
         world_size: Number of processes.
+        borders: Whether a document starts with the token, bool (tokens,); None for one document.
 
     Raises:
         InputError: The split has fewer windows than there are processes.
     """
 
-    def __init__(self, tokens: Tokens, length: int, batch_size: int, rank: int = 0, world_size: int = 1) -> None:
-        super().__init__(tokens, length)
-        windows = max(0, len(tokens) - 1) // length
+    def __init__(
+        self,
+        tokens: Tokens,
+        length: int,
+        batch_size: int,
+        rank: int = 0,
+        world_size: int = 1,
+        borders: Borders | None = None,
+    ) -> None:
+        super().__init__(tokens, length, borders)
+        windows = windows_of(tokens, length)
         if windows < world_size:
             raise InputError(
                 f"The held-out text is too short: it has {len(tokens)} tokens, but a window of {length} for each of "
@@ -125,5 +163,5 @@ class HeldOutWindows(TokenWindows):
     def __len__(self) -> int:
         return len(self.batches)
 
-    def __getitem__(self, index: int) -> TextBatch:
+    def __getitem__(self, index: int) -> TextBatch | StreamBatch:
         return self.gather(self.batches[index])

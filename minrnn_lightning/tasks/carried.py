@@ -1,0 +1,74 @@
+"""States that a task carries from one batch to the next where the batches are contiguous streams."""
+
+from typing import Any
+
+from lightning.pytorch import Trainer
+from lightning.pytorch.utilities import rank_zero_warn
+from torch import Tensor
+from torch.utils._pytree import tree_leaves, tree_map
+
+from minrnn_lightning.lightning_internals import batches_started, batches_used
+from minrnn_lightning.nn.state import State, select_state
+
+
+class CarriedStates:
+    """The states at the end of the last batch, one for training and one for evaluation, without their gradients.
+
+    A training batch is known by its number, so that an optimizer that computes the loss of a batch several times starts
+    from the same state each time, and a checkpoint made within a step has the state before the step. The state of
+    training is stored with the rows of all processes, in their order.
+    """
+
+    def __init__(self) -> None:
+        self._training: tuple[int, State, State] = (-1, None, None)  # number of the batch, states before and after it
+        self._evaluation: State = None
+        self._stored: State = None  # from a checkpoint, the rows of all processes
+
+    def before(self, batch: Any, trainer: Trainer | None, training: bool) -> State:
+        """The state from which a batch is computed; None for the initial one."""
+        if not getattr(batch, "continues", False):
+            return None
+        if not training:
+            return self._evaluation
+        if self._stored is not None:
+            self._training = (-1, None, _own_rows(self._stored, batch.inputs, trainer))
+            self._stored = None
+        number, before, after = self._training
+        return before if trainer is not None and number == batches_started(trainer) else after
+
+    def keep(self, before: State, after: State, trainer: Trainer | None, training: bool) -> None:
+        """Keep the state after a batch."""
+        after = tree_map(Tensor.detach, after)
+        if training:
+            self._stored = None
+            self._training = (-1 if trainer is None else batches_started(trainer), before, after)
+        else:
+            self._evaluation = after
+
+    def gathered(self, trainer: Trainer) -> State:
+        """The state after the last batch that was used, with the rows of all processes; None if there is none."""
+        if self._stored is not None:
+            return self._stored
+        number, before, after = self._training
+        state = after if batches_used(trainer) > number else before
+        if trainer.world_size == 1:
+            return tree_map(Tensor.clone, state) if state is not None else None
+        return None if state is None else tree_map(lambda x: trainer.strategy.all_gather(x).flatten(0, 1), state)
+
+    def restore(self, state: State) -> None:
+        """Continue from a state of ``gathered``, or from initial states if it is None."""
+        self._training, self._stored = (-1, None, None), state
+
+
+def _own_rows(state: State, inputs: Tensor, trainer: Trainer | None) -> State:
+    """The rows of this process, on its device; None with a warning if the streams are others."""
+    rank, world_size = (0, 1) if trainer is None else (trainer.global_rank, trainer.world_size)
+    rows, stored = len(inputs), {len(leaf) for leaf in tree_leaves(state)}
+    if stored and stored != {rows * world_size}:
+        rank_zero_warn(
+            f"The checkpoint has the states of {max(stored)} streams, and this run has {rows * world_size}: they begin "
+            "with initial states; resume with the same batch_size and number of processes to continue exactly."
+        )
+        return None
+    own = select_state(state, slice(rank * rows, (rank + 1) * rows))
+    return tree_map(lambda leaf: leaf.to(inputs.device), own)

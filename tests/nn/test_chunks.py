@@ -1,0 +1,95 @@
+"""A backbone that computes its activations again, chunk by chunk, has the gradient of the complete sequence."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch.utils._pytree import tree_leaves
+
+from minrnn_lightning.errors import InputError
+from minrnn_lightning.nn.backbone import Backbone
+from minrnn_lightning.tasks import LanguageTask
+
+
+def gradients(chunk, mixer, dropout=0.0, reset=None, delta_t=None):
+    torch.manual_seed(0)
+    backbone = Backbone(8, 2, mixer, dropout=dropout, chunk=chunk, kernel_size=0 if delta_t is not None else 3).double()
+    x = torch.randn(2, 50, 8, dtype=torch.float64, requires_grad=True)
+    before = [leaf.requires_grad_() for leaf in tree_leaves(backbone.initial_state(2)) if leaf.is_floating_point()]
+    state = backbone.initial_state(2)
+    state = torch.utils._pytree.tree_unflatten(before, torch.utils._pytree.tree_flatten(state)[1])
+    y, after = backbone(x, state, reset, delta_t=delta_t)
+    loss = (y * torch.randn_like(y)).sum() + sum((leaf**2).sum() for leaf in tree_leaves(after))
+    return [y, *tree_leaves(after), *torch.autograd.grad(loss, [x, *before, *backbone.parameters()])]
+
+
+@pytest.mark.parametrize("chunk", [1, 16, 50, 64])
+@pytest.mark.parametrize("mixer", ["mingru", "minlstm", ["mamba", "lstm"]])
+def test_gradient(chunk, mixer):
+    reset = torch.rand(2, 50) < 0.1
+    torch.testing.assert_close(gradients(chunk, mixer, reset=reset), gradients(None, mixer, reset=reset))
+
+
+def test_times():
+    delta_t = torch.rand(2, 50, dtype=torch.float64)
+    expected = gradients(None, "mingru", delta_t=delta_t)
+    torch.testing.assert_close(gradients(7, "mingru", delta_t=delta_t), expected)
+
+
+def test_dropout_is_the_same_in_backward():
+    """With other random numbers in backward, a central difference would not equal the derivative."""
+    torch.manual_seed(0)
+    backbone = Backbone(8, 2, dropout=0.3, chunk=16).double()
+    x, direction = torch.randn(2, 2, 50, 8, dtype=torch.float64)
+
+    def loss(x):
+        torch.manual_seed(1)
+        return (backbone(x)[0] ** 3).sum()
+
+    slope = torch.autograd.grad(loss(x.requires_grad_()), x)[0].mul(direction).sum()
+    with torch.no_grad():
+        difference = (loss(x + 1e-6 * direction) - loss(x - 1e-6 * direction)) / 2e-6
+    torch.testing.assert_close(slope, difference, rtol=1e-5, atol=0)
+
+
+def test_nothing_but_states_is_stored():
+    """Outside of the chunks, autograd keeps less than one activation of the complete sequence."""
+    backbone, x = Backbone(8, 2, chunk=16), torch.randn(1, 1600, 8)
+    sizes = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: sizes.append(t.numel()) or t, lambda t: t):
+        backbone(x)
+    weights = sum(parameter.numel() for parameter in backbone.parameters())
+    assert sum(sizes) < x.numel() + weights
+
+
+def test_bad_chunk():
+    with pytest.raises(InputError, match=r"^chunk must be at least 1, or null for none, got 0$"):
+        LanguageTask(5, 5, dim=8, depth=1, chunk=0)
+
+
+def test_task_passes_it_on():
+    assert LanguageTask(5, 5, dim=8, depth=1, chunk=4096).backbone.chunk == 4096
+
+
+SCRIPT = """
+import resource, sys, torch
+from minrnn_lightning.nn.backbone import Backbone
+
+backbone = Backbone(128, 2, chunk=4096)
+x = torch.randn(1, int(sys.argv[1]), 128, requires_grad=True)
+unit = 2**10 if sys.platform == "linux" else 1
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+backbone(x)[0].square().mean().backward()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit - before)
+"""
+
+
+@pytest.mark.slow
+def test_memory():
+    """Each step needs its output, two gradients of it, and their parts; the limit for a million is 2 GiB."""
+    short, long = (
+        int(subprocess.run([sys.executable, "-c", SCRIPT, str(n)], capture_output=True, text=True, check=True).stdout)
+        for n in (16_384, 131_072)
+    )
+    assert short + (long - short) / (131_072 - 16_384) * (1_000_000 - 16_384) < 2**31
