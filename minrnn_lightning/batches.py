@@ -112,6 +112,30 @@ class TrajectoryBatch(NamedTuple):
     reset: Tensor
 
 
+class TrajectoryStreamBatch(NamedTuple):
+    """A batch of rows of time steps that may continue those of the batch before.
+
+    Attributes:
+        observations: As in ``TrajectoryBatch``.
+        actions: As in ``TrajectoryBatch``.
+        returns_to_go: As in ``TrajectoryBatch``.
+        timesteps: As in ``TrajectoryBatch``.
+        mask: As in ``TrajectoryBatch``.
+        reset: Whether an episode starts with the step; bool (batch, length).
+        continues: As in ``StreamBatch``.
+        delta_t: As in ``StreamBatch``.
+    """
+
+    observations: Tensor
+    actions: Tensor
+    returns_to_go: Tensor
+    timesteps: Tensor
+    mask: Tensor
+    reset: Tensor
+    continues: bool = False
+    delta_t: Tensor | None = None
+
+
 class RolloutBatch(NamedTuple):
     """A batch of rows of time steps that a policy has taken in environments, with episodes that start within rows.
 

@@ -184,9 +184,8 @@ class Backbone(nn.Module):
         Raises:
             InputError: ``delta_t`` is given, and a mixer takes none.
         """
-        if (
-            self.chunk is not None and x.shape[1] > self.chunk and not is_exporting()
-        ):  # their number would fix the length
+        # An exported program computes all steps at once: the number of chunks would fix the length.
+        if self.chunk is not None and x.shape[1] > self.chunk and not is_exporting():
             return self._in_chunks(self.chunk, x, state, reset, delta_t)
         states = [None] * len(self.blocks) if state is None else state
         after = []

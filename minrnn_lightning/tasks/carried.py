@@ -1,5 +1,6 @@
 """States that a task carries from one batch to the next where the batches are contiguous streams."""
 
+from collections.abc import Callable
 from typing import Any
 
 from lightning.pytorch import Trainer
@@ -9,6 +10,13 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from minrnn_lightning.lightning_internals import batches_started, batches_used
 from minrnn_lightning.nn.state import State, select_state
+from minrnn_lightning.tasks.task import Task
+
+
+def steps_of(batch: Any) -> dict[str, Tensor]:
+    """What a batch says of its steps beside their contents: ``reset`` and ``delta_t``, as far as it has them."""
+    given = {name: getattr(batch, name, None) for name in ("reset", "delta_t")}
+    return {name: value for name, value in given.items() if value is not None}
 
 
 class CarriedStates:
@@ -31,7 +39,7 @@ class CarriedStates:
         if not training:
             return self._evaluation
         if self._stored is not None:
-            self._training = (-1, None, _own_rows(self._stored, batch.inputs, trainer))
+            self._training = (-1, None, _own_rows(self._stored, batch[0], trainer))
             self._stored = None
         number, before, after = self._training
         return before if trainer is not None and number == batches_started(trainer) else after
@@ -72,3 +80,47 @@ def _own_rows(state: State, inputs: Tensor, trainer: Trainer | None) -> State:
         return None
     own = select_state(state, slice(rank * rows, (rank + 1) * rows))
     return tree_map(lambda leaf: leaf.to(inputs.device), own)
+
+
+class CarryingTask(Task):
+    """A task that goes on from the state at the end of the last batch where a batch says that it continues that one.
+
+    The state is detached, so that gradients reach back to the beginning of a batch (truncated backpropagation through
+    time). Training and evaluation have a state each. A checkpoint has that of training, with which a run that is
+    resumed equals an uninterrupted one.
+    """
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._carried = CarriedStates()
+
+    def carry(self, batch: Any, function: Callable[[State], tuple[Tensor, State]]) -> Tensor:
+        """Call a function with the state before a batch and keep the one after it.
+
+        Args:
+            batch: Whether it ``continues`` the batch before; a batch without that, such as a tuple, has no state.
+            function: From a state, or None for the initial one, to outputs and the state after the last step.
+
+        Returns:
+            The outputs.
+        """
+        if not hasattr(batch, "continues"):
+            return function(None)[0]
+        trainer = self._trainer
+        training = self.training if trainer is None else trainer.training
+        before = self._carried.before(batch, trainer, training)
+        outputs, after = function(before)
+        self._carried.keep(before, after, trainer, training)
+        return outputs
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Save the state of the training streams, where there are any."""
+        super().on_save_checkpoint(checkpoint)
+        if (state := self._carried.gathered(self.trainer)) is not None:
+            checkpoint["streams"] = state
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Let a run that is resumed continue the streams."""
+        super().on_load_checkpoint(checkpoint)
+        if self._trainer is not None and self._trainer.state.fn == "fit":
+            self._carried.restore(checkpoint.get("streams"))

@@ -10,18 +10,20 @@ from torchmetrics import Metric
 from minrnn_lightning.batches import TrajectoryBatch, data_facts
 from minrnn_lightning.errors import InputError
 from minrnn_lightning.tasks.action_bounds import exact
+from minrnn_lightning.tasks.carried import CarryingTask
 from minrnn_lightning.tasks.metrics import Mean
 from minrnn_lightning.tasks.policy_model import BOUNDS, PolicyModel
 
 
-class PolicyTask(PolicyModel):
+class PolicyTask(CarryingTask, PolicyModel):
     """Imitate recorded actions conditioned on the return-to-go; a rollout is conditioned on a high target return.
 
     A batch has the attributes of ``TrajectoryBatch``: ``observations`` float32 (batch, steps, input_size) and
     ``actions`` float32 (batch, steps, output_size), both in the units of the environment, or ``actions`` int64
     (batch, steps) if they are discrete; ``returns_to_go`` float32 (batch, steps), the sum of the rewards from a step
     on; ``timesteps`` int64 (batch, steps), counted from the start of the episode; ``mask`` bool (batch, steps), True at
-    real steps, which come before the padding; ``reset`` bool (batch, steps), True at the first step of an episode.
+    real steps, which come before the padding; ``reset`` bool (batch, steps), True at the first step of an episode. Rows
+    of a ``TrajectoryStreamBatch`` may continue those of the batch before.
 
     Observations are normalised with the mean and standard deviation of the data module, actions with its bounds
     ``action_low`` and ``action_high``, which become −1 and 1; the checkpoint contains all of them. Without such a
@@ -125,9 +127,13 @@ class PolicyTask(PolicyModel):
             self.action_bounds.reset()
 
     def _outputs(self, batch: Any) -> Tensor:
-        reset = batch.reset if batch.reset[:, 1:].any() else None  # a row starts from the initial state anyhow
-        outputs: Tensor = self(batch.observations, batch.actions, batch.returns_to_go, batch.timesteps, reset)
-        return outputs
+        steps = batch.observations, batch.actions, batch.returns_to_go, batch.timesteps
+        if getattr(batch, "continues", False):
+            reset = batch.reset
+        else:
+            reset = batch.reset if batch.reset[:, 1:].any() else None  # a row starts from the initial state anyhow
+        delta_t = getattr(batch, "delta_t", None)
+        return self.carry(batch, lambda state: self.forward_from(state, *steps, reset, delta_t))
 
     def _bounds_of_data(self) -> bool:
         """Whether the bounds are those of the data module, which has checked its actions itself."""

@@ -137,12 +137,46 @@ class PolicyModel(Task):
         Returns:
             Actions or logits, (batch, steps, output_size).
         """
+        return self.forward_from(None, observations, actions, returns_to_go, timesteps, reset)[0]
+
+    def forward_from(
+        self,
+        state: State,
+        observations: Tensor,
+        actions: Tensor,
+        returns_to_go: Tensor,
+        timesteps: Tensor,
+        reset: Tensor | None = None,
+        delta_t: Tensor | None = None,
+    ) -> tuple[Tensor, State]:
+        """``forward`` from the state after earlier steps of the same rows.
+
+        Args:
+            state: What the call for the steps before returned: the state of the backbone, and the last actions. None
+                where there are none.
+            observations: As for ``forward``.
+            actions: As for ``forward``.
+            returns_to_go: As for ``forward``.
+            timesteps: As for ``forward``.
+            reset: As for ``forward``.
+            delta_t: Time since the step before, (batch, steps), with the layout ``compact``; 1 if None.
+
+        Returns:
+            Actions or logits, and the state after the last step.
+
+        Raises:
+            InputError: ``delta_t`` is given, and a step has several tokens or a mixer takes none.
+        """
+        if delta_t is not None and self.tokens_per_step > 1:
+            raise InputError("delta_t needs the layout compact, in which a step is one token")
+        before, previous = (None, None) if state is None else state
         x, returns = self.normalized(observations), returns_to_go / self.return_scale
-        tokens = self.dropout(self.encoder(x, self.normalized_actions(actions), returns, timesteps, reset))
+        tokens = self.dropout(self.encoder(x, self.normalized_actions(actions), returns, timesteps, reset, previous))
         count = tokens.shape[2]
         starts = None if reset is None else F.pad(reset.unsqueeze(2), (0, count - 1)).flatten(1)
-        hidden, _ = self.backbone(tokens.flatten(1, 2), None, starts)
-        return self._in_bounds(self.head(hidden[:, self.encoder.output_position :: count]))
+        hidden, after = self.backbone(tokens.flatten(1, 2), before, starts, delta_t=delta_t)
+        outputs = self._in_bounds(self.head(hidden[:, self.encoder.output_position :: count]))
+        return outputs, (after, self.normalized_actions(actions[:, -1]))
 
     def initial_state(self, batch_size: int) -> State:
         """The state before the first step of an episode."""

@@ -1,17 +1,16 @@
 """``SequenceTask``: an output at every step of a sequence of tokens."""
 
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor, nn
 
 from minrnn_lightning.nn.state import State
-from minrnn_lightning.tasks.carried import CarriedStates
-from minrnn_lightning.tasks.task import Task
+from minrnn_lightning.tasks.carried import CarryingTask, steps_of
 
 
-class SequenceTask(Task):
+class SequenceTask(CarryingTask):
     """Encoder, backbone and head, applied to all steps in parallel or one at a time; the base of language and tagging.
 
     Args:
@@ -24,7 +23,6 @@ class SequenceTask(Task):
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
-        self._carried = CarriedStates()
         self.encoder = self.make_encoder(self.dim)
         self.backbone = self.make_backbone()
         self.head = self.make_head(self.dim)
@@ -81,41 +79,13 @@ class SequenceTask(Task):
 
     def batch_loss(self, batch: Sequence[Tensor]) -> Tensor:
         """The mean loss of a batch of inputs and targets."""
-        return self.loss(self._carry(self, batch[0], batch), batch[1])
+        return self.loss(self.logits(batch), batch[1])
 
     def logits(self, batch: Sequence[Tensor]) -> Tensor:
         """The logits of a batch, (batch, length, output_size)."""
-        logits: Tensor = self._carry(self, batch[0], batch)
-        return logits
+        return self.carry(batch, lambda state: self(batch[0], state, **steps_of(batch)))
 
     def hidden(self, batch: Sequence[Tensor]) -> Tensor:
         """The outputs of the backbone for a batch, (batch, length, dim)."""
-        return self._carry(self.backbone, self.dropout(self.encoder(batch[0])), batch)
-
-    def _carry(self, function: Callable[..., tuple[Tensor, State]], x: Tensor, batch: Any) -> Tensor:
-        """Call the task or its backbone with what the batch says of state, resets and times.
-
-        A batch that is no stream, such as a tuple of inputs and targets, has none of these.
-        """
-        given = {name: getattr(batch, name, None) for name in ("reset", "delta_t")}
-        given = {name: value for name, value in given.items() if value is not None}
-        if not hasattr(batch, "continues"):
-            return function(x, **given)[0]
-        trainer = self._trainer
-        training = self.training if trainer is None else trainer.training
-        before = self._carried.before(batch, trainer, training)
-        y, after = function(x, before, **given)
-        self._carried.keep(before, after, trainer, training)
-        return y
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Save the state of the training streams, where there are any."""
-        super().on_save_checkpoint(checkpoint)
-        if (state := self._carried.gathered(self.trainer)) is not None:
-            checkpoint["streams"] = state
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Let a run that is resumed continue the streams."""
-        super().on_load_checkpoint(checkpoint)
-        if self._trainer is not None and self._trainer.state.fn == "fit":
-            self._carried.restore(checkpoint.get("streams"))
+        x = self.dropout(self.encoder(batch[0]))
+        return self.carry(batch, lambda state: self.backbone(x, state, **steps_of(batch)))

@@ -45,7 +45,13 @@ class StepEncoder(nn.Module):
         self.norm = nn.LayerNorm(dim)
 
     def forward(
-        self, observations: Tensor, actions: Tensor, returns: Tensor, timesteps: Tensor, reset: Tensor | None = None
+        self,
+        observations: Tensor,
+        actions: Tensor,
+        returns: Tensor,
+        timesteps: Tensor,
+        reset: Tensor | None = None,
+        previous_action: Tensor | None = None,
     ) -> Tensor:
         """Embed trajectories.
 
@@ -56,6 +62,7 @@ class StepEncoder(nn.Module):
             timesteps: int64 (batch, steps).
             reset: Bool (batch, steps), True where an episode starts, so that there is no previous action; not needed
                 at the first step of a row.
+            previous_action: That before the first step, (batch, action_size), or int64 (batch,); None for none.
 
         Returns:
             Tokens, (batch, steps, tokens_per_step, dim).
@@ -63,6 +70,8 @@ class StepEncoder(nn.Module):
         inputs, action = self._inputs(observations, returns), self.embed_action(actions)
         if self.compact:
             before = F.pad(action, (0, 0, 1, 0))[:, :-1]
+            if previous_action is not None:
+                before = torch.cat([self.embed_action(previous_action).unsqueeze(1), before[:, 1:]], 1)
             tokens = [sum(inputs, before if reset is None else before.masked_fill(reset.unsqueeze(-1), 0))]
         else:
             tokens = [*inputs, action]

@@ -146,9 +146,8 @@ class Task(PretrainedMixin, LightningModule, ABC):
         self.output_size = int(output_size)
         self.save_hyperparameters(ignore=["init_from"])  # a loaded checkpoint must not look for another one
         sizes = {"dim": dim, "depth": depth, "expansion": expansion, "kernel_size": kernel_size, "mlp_ratio": mlp_ratio}
-        sizes = plain(
-            {**sizes, "dropout": dropout, "mixer_args": mixer_args, "chunk": chunk}, "options"
-        )  # NumPy's, from a sweep
+        sizes |= {"dropout": dropout, "mixer_args": mixer_args, "chunk": chunk}
+        sizes = plain(sizes, "options")  # NumPy's, from a sweep
         # A class is kept as its name or path, which a checkpoint can hold.
         names = mixer_name(mixer) if isinstance(mixer, str | type) else [mixer_name(each) for each in mixer or []]
         self.save_hyperparameters({**plain_values(self.hparams), **sizes, "mixer": names})

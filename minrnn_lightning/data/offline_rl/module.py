@@ -13,12 +13,13 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from minrnn_lightning.batches import TrajectoryBatch
+from minrnn_lightning.batches import TrajectoryBatch, TrajectoryStreamBatch
 from minrnn_lightning.data.module import BaseDataModule
 from minrnn_lightning.data.offline_rl.d4rl import NAMES, D4RLFile, D4RLSet
 from minrnn_lightning.data.offline_rl.episodes import EpisodeArrays, EpisodeFolder, Source
 from minrnn_lightning.data.offline_rl.minari import ID, METADATA, MinariSet
 from minrnn_lightning.data.offline_rl.rows import (
+    EpisodeStreams,
     HeldOutRows,
     PackedEpisodes,
     RandomWindows,
@@ -62,6 +63,9 @@ class TrajectoryDataModule(BaseDataModule):
         val_fraction: Fraction of the episodes that is held out, at least one where there are two; 0 holds out none.
         num_workers: Worker processes that prepare batches; 0 prepares them in the training process.
         data_dir: Folder of the data sets; by default ``$MINRNN_DATA_DIR``, else ``~/.cache/minrnn_lightning``.
+        stream: Let every row of a batch continue the same row of the batch before, in concatenated episodes, so that
+            the task carries its state from batch to batch, in training and evaluation; needs ``sampling: episodes``. A
+            batch is then ``TrajectoryStreamBatch``.
 
     Raises:
         InputError: A size is out of range, the data set unknown or damaged, or the extra ``rl`` not installed.
@@ -94,18 +98,22 @@ class TrajectoryDataModule(BaseDataModule):
         val_fraction: float = 0.05,
         num_workers: int = 0,
         data_dir: str | None = None,
+        stream: bool = False,
     ) -> None:
         super().__init__(batch_size, length, num_workers, data_dir)
         if sampling not in ("windows", "episodes"):
             raise InputError(f"sampling must be windows or episodes, got {sampling}")
         if steps_per_epoch < 1:
             raise InputError(f"steps_per_epoch must be at least 1, got {steps_per_epoch}")
+        if stream and sampling != "episodes":
+            raise InputError(f"stream needs sampling episodes, as windows are drawn at random, got sampling {sampling}")
         if not 0 <= val_fraction < 1:
             raise InputError(f"val_fraction must be at least 0 and below 1, got {val_fraction}")
         self.dataset = str(dataset)
         self.sampling = sampling
         self.steps_per_epoch = steps_per_epoch
         self.val_fraction = val_fraction
+        self.stream = bool(stream)
         self.source = find_source(self.dataset, self.data_dir)
 
     @property
@@ -174,9 +182,11 @@ class TrajectoryDataModule(BaseDataModule):
 
     def train_dataloader(self) -> DataLoader[Any]:
         """The training stream, from the current position on."""
-        rows: Dataset[TrajectoryBatch]
+        rows: Dataset[TrajectoryBatch] | Dataset[TrajectoryStreamBatch]
         share = (self.steps, self.splits[0], self.length, self.batch_size)
-        if self.sampling == "windows":
+        if self.stream:
+            rows = EpisodeStreams(*share, self.global_seed, *self.processes)
+        elif self.sampling == "windows":
             rows = RandomWindows(*share, self.steps_per_epoch, self.global_seed, *self.processes)
         else:
             rows = PackedEpisodes(*share, self.global_seed, *self.processes)
@@ -187,6 +197,10 @@ class TrajectoryDataModule(BaseDataModule):
         _, held_out = self.splits
         if not len(held_out):
             return []
+        if self.stream:
+            return self.loader(
+                EpisodeStreams(self.steps, held_out, self.length, self.batch_size, None, *self.processes)
+            )
         episodes = self.source.episodes
         index = tiled_index if self.sampling == "windows" else packed_index
         rows = index(episodes.starts[held_out], episodes.ends[held_out], self.length)

@@ -1,4 +1,4 @@
-"""Steps of episodes as rows of equal length: random windows, or concatenated (packed) episodes."""
+"""Steps of episodes as rows of equal length: random windows, concatenated (packed) episodes, or streams of these."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from minrnn_lightning.batches import TrajectoryBatch
+from minrnn_lightning.batches import TrajectoryBatch, TrajectoryStreamBatch
 from minrnn_lightning.data.offline_rl.episodes import EpisodeArrays
 from minrnn_lightning.data.sharding import batches_per_process, split_into_batches
 from minrnn_lightning.errors import InputError
@@ -166,6 +166,72 @@ class PackedEpisodes(Dataset[TrajectoryBatch]):
             self._batches = split_into_batches(random.permutation(index), self.batch_size, self.world_size)
             self._epoch = epoch
         return self._batches
+
+
+class EpisodeStreams(Dataset[TrajectoryStreamBatch]):
+    """Concatenated episodes in contiguous parts; every row of a batch continues the same row of the batch before.
+
+    A pass cuts the steps into as many parts as there are rows in the batches of all processes, which differ by one step
+    at most and end with padding. It holds every step once. The rows are divided among the processes in order: R
+    processes with batches of B read together what one process with batches of R·B reads.
+
+    Args:
+        steps: The steps.
+        chosen: Indices of the episodes.
+        length: Steps in a row of a batch.
+        batch_size: Rows in a batch of one process.
+        seed: Seed of the order of the episodes, another one in every pass; None for the order given.
+        rank: Rank of this process.
+        world_size: Number of processes.
+
+    Raises:
+        InputError: There are fewer steps than rows.
+    """
+
+    def __init__(
+        self,
+        steps: Steps,
+        chosen: Integers,
+        length: int,
+        batch_size: int,
+        seed: int | None,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        self.steps, self.chosen, self.length, self.seed = steps, chosen, length, seed
+        self.rows = batch_size * world_size
+        self.own = slice(rank * batch_size, (rank + 1) * batch_size)
+        count = int(steps.episodes.lengths[chosen].sum())
+        if count < self.rows:
+            raise InputError(
+                f"The episodes are too short for streams: they have {count} steps, and there are {self.rows} rows; "
+                "give more episodes, or lower batch_size"
+            )
+        self.ends = np.arange(1, self.rows + 1) * count // self.rows
+        self.starts = np.concatenate([[0], self.ends[:-1]])
+        self._pass: int | None = None
+        self._order: Integers = np.empty(0, dtype=np.int64)
+
+    def __len__(self) -> int:
+        return int(-(-(self.ends - self.starts).max() // self.length))
+
+    def __getitem__(self, position: int) -> TrajectoryStreamBatch:
+        number, batch = divmod(position, len(self))
+        places = window_index((self.starts + batch * self.length)[self.own], self.ends[self.own], self.length)
+        batch_of_steps = self.steps.rows(np.where(places < 0, -1, self.order(number)[places]))
+        reset = batch_of_steps.mask & (batch_of_steps.timesteps == 0)
+        return TrajectoryStreamBatch(*batch_of_steps._replace(reset=reset), continues=batch > 0)
+
+    def order(self, number: int) -> Integers:
+        """The indices of all steps in the order of a pass."""
+        if number != self._pass:
+            chosen = self.chosen
+            if self.seed is not None:
+                chosen = np.random.default_rng((self.seed, number)).permutation(chosen)
+            episodes = self.steps.episodes
+            self._order = packed_index(episodes.starts[chosen], episodes.ends[chosen], 1)[:, 0]
+            self._pass = number
+        return self._order
 
 
 class HeldOutRows(Dataset[TrajectoryBatch]):

@@ -11,6 +11,7 @@ from rl_files import make_steps
 
 from minrnn_lightning.data.offline_rl.episodes import make_episodes
 from minrnn_lightning.data.offline_rl.rows import (
+    EpisodeStreams,
     HeldOutRows,
     PackedEpisodes,
     RandomWindows,
@@ -18,6 +19,8 @@ from minrnn_lightning.data.offline_rl.rows import (
     packed_index,
     tiled_index,
 )
+
+from minrnn_lightning.errors import InputError
 
 lengths_of = st.lists(st.integers(1, 30), min_size=1, max_size=8)
 sizes = {"length": st.integers(1, 20), "batch_size": st.integers(1, 6), "world_size": st.integers(1, 4)}
@@ -141,3 +144,39 @@ def test_held_out_rows(lengths, length, batch_size, world_size, packed):
     assert [step for numbers in found for step in numbers] == list(range(sum(lengths)))
     if not packed:
         assert len(found) == sum(-(-n // length) for n in lengths)
+
+
+@settings(deadline=None)
+@given(lengths=lengths_of, **sizes, seed=st.none() | st.integers(0, 9), discrete=st.booleans())
+def test_streams(lengths, length, batch_size, world_size, seed, discrete):
+    rows = batch_size * world_size
+    lengths = [*lengths, rows]
+    arrays, steps = steps_of(lengths, discrete)
+    given = steps, np.arange(len(lengths)), length
+    shares = [EpisodeStreams(*given, batch_size, seed, rank, world_size) for rank in range(world_size)]
+    whole = EpisodeStreams(*given, rows, seed)
+    assert {len(share) for share in shares} == {len(whole)}
+    starts = (np.cumsum(lengths) - lengths).tolist()
+    found = [[] for _ in range(rows)]
+    for position in range(len(whole), 2 * len(whole)):  # the second pass
+        batch = whole[position]
+        assert batch.continues == (position > len(whole))
+        for field, tensor in batch._asdict().items():
+            if isinstance(tensor, torch.Tensor):
+                assert torch.equal(torch.cat([getattr(share[position], field) for share in shares]), tensor)
+        numbers = batch.observations[..., 0].long()
+        assert torch.equal(batch.reset, batch.mask & torch.isin(numbers, torch.tensor(starts)))
+        firsts = batch.reset.clone()
+        firsts[:, 0] = True
+        for row, part in enumerate(check_rows(batch._replace(reset=firsts), arrays, lengths)):
+            found[row] += part
+    assert max(map(len, found)) - min(map(len, found)) <= 1
+    order = sum(found, [])
+    assert sorted(order) == list(range(sum(lengths)))
+    assert seed is not None or order == sorted(order)
+    assert all(step + 1 == after or after in starts for step, after in pairwise(order))
+
+
+def test_too_few_steps_for_streams():
+    with pytest.raises(InputError, match="too short for streams: they have 5 steps, and there are 6 rows"):
+        EpisodeStreams(steps_of([2, 3])[1], np.arange(2), 4, 6, 0)
