@@ -83,7 +83,7 @@ def test_training_equals_a_loop(fit, mixer):
         batch = stream[position]
         state = state if position % len(stream) else None
         logits, state = expected(batch.inputs, state)
-        loss = F.cross_entropy(logits.flatten(0, 1), batch.targets.flatten())
+        loss = expected.loss(logits, batch.targets)
         state = torch.utils._pytree.tree_map(torch.Tensor.detach, state)
         optimizer.zero_grad()
         loss.backward()
