@@ -5,15 +5,11 @@ from collections.abc import Callable
 from lightning.pytorch import Trainer
 
 
-def batches_started(trainer: Trainer) -> int:
-    """Training batches started so far in this process, without the current one, over all epochs and resumed runs."""
-    return int(trainer.fit_loop.epoch_loop.total_batch_idx)
-
-
 def batches_used(trainer: Trainer) -> int:
-    """Training batches used so far in this process, over all epochs and resumed runs.
+    """Training batches used so far, over all epochs and resumed runs; within a step, the number of its batch.
 
-    It grows right after the optimizer's step, so it is exact even if a run is interrupted within a step.
+    It grows right after the optimizer's step, so it is exact even if a run is interrupted within a step. Lightning's
+    ``total_batch_idx`` counts the batch of such a step twice once the run is resumed.
     """
     return int(trainer.fit_loop.epoch_loop.batch_progress.total.processed)  # type: ignore[attr-defined]
 

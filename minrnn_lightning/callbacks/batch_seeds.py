@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from minrnn_lightning.lightning_internals import batches_started
+from minrnn_lightning.lightning_internals import batches_used
 
 
 class SeedEveryBatch(Callback):
@@ -30,7 +30,7 @@ class SeedEveryBatch(Callback):
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Seed the generator."""
         assert self.seed is not None
-        number = batches_started(trainer) * trainer.world_size + trainer.global_rank
+        number = batches_used(trainer) * trainer.world_size + trainer.global_rank
         torch.manual_seed((self.seed + number) % 2**63)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:

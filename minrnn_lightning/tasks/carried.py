@@ -8,7 +8,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 
-from minrnn_lightning.lightning_internals import batches_started, batches_used
+from minrnn_lightning.lightning_internals import batches_used
 from minrnn_lightning.nn.state import State, select_state
 from minrnn_lightning.tasks.task import Task
 
@@ -42,14 +42,14 @@ class CarriedStates:
             self._training = (-1, None, _own_rows(self._stored, batch[0], trainer))
             self._stored = None
         number, before, after = self._training
-        return before if trainer is not None and number == batches_started(trainer) else after
+        return before if trainer is not None and number == batches_used(trainer) else after
 
     def keep(self, before: State, after: State, trainer: Trainer | None, training: bool) -> None:
         """Keep the state after a batch."""
         after = tree_map(Tensor.detach, after)
         if training:
             self._stored = None
-            self._training = (-1 if trainer is None else batches_started(trainer), before, after)
+            self._training = (-1 if trainer is None else batches_used(trainer), before, after)
         else:
             self._evaluation = after
 
