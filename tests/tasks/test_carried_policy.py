@@ -102,7 +102,7 @@ def test_evaluation_equals_steps(fit):
     task, trainer = fit(steps=3)
     (result,) = trainer.validate(task, datamodule=trainer.datamodule, verbose=False)
     task.eval()
-    batches = [each for each in trainer.datamodule.val_dataloader().dataset]
+    batches = list(trainer.datamodule.val_dataloader())
     rows = [torch.cat([each[field] for each in batches], 1) for field in range(6)]
     observations, actions, returns, timesteps, mask, reset = rows
     state, outputs = task.initial_state(3), []
