@@ -64,7 +64,7 @@ def test_lines_equal_newlines(tmp_path):
 @pytest.mark.parametrize("mixer", ["mingru", ["minlstm", "attention"]])
 def test_packed_equals_alone(tmp_path, stream, mixer):
     """Losses and gradients of all held-out documents: packed in batches, and each run alone."""
-    (tmp_path / "text.txt").write_text("\n".join(text(n % 3) for n in range(40)), encoding="utf-8")
+    (tmp_path / "text.txt").write_text("\n".join(text(n % 3) for n in range(60)), encoding="utf-8")
     data = prepared(str(tmp_path / "text.txt"), tmp_path, documents="line", stream=stream, length=120, batch_size=1)
     task = LanguageTask(data.input_size, data.input_size, dim=8, depth=2, mixer=mixer).double()
 
