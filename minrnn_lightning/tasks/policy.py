@@ -128,10 +128,9 @@ class PolicyTask(CarryingTask, PolicyModel):
 
     def _outputs(self, batch: Any) -> Tensor:
         steps = batch.observations, batch.actions, batch.returns_to_go, batch.timesteps
-        if getattr(batch, "continues", False):
-            reset = batch.reset
-        else:
-            reset = batch.reset if batch.reset[:, 1:].any() else None  # a row starts from the initial state anyhow
+        continues = getattr(batch, "continues", False)
+        starts = continues or batch.reset[:, 1:].any()  # a row that continues none starts from the initial state anyhow
+        reset = batch.reset if starts else None
         delta_t = getattr(batch, "delta_t", None)
         return self.carry(batch, lambda state: self.forward_from(state, *steps, reset, delta_t))
 

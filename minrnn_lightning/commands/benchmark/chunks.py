@@ -60,9 +60,7 @@ def chunks(
     """
     torch_device, sequence_lengths = parse_device(device), parse_lengths(lengths)
     parse_choice("mixer", mixer, MIXERS)
-    check_sizes(
-        chunk=chunk, dim=dim, depth=depth, batch_size=batch_size, longest_whole=longest_whole, repeats=repeats
-    )
+    check_sizes(chunk=chunk, dim=dim, depth=depth, batch_size=batch_size, longest_whole=longest_whole, repeats=repeats)
     about = {"chunk": chunk, "mixer": mixer, "dim": dim, "depth": depth, "batch_size": batch_size, "repeats": repeats}
     report = Report("chunks", ["ms", "peak_mb"], about, torch_device, output, compare)
     for length in sequence_lengths:
@@ -86,10 +84,13 @@ def chunks(
 
 
 def gradients(backbone: nn.Module, x: Tensor) -> Callable[[], tuple[Tensor, ...]]:
-    """Forward and backward to the input and the parameters, from a gradient of ones."""
+    """Forward and backward to the input and the parameters, from random gradients of the outputs.
+
+    The gradient of ones would be 0 but for rounding: the features of a normalised step have a constant sum.
+    """
 
     def step() -> tuple[Tensor, ...]:
         y, _ = backbone(x)
-        return torch.autograd.grad(y, [x, *backbone.parameters()], torch.ones_like(y))
+        return torch.autograd.grad(y, [x, *backbone.parameters()], x.detach().clone())
 
     return step

@@ -1,6 +1,6 @@
 """Windows and packed rows against a loop over the episodes, over any number of processes."""
 
-from itertools import pairwise
+from itertools import chain, pairwise
 
 import numpy as np
 import pytest
@@ -19,7 +19,6 @@ from minrnn_lightning.data.offline_rl.rows import (
     packed_index,
     tiled_index,
 )
-
 from minrnn_lightning.errors import InputError
 
 lengths_of = st.lists(st.integers(1, 30), min_size=1, max_size=8)
@@ -171,7 +170,7 @@ def test_streams(lengths, length, batch_size, world_size, seed, discrete):
         for row, part in enumerate(check_rows(batch._replace(reset=firsts), arrays, lengths)):
             found[row] += part
     assert max(map(len, found)) - min(map(len, found)) <= 1
-    order = sum(found, [])
+    order = list(chain.from_iterable(found))
     assert sorted(order) == list(range(sum(lengths)))
     assert seed is not None or order == sorted(order)
     assert all(step + 1 == after or after in starts for step, after in pairwise(order))
