@@ -1,12 +1,10 @@
 """A backbone that computes its activations again, chunk by chunk, has the gradient of the complete sequence."""
 
-import subprocess
-import sys
-
 import pytest
 import torch
 from torch.utils._pytree import tree_leaves
 
+from minrnn_lightning.commands.benchmark.measure import peak_memory
 from minrnn_lightning.errors import InputError
 from minrnn_lightning.nn.backbone import Backbone
 from minrnn_lightning.tasks import LanguageTask
@@ -72,24 +70,15 @@ def test_task_passes_it_on():
     assert LanguageTask(5, 5, dim=8, depth=1, chunk=4096).backbone.chunk == 4096
 
 
-SCRIPT = """
-import resource, sys, torch
-from minrnn_lightning.nn.backbone import Backbone
-
-backbone = Backbone(128, 2, chunk=4096)
-x = torch.randn(1, int(sys.argv[1]), 128, requires_grad=True)
-unit = 2**10 if sys.platform == "linux" else 1
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-backbone(x)[0].square().mean().backward()
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit - before)
-"""
-
-
 @pytest.mark.slow
 def test_memory():
-    """Each step needs its output, two gradients of it, and their parts; the limit for a million is 2 GiB."""
-    short, long = (
-        int(subprocess.run([sys.executable, "-c", SCRIPT, str(n)], capture_output=True, text=True, check=True).stdout)
-        for n in (16_384, 131_072)
-    )
-    assert short + (long - short) / (131_072 - 16_384) * (1_000_000 - 16_384) < 2**31
+    """A million steps take at most 2 GiB beyond the inputs, as memory is linear in the length."""
+    backbone = Backbone(128, 2, chunk=4096)
+
+    def peak(length):
+        x = torch.randn(1, length, 128, requires_grad=True)
+        return peak_memory(lambda: backbone(x)[0].square().mean().backward(), torch.device("cpu"))
+
+    short, middle, long = map(peak, (8_192, 16_384, 32_768))
+    assert long - middle == pytest.approx(2 * (middle - short), rel=0.05)
+    assert long + (long - middle) / 16_384 * (1_000_000 - 32_768) < 2**31

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from itertools import accumulate
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from lightning.pytorch.utilities import rank_zero_warn
 
 from minrnn_lightning.errors import InputError
 
@@ -51,4 +52,27 @@ def check_occurs(separator: str, texts: dict[str, str], path: Any) -> None:
         raise InputError(
             f"documents must be file, line or the text that ends a document, got {separator!r}, which does not occur "
             f"in {path}"
+        )
+
+
+def check_lengths(split: str, lengths: Sequence[int], empty: int, documents: str) -> None:
+    """Refuse documents in which there is nothing to predict, and warn of those of length 0.
+
+    Args:
+        split: Name of the split, for messages.
+        lengths: Tokens of each document, with what ends it.
+        empty: Number of documents that consist of their end alone.
+        documents: What a document is, for messages.
+
+    Raises:
+        InputError: No document has two tokens.
+    """
+    if max(lengths) < 2:
+        raise InputError(
+            f"documents must have a token to predict: with {documents!r}, every document of the split {split} is one "
+            "token, which no other follows; give another border, or none"
+        )
+    if empty:
+        rank_zero_warn(
+            f"{empty:,} of {len(lengths):,} documents of the split {split} have length 0: only what ends them is read."
         )

@@ -23,6 +23,7 @@ from minrnn_lightning.data.download import atomic_folder
 from minrnn_lightning.data.module import BaseDataModule, writable
 from minrnn_lightning.data.text.documents import (
     Starts,
+    check_lengths,
     check_occurs,
     check_separator,
     starts_after,
@@ -86,7 +87,8 @@ class TextDataModule(BaseDataModule):
             token of a document has no target, so that each is trained on as if alone. None for one document.
 
     Raises:
-        InputError: If a size is out of range, ``path`` is empty, or a text is empty, not UTF-8 or too short.
+        InputError: If a size is out of range, ``path`` is empty, a text is empty, not UTF-8 or too short, or
+            ``documents`` does not occur in it or leaves nothing to predict.
         FileNotFoundError: If ``path`` does not exist.
     """
 
@@ -192,19 +194,24 @@ class TextDataModule(BaseDataModule):
                     numbers = [np.fromiter(tokens(tokenizer, piece), dtype) for piece in pieces]
                 np.save(folder / f"{name}.npy", np.concatenate(numbers))
                 if self.documents is not None:
+                    empty = sum(piece == self._document_end for piece in pieces)
+                    check_lengths(name, [len(piece) for piece in numbers], empty, self.documents)
                     (folder / "borders").mkdir(exist_ok=True)
                     borders = [np.arange(len(piece)) == 0 for piece in numbers]
                     np.save(folder / "borders" / f"{name}.npy", np.concatenate(borders))
+
+    @property
+    def _document_end(self) -> str:
+        """What ends a document; files and rows are joined by newlines."""
+        end = "\n" if self.documents in ("file", "line") else str(self.documents)
+        return end.encode().decode("latin-1") if self.vocabulary == "byte" else end
 
     def _document_starts(self, name: str, texts: dict[str, str]) -> Starts:
         """Positions at which the documents of a split start."""
         text = texts[name]
         if self.documents != "file":
-            separator = "\n" if self.documents == "line" else str(self.documents)
-            if self.vocabulary == "byte":
-                separator = separator.encode().decode("latin-1")
-            check_occurs(separator, texts, self.path)
-            return starts_after(separator, text)
+            check_occurs(self._document_end, texts, self.path)
+            return starts_after(self._document_end, text)
         size = len if self.vocabulary != "byte" else lambda row: len(row.encode())
         if hub := hub_name(self.path):
             rows = read_rows(hub, load_splits(hub, self.subset, self.column), self.column)

@@ -7,7 +7,7 @@ import sys
 import pytest
 import torch
 
-from minrnn_lightning.commands.benchmark import policy, step, train
+from minrnn_lightning.commands.benchmark import chunks, policy, step, train
 from minrnn_lightning.commands.benchmark.layer import LAYERS
 
 SMALL = {
@@ -17,6 +17,7 @@ SMALL = {
     "step": ["--lengths=5,8", "--batch_size=2", "--dim=8", "--mixer=mingru", "--products", "--steps=2", "--repeats=3"],
     "policy": ["--lengths=5,8", "--dim=8", "--depth=1", "--steps=2", "--repeats=1", "--mixer=mingru"],
     "accuracy": ["--lengths=5,8", "--dim=4"],
+    "chunks": ["--lengths=5,8", "--chunk=4", "--dim=4", "--repeats=1"],
     "train": ["--config=shakespeare", "--model.dim=8", "--model.depth=1", "--data.batch_size=2", "--data.length=16"],
 }
 NAMES = {
@@ -35,6 +36,7 @@ NAMES = {
     },
     "policy": {"mingru, compact", "mingru, decision_transformer", policy.TRANSFORMER, policy.ALONE},
     "accuracy": {"gated_scan", "the paper's log-space scan"},
+    "chunks": {"chunks of 4", chunks.WHOLE},
     "train": {train.PRODUCTS, train.STEP, train.LOG_SPACE},
 }
 TIMES = {"ms", "ms_min", "ms_max", "us_per_token"}
@@ -47,6 +49,7 @@ FIGURES = {
     | {f"times_{base}{end}" for base in ("gru", "lstm") for end in ("", "_low", "_high")},
     "policy": {"ms", "ms_min", "ms_max", "env_steps_per_s"},
     "accuracy": {"float32", "bfloat16", "float16"},
+    "chunks": TIMES | {"peak_mb"},
     "train": TIMES | {"peak_mb"},
 }
 
@@ -79,7 +82,8 @@ def test_writes_table_json_csv_and_plot(minrnn, tmp_path, kind):
     assert found >= {(name, length) for name in NAMES[kind] for length in lengths}
     assert {name for name, _ in found} <= NAMES[kind] | {"mingru-scans"}
     own = {"times_products", "times_products_low", "times_products_high"}  # of rows whose products are a row
-    assert all(set(row) - own == {"name", "length"} | FIGURES[kind] for row in record["rows"])
+    known = {"difference"} if kind == "chunks" else set()  # of the first of two rows
+    assert all(set(row) - own - known == {"name", "length"} | FIGURES[kind] for row in record["rows"])
     assert {row["name"] for row in record["rows"] if own <= set(row)} == {
         name.removeprefix(step.PRODUCTS) for name in NAMES[kind] if name.startswith(step.PRODUCTS)
     }
@@ -275,3 +279,13 @@ def test_output_that_cannot_be_made(minrnn, tmp_path):
     (tmp_path / "file").touch()
     for folder in ("file", "file/inside"):
         check_refused(minrnn("benchmark", "accuracy", "--lengths=5", f"--output={tmp_path}/{folder}"), "file")
+
+
+def test_chunks_have_the_gradient_of_all_steps(minrnn, tmp_path):
+    words = ["--lengths=40,50", "--chunk=16", "--dim=8", "--repeats=1", "--longest_whole=45", f"--output={tmp_path}"]
+    assert minrnn("benchmark", "chunks", *words)[0] == 0
+    rows = json.loads((tmp_path / "chunks.json").read_text())["rows"]
+    assert [(row["name"], row["length"]) for row in rows] == [
+        ("chunks of 16", 40), (chunks.WHOLE, 40), ("chunks of 16", 50)
+    ]  # fmt: skip
+    assert rows[0]["difference"] < 1e-5

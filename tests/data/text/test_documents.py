@@ -101,3 +101,14 @@ def test_refused(tmp_path):
         TextDataModule(str(tmp_path / "text.txt"), documents="")
     with pytest.raises(InputError, match="got 'lines', which does not occur in"):
         prepared(str(tmp_path / "text.txt"), tmp_path, documents="lines")
+
+
+def test_documents_of_length_0(tmp_path):
+    """They are named, and take part with their ends alone."""
+    (tmp_path / "text.txt").write_text("ab\n\n\ncd\n" * 50, encoding="utf-8")
+    with pytest.warns(UserWarning, match=r"^80 of 160 documents of the split train have length 0"):
+        data = prepared(str(tmp_path / "text.txt"), tmp_path, documents="line", held_out=0.2)
+    assert documents_of(data, "train") == 40 * ["ab\n", "\n", "\n", "cd\n"]
+    (tmp_path / "ends.txt").write_text("\n" * 500)
+    with pytest.raises(InputError, match="documents must have a token to predict: with 'line', every document of the"):
+        prepared(str(tmp_path / "ends.txt"), tmp_path, documents="line")
