@@ -146,7 +146,8 @@ def test_other_batch_size(fit, tmp_path):
 def test_windows_have_no_state(fit, tmp_path):
     task, trainer = fit(steps=2)
     data = TextDataModule(str(tmp_path / "text.txt"), batch_size=4, length=15, data_dir=str(tmp_path / "data"))
-    trainer = Trainer(max_steps=2, accelerator="cpu", logger=False, enable_progress_bar=False)
+    options = {"logger": False, "enable_progress_bar": False, "enable_checkpointing": False}
+    trainer = Trainer(max_steps=2, accelerator="cpu", **options)
     task = LanguageTask(**SIZES)
     trainer.fit(task, data)
     trainer.save_checkpoint(tmp_path / "x.ckpt")
