@@ -198,9 +198,9 @@ class Backbone(nn.Module):
         self, chunk: int, x: Tensor, state: State, reset: Tensor | None, delta_t: Tensor | None
     ) -> tuple[Tensor, State]:
         """As ``forward``, chunk after chunk, whose activations are computed again in backward."""
-        parts = x.split(chunk, 1)  # one node of the graph: slices would each have a gradient of full length
+        parts = torch.split(x, chunk, 1)  # one node of the graph: slices would each have a gradient of full length
         nothing = [None] * len(parts)
-        resets, times = (nothing if each is None else each.split(chunk, 1) for each in (reset, delta_t))
+        resets, times = (nothing if each is None else torch.split(each, chunk, 1) for each in (reset, delta_t))
         outputs = []
         for part, starts, elapsed in zip(parts, resets, times, strict=True):
             if torch.is_grad_enabled():

@@ -1,6 +1,7 @@
 """States that a task carries from one batch to the next where the batches are contiguous streams."""
 
 from collections.abc import Callable
+from functools import cached_property
 from typing import Any
 
 from lightning.pytorch import Trainer
@@ -90,9 +91,9 @@ class CarryingTask(Task):
     resumed equals an uninterrupted one.
     """
 
-    def __init__(self, *args: Any, **options: Any) -> None:
-        super().__init__(*args, **options)
-        self._carried = CarriedStates()
+    @cached_property
+    def _carried(self) -> CarriedStates:
+        return CarriedStates()
 
     def carry(self, batch: Any, function: Callable[[State], tuple[Tensor, State]]) -> Tensor:
         """Call a function with the state before a batch and keep the one after it.

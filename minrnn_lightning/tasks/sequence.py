@@ -79,7 +79,8 @@ class SequenceTask(CarryingTask):
 
     def batch_loss(self, batch: Sequence[Tensor]) -> Tensor:
         """The mean loss of a batch of inputs and targets."""
-        return self.loss(self.logits(batch), batch[1])
+        logits = self.logits(batch) if hasattr(batch, "continues") else self(batch[0])[0]
+        return self.loss(logits, batch[1])
 
     def logits(self, batch: Sequence[Tensor]) -> Tensor:
         """The logits of a batch, (batch, length, output_size)."""

@@ -145,7 +145,13 @@ class Task(PretrainedMixin, LightningModule, ABC):
         self.input_size = int(input_size)
         self.output_size = int(output_size)
         self.save_hyperparameters(ignore=["init_from"])  # a loaded checkpoint must not look for another one
-        sizes = {"dim": dim, "depth": depth, "expansion": expansion, "kernel_size": kernel_size, "mlp_ratio": mlp_ratio}
+        sizes: dict[str, Any] = {
+            "dim": dim,
+            "depth": depth,
+            "expansion": expansion,
+            "kernel_size": kernel_size,
+            "mlp_ratio": mlp_ratio,
+        }
         sizes |= {"dropout": dropout, "mixer_args": mixer_args, "chunk": chunk}
         sizes = plain(sizes, "options")  # NumPy's, from a sweep
         # A class is kept as its name or path, which a checkpoint can hold.
