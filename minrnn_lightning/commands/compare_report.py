@@ -26,7 +26,7 @@ COLUMNS = {  # values of a run, with the head of their column and their digits
     "peak_mb": ("peak memory, MB", 0),
     "minutes": ("minutes", 1),
 }
-NOT_IN_CSV = ("curve", "options", "about")
+NOT_IN_CSV = ("curve", "env_steps_curve", "options", "about")
 
 
 def write_report(results: Sequence[Result], metric: str, mode: str, folder: Path) -> None:

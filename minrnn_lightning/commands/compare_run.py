@@ -151,6 +151,7 @@ class Run:
             "peak_mb": max(logged.get("peak_mb", {}).values(), default=None),
             **{name: summary(logged[name].values()) for name, summary in ONLINE.items() if name in logged},
             "curve": curve,
+            **({"env_steps_curve": sorted(logged["env_steps"].items())} if "env_steps" in logged else {}),
             "options": self.args,
         }
 

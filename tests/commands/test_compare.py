@@ -87,6 +87,7 @@ def test_environment_steps_of_online_training(minrnn, tmp_path, where, monkeypat
     assert code == 0, errors
     result = json.loads((tmp_path / "results/mingru-0.json").read_bytes())
     assert result["env_steps"] == 3 * 4 * 8
+    assert result["env_steps_curve"][-1] == [result["steps"], result["env_steps"]]
     assert result["collect_steps_per_s"] > 0
     assert result["update_steps_per_s"] > 0
     head = (tmp_path / "results/compare.md").read_text().splitlines()[0]
