@@ -26,6 +26,11 @@ CHANCE = {  # accuracy of a random guess, and of the commonest answer at each le
     "missing_duplicate": (1 / 9, 0.11),
     "majority_count": (1 / 63, 0.43),
 }
+THRESHOLDS = {  # returns that policies without the memory for it do not reach
+    "rl/tmaze10": 3.9,
+    "rl/repeat_previous4": 0.5,
+    "rl/cartpole": 400.0,
+}
 Run = Mapping[str, Any]
 Row = dict[str, str]
 
@@ -118,6 +123,34 @@ def parity(_: str) -> list[Row]:
     return [{"": head, "accuracy": ", ".join(f"{run['last']:.3f}" for run in seeds)} for head, seeds in found.items()]
 
 
+def online(name: str) -> list[Row]:
+    """One row for each mixer of online training: returns, and the environment steps until one exceeded a threshold."""
+    threshold, rows = THRESHOLDS[name], []
+    for mixer, seeds in sorted(runs(name).items(), key=lambda found: -mean(run["last"] for run in found[1])):
+        reached = [steps for steps in (steps_to(threshold, run) for run in seeds) if steps]
+        first, number = seeds[0], f"{len(reached)} of {len(seeds)} seeds"
+        rows.append(
+            {
+                "mixer": mixer.rpartition(".")[2],
+                "last val/return": spread(seeds, "last", 2),
+                "best": spread(seeds, "best", 2),
+                f"environment steps to {threshold:g}": f"{median(reached):,.0f} ({number})" if reached else number,
+                "environment steps": f"{first['env_steps']:,.0f}",
+                "steps/s collecting": spread(seeds, "collect_steps_per_s", 0),
+                "updating": spread(seeds, "update_steps_per_s", 0),
+                "parameters": f"{first['parameters']:,}",
+                "commit": ", ".join(dict.fromkeys(run["about"]["minrnn-lightning"] for run in seeds)),
+            }
+        )
+    return rows
+
+
+def steps_to(threshold: float, run: Run) -> float | None:
+    """Environment steps until the first validation with at least this return; None if there was none."""
+    points = zip(run["curve"], run["env_steps_curve"], strict=True)
+    return next((steps for (_, value), (_, steps) in points if value >= threshold), None)
+
+
 def measured(row: Run, column: str) -> str:
     """A ratio of times with its quartiles; empty where there is none."""
     if column not in row:
@@ -177,7 +210,7 @@ def exported(name: str) -> list[Row]:
 def table(name: str) -> str:
     """A table in Markdown."""
     forms = {"formal_languages": formal_languages, "parity": parity, "benchmarks/step": single_steps}
-    forms |= {"benchmarks/step_small": small_steps, "benchmarks/export": exported}
+    forms |= {"benchmarks/step_small": small_steps, "benchmarks/export": exported} | dict.fromkeys(THRESHOLDS, online)
     rows = forms.get(name, compared)(name)
     lines = ["| " + " | ".join(rows[0]) + " |", "|---" * len(rows[0]) + "|"]
     return "\n".join([*lines, *("| " + " | ".join(row.values()) + " |" for row in rows)]) + "\n"

@@ -45,6 +45,21 @@ def test_results_of_before(table):
     assert row == "| mingru | 1.5000 | 1.6000 | 300 | 1,000 | 0.250 | 100 | 50 | 2.0 | 1 | a1b2c3d |"
 
 
+def test_environment_steps_to_a_threshold(tmp_path):
+    tables = runpy.run_path(str(recipes_folder() / "tables.py"))
+    tables["runs"].__globals__["RESULTS"] = tmp_path
+    (name, threshold), *_ = tables["THRESHOLDS"].items()
+    (tmp_path / name).mkdir(parents=True)
+    speeds = {"env_steps": 300.0, "collect_steps_per_s": 9000.0, "update_steps_per_s": 2000.0}
+    for seed, (second, third) in enumerate([(threshold, threshold + 1), (0.0, threshold), (0.0, 0.0)]):
+        curves = {"curve": [[10, 0.0], [20, second], [30, third]], "env_steps_curve": [[10, 100], [20, 200], [30, 300]]}
+        run = RUN | speeds | curves | {"seed": seed, "last": third, "best": third}
+        (tmp_path / name / f"mingru-{seed}.json").write_text(json.dumps(run))
+    head, _, row = tables["table"](name).splitlines()
+    assert head.split(" | ")[3] == f"environment steps to {threshold:g}"
+    assert row.split(" | ")[3] == "250 (2 of 3 seeds)"
+
+
 def test_chosen_settings(table):
     head, _, first, second = table(
         gru_0=RUN | {"mixer": "gru", "best": 1.7}, mingru_0=TUNED, tuning={"trials": []}, timing={"times": []}
