@@ -14,6 +14,7 @@ from minrnn_lightning.nn.dropout import Dropout
 from minrnn_lightning.nn.mixers import MIXERS, Mixer, mixer_name
 from minrnn_lightning.nn.mixers.base import is_exporting
 from minrnn_lightning.nn.mixers.registry import build_mixer, check_mixer_args, find_mixer
+from minrnn_lightning.nn.sequence_parallel import Shardable
 from minrnn_lightning.nn.state import State, where
 
 MOST_BLOCKS = 10_000  # more take minutes to make, whatever their width
@@ -90,7 +91,7 @@ class Block(nn.Module):
         return x + y
 
 
-class Backbone(nn.Module):
+class Backbone(Shardable):
     """A stack of ``depth`` blocks and a final norm.
 
     Args:

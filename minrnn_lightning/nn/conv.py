@@ -9,11 +9,13 @@ from torch import Tensor, nn
 from torch.autograd.forward_ad import _set_fwd_grad_enabled, unpack_dual
 from torch.nn import functional as F
 
+from minrnn_lightning.nn.sequence_parallel import Shardable
 from minrnn_lightning.nn.state import where
 from minrnn_lightning.ops.eager import state_dtype
+from minrnn_lightning.ops.sharded import steps_before
 
 
-class CausalConv(nn.Module):
+class CausalConv(Shardable):
     """y_t = Σ_i w_i · x_{t-i} + b over the last ``kernel_size`` steps, each channel with weights of its own.
 
     The state is the last kernel_size − 1 inputs, (batch, kernel_size − 1, dim), float32 (float64 for float64 inputs).
@@ -37,24 +39,27 @@ class CausalConv(nn.Module):
         past = self.kernel_size - 1
         if state is None:
             state = self.initial_state(batch)
-        wide = state_dtype(x.dtype)
+        wide, last = state_dtype(x.dtype), None
+        if self.group is not None and past:
+            state, last = steps_before(x, state.to(wide), reset, self.group)
         padded = torch.cat([state.to(x.dtype), x], 1)
         if length == 0:
-            return x, padded.to(wide)
+            # Not x itself: a process whose part is empty takes part in the backward pass of the others.
+            return (x, padded.to(wide)) if last is None else (padded[:, past:], last)
         if reset is None:
             traced = torch.compiler.is_compiling() or torch.jit.is_tracing()  # type: ignore[attr-defined,no-untyped-call]
             if x.is_cpu and not traced:
                 y: Tensor = _Depthwise.apply(*_autocast(padded, self.weight, self.bias))  # type: ignore[no-untyped-call]
             else:
                 y = _depthwise(padded, self.weight, self.bias)
-            return y, padded[:, length:].to(wide)
+            return y, padded[:, length:].to(wide) if last is None else last
         padded = padded.to(wide)
         y = self.bias + self.weight[0] * padded[:, past:]
         visible = _visible(reset, past)
         for lag in range(1, self.kernel_size):
             y = y + self.weight[lag] * (padded[:, past - lag : past - lag + length] * visible[lag].unsqueeze(-1))
         kept = torch.stack([visible[lag][:, -1] for lag in range(past - 1, -1, -1)], 1) if past else reset[:, :0]
-        return y.to(x.dtype), padded[:, length:] * kept.unsqueeze(-1)
+        return y.to(x.dtype), padded[:, length:] * kept.unsqueeze(-1) if last is None else last
 
     def step(self, x_t: Tensor, state: Tensor, reset: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """One step of ``forward``: (batch, dim) and the state to the same; ``reset`` is (batch,)."""

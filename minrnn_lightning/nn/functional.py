@@ -7,18 +7,20 @@ too, and float64 for float64 logits.
 """
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Literal, TypedDict, overload
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, overload
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from minrnn_lightning.errors import InputError
 from minrnn_lightning.nn.checks import check_delta_t
-from minrnn_lightning.ops import Activation, gated_scan, linear_scan, positive
+from minrnn_lightning.ops import Activation, gated_scan, linear_scan, positive, sharded_gated_scan, sharded_scan
 from minrnn_lightning.ops.eager import gate_logit, state_dtype
 from minrnn_lightning.ops.scan import gated_scan_and_state, last_state
 
 if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
     from typing_extensions import Unpack  # in typing since Python 3.11
 
 States = Tensor | tuple[Tensor, Tensor]  # every state, and with ``return_state`` the last one too
@@ -33,6 +35,7 @@ class Options(TypedDict, total=False):
     reverse: bool
     delta_t: Tensor | None
     initial_state: Tensor | None
+    group: "ProcessGroup | None"
 
 
 class LSTMOptions(Options, total=False):
@@ -72,6 +75,7 @@ def min_gru(
     reverse: bool = False,
     delta_t: Tensor | None = None,
     initial_state: Tensor | None = None,
+    group: "ProcessGroup | None" = None,
     return_state: bool = False,
 ) -> States:
     """Run minGRU over a sequence: h_t = (1 − z_t) · h_{t-1} + z_t · c(v_t) with z_t = σ(k_t) (section 3.1).
@@ -87,6 +91,8 @@ def min_gru(
         reverse: Run from the last step to the first.
         delta_t: (batch, length), at least 0: the time since the step before. The decay becomes (1 − z_t)^Δt.
         initial_state: The (learned) state from which every sequence starts, after a reset too, (dim,); zeros if None.
+        group: Processes that hold a part each of the same sequences, in the order of their ranks; h_0 is then the state
+            before the first part, and the state that is returned is that after the last part, without a gradient.
         return_state: Whether to return the last state as well.
 
     Returns:
@@ -94,19 +100,23 @@ def min_gru(
         last step of the scan, (batch, dim), which is float32 (float64 for float64 logits).
 
     Raises:
-        InputError: ``delta_t`` is given with ``signed``, or the activation is unknown.
+        InputError: ``delta_t`` is given with ``signed``, ``group`` with ``reverse``, or the activation is unknown.
         ValueError: A shape does not fit.
         TypeError: An argument is no dense tensor, or of a type that it cannot have.
     """
     check_delta_t("min_gru", delta_t, gate, signed)
+    _check_group(group, reverse)
     reset, delta_t, h_0, initial_state = _boundaries(gate, reset, delta_t, h_0, initial_state, reverse)
     if not signed and delta_t is None and initial_state is None:
+        if group is not None:
+            h, state = sharded_gated_scan(gate, candidate, h_0, group=group, activation=activation, reset=reset)
+            return (h, state) if return_state else h
         scan: Callable[..., States] = gated_scan_and_state if return_state else gated_scan
         return scan(gate, candidate, h_0, activation=activation, reset=reset, reverse=reverse)
     dtype = state_dtype(gate.dtype)  # in 16 bits, a decay above 0.998 would be 1
     decay, update = _gru_coefficients(gate.to(dtype), candidate.to(dtype), activation, signed, delta_t)
-    h = _scan(decay, update, h_0, reset, reverse, initial_state)
-    return (h.to(gate.dtype), last_state(h, reverse)) if return_state else h.to(gate.dtype)
+    h, state = _scan(decay, update, h_0, reset, reverse, initial_state, group)
+    return (h.to(gate.dtype), state) if return_state else h.to(gate.dtype)
 
 
 def min_gru_step(
@@ -161,6 +171,7 @@ def min_lstm(
     reverse: bool = False,
     delta_t: Tensor | None = None,
     initial_state: Tensor | None = None,
+    group: "ProcessGroup | None" = None,
     return_state: bool = False,
 ) -> States:
     """Run minLSTM over a sequence: h_t = f′_t · h_{t-1} + i′_t · c(v_t) (section 3.2).
@@ -180,26 +191,32 @@ def min_lstm(
         reverse: See ``min_gru``.
         delta_t: See ``min_gru``; the decay becomes f′_t^Δt.
         initial_state: See ``min_gru``.
+        group: See ``min_gru``.
         return_state: See ``min_gru``.
 
     Returns:
         See ``min_gru``.
 
     Raises:
-        InputError: ``delta_t`` is given with ``signed``, or the activation is unknown.
+        InputError: ``delta_t`` is given with ``signed``, ``group`` with ``reverse``, or the activation is unknown.
         ValueError: A shape does not fit.
         TypeError: An argument is no dense tensor, or of a type that it cannot have.
     """
     check_delta_t("min_lstm", delta_t, forget, signed)
+    _check_group(group, reverse)
     reset, delta_t, h_0, initial_state = _boundaries(forget, reset, delta_t, h_0, initial_state, reverse)
     if normalize and not signed and delta_t is None and initial_state is None:
+        options: dict[str, Any] = {"forget": forget, "activation": activation, "reset": reset}
+        if group is not None:
+            h, state = sharded_gated_scan(input, candidate, h_0, group=group, **options)
+            return (h, state) if return_state else h
         scan: Callable[..., States] = gated_scan_and_state if return_state else gated_scan
-        return scan(input, candidate, h_0, forget=forget, activation=activation, reset=reset, reverse=reverse)
+        return scan(input, candidate, h_0, reverse=reverse, **options)
     dtype = state_dtype(forget.dtype)
     logits = forget.to(dtype), input.to(dtype), candidate.to(dtype)
     decay, update = _lstm_coefficients(*logits, normalize, activation, signed, delta_t)
-    h = _scan(decay, update, h_0, reset, reverse, initial_state)
-    return (h.to(forget.dtype), last_state(h, reverse)) if return_state else h.to(forget.dtype)
+    h, state = _scan(decay, update, h_0, reset, reverse, initial_state, group)
+    return (h.to(forget.dtype), state) if return_state else h.to(forget.dtype)
 
 
 def min_lstm_step(
@@ -276,6 +293,11 @@ def _boundaries(
     return reset, delta_t, h_0, None if reset is None else initial_state
 
 
+def _check_group(group: "ProcessGroup | None", reverse: bool) -> None:
+    if group is not None and reverse:
+        raise InputError("reverse must be false with group: the reset that ends a part is on another process")
+
+
 def _scan(
     decay: Tensor,
     update: Tensor,
@@ -283,10 +305,17 @@ def _scan(
     reset: Tensor | None,
     reverse: bool,
     initial_state: Tensor | None,
-) -> Tensor:
-    """The recurrence, whose resets set the state to ``initial_state``, or to zero."""
-    if initial_state is None or h_0 is None:
-        return linear_scan(decay, update, h_0, reset=reset, reverse=reverse)
-    # The difference from the initial state is reset to zero.
-    update, h_0 = update - (1 - decay) * initial_state, h_0 - initial_state
-    return linear_scan(decay, update, h_0, reset=reset, reverse=reverse) + initial_state
+    group: "ProcessGroup | None",
+) -> tuple[Tensor, Tensor]:
+    """The recurrence, whose resets set the state to ``initial_state``, or to zero; every state and the last one."""
+    if initial_state is not None and h_0 is not None:
+        # The difference from the initial state is reset to zero.
+        update, h_0 = update - (1 - decay) * initial_state, h_0 - initial_state
+        h, state = _scan(decay, update, h_0, reset, reverse, None, group)
+        return h + initial_state, state + initial_state
+    if group is not None:
+        h, state = sharded_scan(decay, update, h_0, group=group, reset=reset)
+    else:
+        h = linear_scan(decay, update, h_0, reset=reset, reverse=reverse)
+        state = last_state(h, reverse)
+    return h, state

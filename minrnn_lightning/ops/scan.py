@@ -37,7 +37,7 @@ def linear_scan(
         ValueError: A shape does not fit.
         TypeError: An argument is not a dense tensor, or not of a floating-point type (bool for ``reset``).
     """
-    k, v, f, initial = _checked({"decay": decay, "update": update}, initial, reset)
+    k, v, f, initial = check_sequences({"decay": decay, "update": update}, initial, reset)
     states: Tensor = run(scan, k, v, f, initial, reset, "linear", reverse)
     return states
 
@@ -78,7 +78,7 @@ def gated_scan(
         ValueError: A shape does not fit, or the activation is unknown.
         TypeError: An argument is not a dense tensor, or not of a floating-point type (bool for ``reset``).
     """
-    k, v, f, initial = _checked_gates(gate, candidate, forget, initial, activation, reset)
+    k, v, f, initial = check_gates(gate, candidate, forget, initial, activation, reset)
     states: Tensor = run(scan, k, v, f, initial, reset, activation, reverse)
     return states
 
@@ -97,7 +97,7 @@ def gated_scan_and_state(
 
     Its derivatives are those of the final one of the states that are returned.
     """
-    k, v, f, initial = _checked_gates(gate, candidate, forget, initial, activation, reset)
+    k, v, f, initial = check_gates(gate, candidate, forget, initial, activation, reset)
     wide = eager.state_dtype(k.dtype)
     if k.dtype == wide:
         h: Tensor = run(scan, k, v, f, initial, reset, activation, reverse)
@@ -143,7 +143,7 @@ def check_dense(name: str, x: object, types: str = "float16, bfloat16, float32 o
     raise TypeError(f"{name} must be a dense tensor of {types}, got {given}")
 
 
-def _checked_gates(
+def check_gates(
     gate: Tensor,
     candidate: Tensor,
     forget: Tensor | None,
@@ -151,13 +151,14 @@ def _checked_gates(
     activation: Activation,
     reset: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+    """``check_sequences`` for the arguments of ``gated_scan``."""
     if activation not in ("positive", "identity"):
         raise InputError(f"activation is {activation!r}; it can be 'positive' or 'identity'")
     sequences = {"gate": gate, "candidate": candidate} | ({} if forget is None else {"forget": forget})
-    return _checked(sequences, initial, reset)
+    return check_sequences(sequences, initial, reset)
 
 
-def _checked(
+def check_sequences(
     sequences: dict[str, Tensor], initial: Tensor | None, reset: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
     """Check the arguments; return k, v and f in one type, and the initial state in the type of the state."""

@@ -5,15 +5,16 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from minrnn_lightning.errors import InputError
+from minrnn_lightning.nn.sequence_parallel import Shardable
 from minrnn_lightning.nn.state import State, where
 
 is_exporting: Callable[[], bool] = getattr(torch.compiler, "is_exporting", bool)  # since torch 2.7; before, never
 
 
-class Mixer(nn.Module, ABC):
+class Mixer(Shardable, ABC):
     """Maps (batch, length, dim) to the same shape, causally, in parallel over the length or step by step.
 
     A subclass defines ``mix``, ``mix_step`` and ``initial_state``. Its constructor takes ``dim`` and, where it has
@@ -25,11 +26,14 @@ class Mixer(nn.Module, ABC):
             ``delta_t``.
         causal: Whether no output depends on a later input; an encoder that reads in both directions is not causal.
         has_convolution: Whether the mixer contains a short convolution, so that the block around it adds none.
+        shardable: Whether ``mix`` takes a part of a sequence whose other parts are on the processes of ``self.group``;
+            see ``sequence_parallel``.
     """
 
     timed = False
     causal = True
     has_convolution = False
+    shardable = False
 
     def forward(self, x: Tensor, state: State = None, reset: Tensor | None = None, **time: Any) -> tuple[Tensor, State]:
         """Mix along the length.
@@ -43,7 +47,7 @@ class Mixer(nn.Module, ABC):
         Returns:
             (batch, length, dim), and the state after the last step.
         """
-        if x.numel() == 0:
+        if x.numel() == 0 and self.group is None:
             if state is None:
                 state = self.initial_state(x.shape[0]) if self.causal else ()
             return x, state

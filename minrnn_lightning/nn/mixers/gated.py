@@ -92,7 +92,7 @@ class GatedMixer(Mixer):
             raise InputError(f"activation is {activation!r}; it can be 'positive' or 'identity'")
         self.hidden, self.activation, self.bidirectional = hidden, activation, bidirectional
         self.options = {"activation": activation, **options}
-        self.causal = not bidirectional
+        self.causal = self.shardable = not bidirectional
         self.rnn = Logits(
             dim, hidden, self.blocks, bidirectional=bidirectional, learn_initial_state=learn_initial_state
         )
@@ -108,6 +108,7 @@ class GatedMixer(Mixer):
         for direction, start in zip(self.rnn.directions, self._starts(), strict=True):
             logits, reverse = self.rnn(x, direction), direction != ""
             options = {"reset": reset, "reverse": reverse, "delta_t": delta_t, "initial_state": start, **self.options}
+            options["group"] = self.group
             outputs.append(self.function(*logits, state, return_state=not self.bidirectional, **options))
         if self.bidirectional:
             return self.output(torch.cat(outputs, -1), x), ()

@@ -43,6 +43,7 @@ class GatedMinGRUMixer(Mixer):
 
     timed = True
     has_convolution = True
+    shardable = True
 
     def __init__(
         self,
@@ -75,7 +76,12 @@ class GatedMinGRUMixer(Mixer):
         u, window = self.conv(self.u_proj(x), window, reset)
         u = F.silu(u)
         h, after = min_gru(
-            self._gate(u), u, before, activation="identity", reset=reset, delta_t=delta_t, return_state=True
+            *(self._gate(u), u, before),
+            activation="identity",
+            reset=reset,
+            delta_t=delta_t,
+            group=self.group,
+            return_state=True,
         )
         return self._gated(h, u, x), (window, after)
 

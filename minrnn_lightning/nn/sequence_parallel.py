@@ -1,0 +1,73 @@
+"""Sequence parallelism: the parts of a sequence are on several processes, all of which have the complete model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from torch import nn
+
+from minrnn_lightning.errors import InputError
+from minrnn_lightning.ops.sharded import position
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+
+
+class Shardable(nn.Module):
+    """A module that can take one part of a sequence, where it needs something of the other parts.
+
+    Attributes:
+        group: The processes with a part each, in the order of their ranks; None where sequences are complete.
+        shardable: Whether the module can take a part.
+    """
+
+    group: ProcessGroup | None = None
+    shardable = True
+
+
+@contextmanager
+def sequence_parallel(model: nn.Module, group: ProcessGroup) -> Iterator[None]:
+    """Within the context, the sequences that a model takes are parts of longer ones, one on each process of a group.
+
+    Outputs are those of the complete sequence at the steps of this process's part. A state that is given is the one
+    before the complete sequence, a state that is returned the one after it, without a gradient. The gradient is that
+    of the sum of the losses of all processes, as far as it comes from this process's part: its sum over the processes
+    is the gradient of a single process with the complete sequence.
+
+    Args:
+        model: A model of which at least the mixers are ``shardable``, such as a ``Backbone`` of minGRU or minLSTM.
+        group: The processes, of which this is one, in the order of the parts.
+
+    Raises:
+        InputError: A mixer needs all steps at once, chunks are asked for, or this process is not in the group.
+    """
+    check_shardable(model)
+    position(group)
+    modules = [module for module in model.modules() if isinstance(module, Shardable)]
+    for module in modules:
+        module.group = group
+    try:
+        yield
+    finally:
+        for module in modules:
+            module.group = None
+
+
+def check_shardable(model: nn.Module) -> None:
+    """Refuse a model that cannot take a part of a sequence.
+
+    Raises:
+        InputError: A mixer needs all steps at once, or chunks are asked for.
+    """
+    for module in model.modules():
+        if not isinstance(module, Shardable):
+            continue
+        if not module.shardable:
+            raise InputError(
+                f"{type(module).__name__} needs all steps of a sequence, which sequence parallelism divides among "
+                "processes: use the mixers mingru, minlstm or gated_mingru alone, or ddp instead"
+            )
+        if getattr(module, "chunk", None) is not None:
+            raise InputError(f"chunk must be null with sequence parallelism, got {module.chunk}")
