@@ -1,0 +1,90 @@
+"""The pages of the site run from top to bottom: every Python block and every command, at a small size."""
+
+import hashlib
+import re
+import shlex
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from this_process import use_this_process
+
+ROOT = Path(__file__).parents[1]
+ELSEWHERE = {"export", "hub", "rl"}  # test_docs.py, integrations/test_examples.py
+PAGES = {page.stem: page.read_text(encoding="utf-8") for page in (ROOT / "docs").glob("*.md")}
+FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+
+RUN = [
+    *("--trainer.max_steps=2", "--trainer.val_check_interval=2", "--trainer.limit_val_batches=1"),
+    *("--trainer.num_sanity_val_steps=0", "--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false"),
+]
+MODEL = ["--model.match_parameters=null", "--model.dim=16", "--model.depth=1"]
+TEXT = [*RUN, *MODEL, "--data.length=16", "--data.batch_size=4", "--trainer.callbacks=null"]
+ACTING = ["--data.num_envs=2", "--data.length=8", "--data.epochs=1", "--data.minibatches=1", "--data.eval_episodes=2"]
+SMALL = {  # what makes a command small, by words that it contains; the first that fits
+    "--print_config": [],
+    "hardware/ddp": ["--print_config"],
+    "rl/ppo_memory": [*RUN, *ACTING],
+    "rl/hopper_selfmade": [*RUN, *MODEL, "--data.length=16", "--trainer.callbacks=null"],
+    "--config mqar": [*RUN, "--mixers=attention", "--data.length=16", "--data.batch_size=4"],
+    "copying.CopyDataModule": [*RUN, "--data.batch_size=4"],
+    "test --config": [*TEXT, "--trainer.limit_test_batches=1"],
+    "--ckpt_path": [*TEXT, "--trainer.max_steps=3"],
+    "mingru+attention": [*TEXT, "--model.depth=2", "--seeds=0", "--mixers=mingru+attention"],
+    "--tune": [*TEXT, "--mixers=mingru", "--model.muon_lr=null"],
+    "--equal_time": [*TEXT, "--mixers=mingru"],
+    "--config shakespeare": TEXT,
+    "generate": ["--max_new_tokens=3"],
+    "collect": ["--episodes=2", "--iterations=2"],
+    "rollout": ["--episodes=1"],
+    "benchmark layer": ["--lengths=4", "--batch_size=1", "--dim=4", "--repeats=1"],
+    "export": [],
+    "recipes": [],
+}
+
+
+def small(command: str) -> list[str]:
+    """The arguments of ``minrnn`` for a command of a page, at a small size."""
+    _, _, args = command.partition("minrnn_lightning " if command.startswith("python -m") else "minrnn ")
+    return [*shlex.split(args), *next(more for words, more in SMALL.items() if words in args)]
+
+
+@pytest.fixture
+def folder(checkpoint, text, tmp_path, monkeypatch):
+    """The working folder, with a checkpoint, texts, and a corpus in place of Shakespeare's."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    use_this_process(monkeypatch)
+    monkeypatch.setenv("MINRNN_DATA_DIR", str(tmp_path / "data"))
+    shutil.copy(checkpoint, "last.ckpt")
+    for path, content in (
+        ("my_texts/play.txt", text.read_bytes()),
+        ("data/tinyshakespeare/input.txt", text.read_bytes()),
+    ):
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).write_bytes(content)
+    digest = hashlib.sha256(text.read_bytes()).hexdigest()
+    monkeypatch.setattr("minrnn_lightning.data.text.shakespeare.SHA256", digest)
+    return tmp_path
+
+
+@pytest.mark.parametrize("page", sorted(set(PAGES) - ELSEWHERE))
+def test_page_runs(page, folder, minrnn):
+    names = {"__name__": "page"}
+    torch.manual_seed(0)
+    for language, block in FENCE.findall(PAGES[page]):
+        if language == "python":
+            if file := re.match(r"# (\w+\.py)\n", block):
+                (folder / file[1]).write_text(block, encoding="utf-8")
+            exec(compile(block, f"{page}.md", "exec"), names)
+        elif language == "":
+            for command in block.splitlines():
+                code, out, errors = minrnn(*small(command))
+                assert code == 0, f"{command}\n{errors}"
+                assert out, command
+
+
+def test_every_block_is_code_to_run_or_text():
+    found = {language for page in PAGES.values() for language, _ in FENCE.findall(page)}
+    assert found == {"", "python", "text"}
