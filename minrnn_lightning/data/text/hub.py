@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch.utilities import rank_zero_warn
 
+from minrnn_lightning.data.text.sources import RowText
 from minrnn_lightning.errors import InputError, first_line
 
 
@@ -47,41 +49,23 @@ def load_splits(name: str, subset: str | None, column: str) -> dict[str, Any]:
     return splits
 
 
-def read_rows(name: str, splits: dict[str, Any], column: str) -> dict[str, list[str]]:
-    """The rows with text of each split; see ``read_texts``."""
-    rows = {}
-    for split, table in splits.items():
-        rows[split] = [row for row in table[column] if row is not None]
-        if other := next((type(row).__name__ for row in rows[split] if not isinstance(row, str)), None):
-            raise InputError(
-                f"The column {column} of {name} holds {other} instead of text; name another of "
-                f"{', '.join(table.column_names)} with column"
-            )
-    return rows
-
-
-def read_texts(name: str, splits: dict[str, Any], column: str) -> dict[str, str]:
-    """The text of each split, its rows joined by newlines; rows without text are left out.
-
-    A warning says when a held-out split shares documents with the training split.
+def warn_of_shared_rows(texts: dict[str, RowText]) -> None:
+    """Warn when a held-out split shares documents with the training split.
 
     Args:
-        name: Name of the data set, for messages.
-        splits: What ``load_splits`` returned.
-        column: Column of the text.
-
-    Raises:
-        InputError: The column holds something else than text.
+        texts: The splits.
     """
-    texts, known = {}, set[str]()
-    for split, rows in read_rows(name, splits, column).items():
-        if split == "train":
-            known = set(rows)
+    held_out = {split: Counter[int]() for split in texts if split != "train"}  # characters by hash of the row
+    for split, characters in held_out.items():
+        for row in texts[split].rows():
+            characters[hash(row)] += len(row)
+    known = set().union(*held_out.values())
+    known = {row for row in map(hash, texts["train"].rows()) if row in known} if known else known
+    for split, characters in held_out.items():
         # Short rows, such as headings, are equal by chance: what counts is their share of the text.
-        elif (copied := sum(len(row) for row in rows if row in known)) > 0.01 * sum(map(len, rows)):
+        copied, length = sum(characters[row] for row in characters if row in known), characters.total()
+        if copied > 0.01 * length:
             rank_zero_warn(
-                f"{copied / sum(map(len, rows)):.0%} of the split {split} of {name} are documents that its split "
+                f"{copied / length:.0%} of the split {split} of {texts[split].name} are documents that its split "
                 "train has too, so its loss is too low."
             )
-        texts[split] = "\n".join(rows)
-    return texts

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import codecs
 import hashlib
 import json
+from collections.abc import Iterator
 from functools import cached_property
-from itertools import pairwise
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,30 +21,33 @@ from minrnn_lightning.batches import TextBatch
 from minrnn_lightning.checkpoint import tokenizer_of
 from minrnn_lightning.data.download import atomic_folder
 from minrnn_lightning.data.module import BaseDataModule, writable
+from minrnn_lightning.data.text.cache import FinishedBlocks, with_progress
 from minrnn_lightning.data.text.documents import (
-    Starts,
+    MarkedBlock,
     check_lengths,
     check_occurs,
     check_separator,
-    starts_after,
-    starts_between,
-    starts_of,
+    mark_after,
+    mark_at,
 )
-from minrnn_lightning.data.text.files import decode_utf8, local_files, path_entries, warn_of_copies
-from minrnn_lightning.data.text.hub import hub_name, load_splits, read_rows, read_texts
+from minrnn_lightning.data.text.files import local_files, path_entries, warn_of_copies
+from minrnn_lightning.data.text.hub import hub_name, load_splits, warn_of_shared_rows
+from minrnn_lightning.data.text.sources import BLOCK, FileText, RowText, Text, evenly_chosen
 from minrnn_lightning.data.text.streams import HeldOutStreams, TrainingStreams
 from minrnn_lightning.data.text.tokenizer import (
+    BlockEncoder,
     bpe_tokenizer,
     byte_tokenizer,
     char_tokenizer,
-    count_characters,
+    characters_of,
+    end_between_pieces,
     token_sizes,
-    tokens,
 )
 from minrnn_lightning.data.text.windows import HeldOutWindows, TrainingWindows
 from minrnn_lightning.errors import InputError
 
 _TUNING_SHARE = 0.1  # of the training text, for validation while settings are chosen
+_LEARNED = 10**8  # characters from which byte pairs are learned at most, as memory grows with the different words
 _FORMAT = 2  # increased whenever the format of the cached files changes, so that older ones are not read
 
 
@@ -68,7 +71,8 @@ class TextDataModule(BaseDataModule):
         path: A text file in UTF-8, a folder (its ``*.txt`` files at any depth), a pattern such as ``books/*.txt`` or
             ``books/**/*.md``, or a list of these; else ``owner/name`` of a data set on the Hugging Face Hub, whose
             rows without text are left out. Documents are joined by a newline.
-        tokenizer: Vocabulary: the characters of the text, the 256 bytes, or byte pairs learned from the training split.
+        tokenizer: Vocabulary: the characters of the text, the 256 bytes, or byte pairs learned from the training split,
+            of which they take 100 million evenly chosen characters if it is longer.
         vocab_size: Number of byte pairs with ``bpe``, 256 or more; the others do not need it.
         batch_size: Windows in a batch, per process.
         length: Tokens in a window.
@@ -128,7 +132,6 @@ class TextDataModule(BaseDataModule):
         self.stream = bool(stream)
         check_separator(documents)
         self.documents = documents
-        self._warned_of_copies = False
 
     @property
     def input_size(self) -> int:
@@ -157,13 +160,22 @@ class TextDataModule(BaseDataModule):
         return self.checksum
 
     @cached_property
-    def checksum(self) -> str:
-        """Checksum of the text."""
+    def sources(self) -> dict[str, Text]:
+        """The texts as they come: the split ``train``, and ``validation`` and ``test`` as far as they are separate."""
+        as_bytes = self.vocabulary == "byte"
         if name := hub_name(self.path):
             splits = load_splits(name, self.subset, self.column)
-            content = json.dumps({split: table._fingerprint for split, table in splits.items()}).encode()
-        else:
-            content = self.read()
+            return {split: RowText(name, table, self.column, as_bytes) for split, table in splits.items()}
+        return {"train": FileText(self.files(), as_bytes)}
+
+    @cached_property
+    def checksum(self) -> str:
+        """Checksum of the text."""
+        text = self.sources["train"]
+        if isinstance(text, FileText) and len(self.sources) == 1:
+            self._warn_of_copies(text)
+            return text.fingerprint[:16]
+        content = json.dumps({split: text.fingerprint for split, text in self.sources.items()}).encode()
         return hashlib.sha256(content).hexdigest()[:16]
 
     @cached_property
@@ -178,27 +190,47 @@ class TextDataModule(BaseDataModule):
         """Tokenise the text, unless that was done before."""
         if self.folder.is_dir():
             return
-        texts = self.texts()
-        tokenizer = self.learn_tokenizer(texts)
-        dtype = np.min_scalar_type(tokenizer.get_vocab_size() - 1)
+        texts = self.split_texts()
+        finished = FinishedBlocks(self.folder.with_name(f"{self.folder.name}.{BLOCK}"))
+        with finished.kept():
+            if self.vocabulary == "bpe":
+                tokenizer = finished.tokenizer(lambda: self.learn_tokenizer(texts))
+            else:
+                tokenizer = self.learn_tokenizer(texts)
+            encoder = BlockEncoder(tokenizer, self.vocabulary)
+            for name in texts:
+                finished.encode(name, self._marked_blocks(name, texts), encoder, self.documents is not None)
+            try:
+                self._save(finished, encoder, list(texts))
+            except FileNotFoundError:
+                if not self.folder.is_dir():  # else another process was faster, with the same contents
+                    raise
+
+    def _marked_blocks(self, name: str, texts: dict[str, Text]) -> Iterator[MarkedBlock]:
+        """The blocks of a split, none of which ends within a piece that is tokenised by itself."""
+        text = texts[name]
+        blocks = with_progress(text.blocks(), text.length, f"Tokenising {name}")
+        if self.documents is None:
+            marked = mark_at(np.empty(0, np.int64), blocks)
+        elif self.documents == "file":
+            marked = mark_at(text.starts, blocks)
+        else:
+            check_occurs(self._document_end, texts["train"], self.path)
+            marked = mark_after(self._document_end, blocks)
+        return end_between_pieces(marked) if self.vocabulary == "bpe" else marked
+
+    def _save(self, finished: FinishedBlocks, encoder: BlockEncoder, splits: list[str]) -> None:
+        """Join the tokenised blocks into the files that are mapped into memory."""
         with atomic_folder(self.folder) as folder:
-            tokenizer.save(str(folder / "tokenizer.json"))
-            for name, text in texts.items():
-                pieces = [text]
+            encoder.tokenizer.save(str(folder / "tokenizer.json"))
+            for name in splits:
+                finished.join(name, folder / f"{name}.npy", encoder.dtype)
                 if self.documents is not None:
-                    starts = self._document_starts(name, texts)
-                    pieces = [text[a:b] for a, b in pairwise([*starts.tolist(), len(text)])]
-                if self.vocabulary == "byte":
-                    numbers = [np.frombuffer(piece.encode("latin-1"), dtype) for piece in pieces]
-                else:
-                    numbers = [np.fromiter(tokens(tokenizer, piece), dtype) for piece in pieces]
-                np.save(folder / f"{name}.npy", np.concatenate(numbers))
-                if self.documents is not None:
-                    empty = sum(piece == self._document_end for piece in pieces)
-                    check_lengths(name, [len(piece) for piece in numbers], empty, self.documents)
-                    (folder / "borders").mkdir(exist_ok=True)
-                    borders = [np.arange(len(piece)) == 0 for piece in numbers]
-                    np.save(folder / "borders" / f"{name}.npy", np.concatenate(borders))
+                    finished.join(f"borders-{name}", folder / "borders" / f"{name}.npy", np.bool_)
+                    tokens = np.load(folder / f"{name}.npy", mmap_mode="r")
+                    borders = np.load(folder / "borders" / f"{name}.npy", mmap_mode="r")
+                    end, _ = encoder.encode(self._document_end, np.array([0]))
+                    check_lengths(name, tokens, borders, end, self.documents)
 
     @property
     def _document_end(self) -> str:
@@ -206,30 +238,16 @@ class TextDataModule(BaseDataModule):
         end = "\n" if self.documents in ("file", "line") else str(self.documents)
         return end.encode().decode("latin-1") if self.vocabulary == "byte" else end
 
-    def _document_starts(self, name: str, texts: dict[str, str]) -> Starts:
-        """Positions at which the documents of a split start."""
-        text = texts[name]
-        if self.documents != "file":
-            check_occurs(self._document_end, texts, self.path)
-            return starts_after(self._document_end, text)
-        size = len if self.vocabulary != "byte" else lambda row: len(row.encode())
-        if hub := hub_name(self.path):
-            rows = read_rows(hub, load_splits(hub, self.subset, self.column), self.column)
-            lengths = {split: [size(row) for row in table] for split, table in rows.items()}
-        else:
-            contents = self._contents().values()
-            lengths = {"train": [len(raw) if self.vocabulary == "byte" else count_characters(raw) for raw in contents]}
-        own = name in lengths and not self.tuning
-        first = 0 if own or name == "train" else len(texts["train"])  # a held-out split was cut off from the end
-        return starts_between(starts_of(lengths[name if own else "train"]), first, first + len(text))
-
-    def learn_tokenizer(self, texts: dict[str, str]) -> Tokenizer:
+    def learn_tokenizer(self, texts: dict[str, Text]) -> Tokenizer:
         """The vocabulary for a text; byte pairs are learned from its training split only."""
         if self.vocabulary == "byte":
             return byte_tokenizer()
         if self.vocabulary == "char":
-            return char_tokenizer(set().union(*texts.values()))
-        tokenizer = bpe_tokenizer(texts["train"], self.vocab_size)
+            blocks = (with_progress(text.blocks(), text.length, f"Reading {name}") for name, text in texts.items())
+            return char_tokenizer(characters_of(chain.from_iterable(blocks)))
+        text = texts["train"]
+        read = with_progress(text.blocks(), text.length, "Learning byte pairs")
+        tokenizer = bpe_tokenizer(evenly_chosen(read, min(1.0, _LEARNED / text.length)), self.vocab_size)
         if tokenizer.get_vocab_size() < self.vocab_size:
             learned = tokenizer.get_vocab_size()
             rank_zero_warn(
@@ -298,68 +316,41 @@ class TextDataModule(BaseDataModule):
             )
 
     def texts(self) -> dict[str, str]:
+        """The splits as one string each, for texts that fit into memory; see ``split_texts``."""
+        return {name: text.read() for name, text in self.split_texts().items()}
+
+    def split_texts(self) -> dict[str, Text]:
         """The splits of the text: ``train``, ``validation`` and perhaps ``test``; with ``tuning`` the first two.
 
         For the byte vocabulary one character stands for one byte.
 
         Raises:
-            InputError: If the text is empty or, except for the byte vocabulary, not UTF-8.
+            InputError: The text is empty or, except for the byte vocabulary, not UTF-8.
         """
-        if name := hub_name(self.path):
-            texts = read_texts(name, load_splits(name, self.subset, self.column), self.column)
-            if self.vocabulary == "byte":
-                texts = {split: text.encode().decode("latin-1") for split, text in texts.items()}
-        else:
-            raw = self.read()
-            texts = {"train": raw.decode("latin-1") if self.vocabulary == "byte" else self._decode(raw)}
-        if not texts["train"]:
+        texts = self.sources
+        if rows := {split: text for split, text in texts.items() if isinstance(text, RowText)}:
+            warn_of_shared_rows(rows)
+        if texts["train"].is_empty:
             raise InputError(f"{self.path} is empty; give a file with text")
         if "validation" not in texts:
-            texts |= _cut(texts["train"], self.held_out)
-        return _cut(texts["train"], _TUNING_SHARE) if self.tuning else texts
+            train, validation = texts["train"].cut(1 - self.held_out)
+            texts = {**texts, "train": train, "validation": validation}
+        if self.tuning:
+            train, validation = texts["train"].cut(1 - _TUNING_SHARE)
+            return {"train": train, "validation": validation}
+        return texts
 
-    def _decode(self, raw: bytes) -> str:
-        """The files as text; if one is not in UTF-8, it is named, with the position in it."""
-        try:
-            return decode_utf8(raw, self.path)
-        except InputError:
-            for file in self.files():
-                decode_utf8(file.read_bytes(), file)
-            raise
+    def read(self) -> bytes:
+        """The local files as one text, joined by newlines."""
+        return self.sources["train"].read().encode("latin-1" if self.vocabulary == "byte" else "utf-8")
 
     def files(self) -> list[Path]:
         """The local files that hold the text, in order."""
         return local_files(self.path)
 
-    def _contents(self) -> dict[Path, bytes]:
-        contents = {file: file.read_bytes() for file in self.files()}
-        if self.vocabulary == "byte":
-            return contents
-        return {file: content.removeprefix(codecs.BOM_UTF8) for file, content in contents.items()}
-
-    def read(self) -> bytes:
-        """The local files as one text."""
-        contents = self._contents()
-        if not self._warned_of_copies:
-            self._warned_of_copies = True
-            lengths = [
-                len(content) if self.vocabulary == "byte" else count_characters(content)
-                for content in contents.values()
-            ]
-            end = sum(lengths) + len(lengths) - 1  # with a newline between them
-            cut = _position(end, self.held_out)
-            if self.tuning:
-                cut, end = _position(cut, _TUNING_SHARE), cut
-            warn_of_copies(contents, lengths, cut, end)
-        return b"\n".join(contents.values())
-
-
-def _position(length: int, share: float) -> int:
-    """Where the last share of a text of that length begins, in characters, or in bytes with ``byte``."""
-    return int((1 - share) * length)
-
-
-def _cut(text: str, share: float) -> dict[str, str]:
-    """A text without its last share, and that share."""
-    cut = _position(len(text), share)
-    return {"train": text[:cut], "validation": text[cut:]}
+    def _warn_of_copies(self, text: FileText) -> None:
+        end = text.length
+        cut = int((1 - self.held_out) * end)
+        if self.tuning:
+            cut, end = int((1 - _TUNING_SHARE) * cut), cut
+        warn_of_copies(dict(zip(text.files, text.contents, strict=True)), text.lengths, cut, end)

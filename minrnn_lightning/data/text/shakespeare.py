@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 import string
 from functools import cached_property
@@ -14,6 +13,7 @@ from tokenizers import Tokenizer
 from minrnn_lightning.data.download import atomic_folder, download, read_sdist
 from minrnn_lightning.data.module import writable
 from minrnn_lightning.data.text.module import TextDataModule
+from minrnn_lightning.data.text.sources import FileText, Text
 from minrnn_lightning.data.text.tokenizer import char_tokenizer
 from minrnn_lightning.errors import InputError
 
@@ -81,7 +81,7 @@ class ShakespeareDataModule(TextDataModule):
         """The 65 characters in sorted order, whatever the text."""
         return char_tokenizer(CHARACTERS)
 
-    def learn_tokenizer(self, texts: dict[str, str]) -> Tokenizer:
+    def learn_tokenizer(self, texts: dict[str, Text]) -> Tokenizer:
         """The same 65 characters."""
         return self.tokenizer
 
@@ -105,16 +105,16 @@ class ShakespeareDataModule(TextDataModule):
         """The one file."""
         return [self.file()]
 
-    def read(self) -> bytes:
-        """The contents of the text, checked if it is the canonical file."""
-        text = self.file().read_bytes()
-        checksum = hashlib.sha256(text).hexdigest()
-        if self.corpus == "tinyshakespeare" and checksum != SHA256:
+    @cached_property
+    def sources(self) -> dict[str, Text]:
+        """The text, checked if it is the canonical file."""
+        text = FileText(self.files())
+        if self.corpus == "tinyshakespeare" and text.fingerprint != SHA256:
             raise InputError(
-                f"{self.file()} is not the canonical text: its sha256 is {checksum} instead of {SHA256}; "
+                f"{self.file()} is not the canonical text: its sha256 is {text.fingerprint} instead of {SHA256}; "
                 "delete it to have it downloaded again, or read it with TextDataModule"
             )
-        return text
+        return {"train": text}
 
     def prepare_data(self) -> None:
         """Download the text if it is missing, and tokenise it."""

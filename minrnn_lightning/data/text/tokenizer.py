@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Iterable, Iterator
+from itertools import chain, pairwise
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor
 
 from minrnn_lightning.errors import InputError
+
+Starts = npt.NDArray[np.int64]
 
 
 def char_tokenizer(characters: Iterable[str]) -> Tokenizer:
@@ -27,11 +33,13 @@ def byte_tokenizer() -> Tokenizer:
     return _byte_level(models.BPE(vocab=vocabulary, merges=[]))
 
 
-def bpe_tokenizer(text: str, vocab_size: int) -> Tokenizer:
-    """At most ``vocab_size`` byte-pair tokens learned from the text, including the 256 bytes."""
+def bpe_tokenizer(text: str | Iterable[str], vocab_size: int) -> Tokenizer:
+    """At most ``vocab_size`` byte-pair tokens learned from a text or its blocks, including the 256 bytes."""
     tokenizer = _byte_level(models.BPE(), use_regex=True)
     trainer = trainers.BpeTrainer(vocab_size=vocab_size, initial_alphabet=_BYTES, show_progress=False)
-    tokenizer.train_from_iterator(_pieces(text), trainer)
+    blocks = [text] if isinstance(text, str) else text
+    marked = ((block, np.empty(0, np.int64)) for block in blocks)
+    tokenizer.train_from_iterator((list(_pieces(block)) for block, _ in end_between_pieces(marked)), trainer)
     return tokenizer
 
 
@@ -41,17 +49,110 @@ def encode(tokenizer: Tokenizer, text: str) -> list[int]:
     Raises:
         InputError: Characters are outside the vocabulary; the message names them.
     """
-    return list(tokens(tokenizer, text))
+    _refuse_unknown(character for character in set(text) if not tokenizer.encode(character).ids)
+    return [token for piece in _pieces(text) for token in tokenizer.encode(piece).ids]
 
 
-def tokens(tokenizer: Tokenizer, text: str) -> Iterator[int]:
-    """As ``encode``, but as an iterator, for texts too long for a list."""
-    unknown = sorted(character for character in set(text) if not tokenizer.encode(character).ids)
+class BlockEncoder:
+    """Tokens of the blocks of a text: those that ``encode`` gives for each of its documents, in arrays.
+
+    Args:
+        tokenizer: The vocabulary.
+        kind: Which of the three it is.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, kind: str) -> None:
+        self.tokenizer, self.kind = tokenizer, kind
+        self.dtype = np.min_scalar_type(tokenizer.get_vocab_size() - 1)
+        if kind == "char":
+            self.numbers = np.full(sys.maxunicode + 1, -1, np.int32)
+            for character, number in tokenizer.get_vocab().items():
+                self.numbers[ord(character)] = number
+
+    def encode(self, text: str, starts: Starts) -> tuple[npt.NDArray[Any], npt.NDArray[np.bool_]]:
+        """Tokens of a block that begins where a token can, and whether a document starts with each.
+
+        Args:
+            text: The block; with bytes, each is a character.
+            starts: Positions of the characters with which a document starts.
+
+        Returns:
+            Two arrays (tokens,).
+
+        Raises:
+            InputError: Characters are outside the vocabulary.
+        """
+        if self.kind == "bpe":
+            return self._byte_pairs(text, starts)
+        borders = np.zeros(len(text), np.bool_)
+        borders[starts] = True
+        if self.kind == "byte":
+            return np.frombuffer(text.encode("latin-1"), np.uint8), borders
+        points = code_points(text)
+        numbers = self.numbers[points]
+        if numbers.min(initial=0) < 0:
+            _refuse_unknown(map(chr, np.unique(points[numbers < 0]).tolist()))
+        return numbers.astype(self.dtype), borders
+
+    def _byte_pairs(self, text: str, starts: Starts) -> tuple[npt.NDArray[Any], npt.NDArray[np.bool_]]:
+        """The pieces of each document by themselves, on all cores."""
+        begins = starts.tolist()
+        is_continued = begins[:1] != [0]  # by the block before
+        pieces, first_pieces = list[str](), list[int]()
+        for first, end in pairwise([*[0] * is_continued, *begins, len(text)]):
+            first_pieces.append(len(pieces))
+            pieces += _pieces(text[first:end])
+        arrays = [np.empty(0, self.dtype)]
+        counts = [0]
+        for batch in range(0, len(pieces), _BATCH):
+            found = [each.ids for each in self.tokenizer.encode_batch_fast(pieces[batch : batch + _BATCH])]
+            counts += map(len, found)
+            arrays.append(np.fromiter(chain.from_iterable(found), self.dtype))
+        tokens = np.concatenate(arrays)
+        borders = np.zeros(len(tokens), np.bool_)
+        borders[np.cumsum(counts)[first_pieces[is_continued:]]] = True
+        return tokens, borders
+
+
+def end_between_pieces(blocks: Iterable[tuple[str, Starts]]) -> Iterator[tuple[str, Starts]]:
+    """The same text and starts of documents in blocks none of which ends within a piece."""
+    rest, waiting = "", np.empty(0, np.int64)
+    for block, marks in blocks:
+        text, starts = rest + block, np.append(waiting, marks + len(rest))
+        end = max([text.rfind("\n") + 1, *starts[-1:].tolist()])
+        end += (len(text) - end) // _LONGEST * _LONGEST
+        if end:
+            yield text[:end], starts[starts < end]
+        rest, waiting = text[end:], starts[starts >= end] - end
+    if rest:
+        yield rest, waiting
+
+
+def code_points(text: str) -> npt.NDArray[np.unsignedinteger[Any]]:
+    """The code point of each character, unsigned integers (characters,)."""
+    if text.isascii():
+        return np.frombuffer(text.encode("ascii"), np.uint8)
+    return np.frombuffer(text.encode("utf-32-le"), "<u4")
+
+
+def characters_of(blocks: Iterable[str]) -> set[str]:
+    """The different characters of a text."""
+    seen = np.zeros(sys.maxunicode + 1, np.bool_)
+    for block in blocks:
+        seen[code_points(block)] = True
+    return set(map(chr, np.flatnonzero(seen).tolist()))
+
+
+def _refuse_unknown(characters: Iterable[str]) -> None:
+    """Refuse characters, if there are any.
+
+    Raises:
+        InputError: There are.
+    """
+    unknown = sorted(characters)
     if unknown:
         named = " ".join(map(repr, unknown[:10])) + (f" and {len(unknown) - 10} more" if unknown[10:] else "")
         raise InputError(f"The text has characters outside the vocabulary: {named}; leave them out or replace them")
-    for piece in _pieces(text):
-        yield from tokenizer.encode(piece).ids
 
 
 def token_sizes(tokenizer: Tokenizer) -> tuple[Tensor, Tensor]:
@@ -79,7 +180,7 @@ def count_characters(text: bytes) -> int:
 
 def _pieces(text: str) -> Iterator[str]:
     """The lines of a text, very long ones cut: a prompt is then tokenised as the training text was."""
-    return (match.group() for match in re.finditer(r"[^\n]{0,65535}\n|[^\n]{1,65536}", text))
+    return (match.group() for match in _PIECE.finditer(text))
 
 
 def _byte_level(model: models.Model, use_regex: bool = False) -> Tokenizer:
@@ -97,3 +198,6 @@ def _byte_characters() -> list[str]:
 
 
 _BYTES = _byte_characters()
+_LONGEST = 1 << 16  # characters of a piece
+_PIECE = re.compile(rf"[^\n]{{0,{_LONGEST - 1}}}\n|[^\n]{{1,{_LONGEST}}}")
+_BATCH = 2000  # pieces that are tokenised together

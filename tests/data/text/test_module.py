@@ -57,7 +57,7 @@ def test_tokenised_once_for_each_text_and_vocabulary(text_file, cache, monkeypat
     folders = {prepared(str(text_file), tokenizer=kind, vocab_size=257).folder for kind in ("char", "byte", "bpe")}
     folders |= {prepared(str(text_file), held_out=0.2).folder}
     with monkeypatch.context() as patch:
-        patch.setattr(TextDataModule, "texts", lambda self: pytest.fail("tokenised again"))
+        patch.setattr(TextDataModule, "split_texts", lambda self: pytest.fail("tokenised again"))
         folders |= {prepared(str(text_file), batch_size=3, length=5).folder}
     text_file.write_text("another text\n" * 100)
     folders |= {prepared(str(text_file)).folder}
@@ -69,7 +69,7 @@ def test_interrupted_preparation_leaves_nothing(text_file, cache, monkeypatch):
     def interrupt(*arguments):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("minrnn_lightning.data.text.module.tokens", interrupt)
+    monkeypatch.setattr("minrnn_lightning.data.text.module.BlockEncoder.encode", interrupt)
     with pytest.raises(KeyboardInterrupt):
         prepared(str(text_file))
     assert list((cache / "tokens").iterdir()) == []

@@ -1,0 +1,103 @@
+"""Tokenising a text of any size: block by block, with blocks that are kept when it is interrupted."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from rich.console import Console
+from rich.progress import track
+from tokenizers import Tokenizer
+
+from minrnn_lightning.data.download import atomic_file
+from minrnn_lightning.data.text.documents import MarkedBlock
+from minrnn_lightning.data.text.sources import BLOCK
+from minrnn_lightning.data.text.tokenizer import BlockEncoder
+from minrnn_lightning.errors import InputError
+
+
+class FinishedBlocks:
+    """A folder of tokenised blocks, which a run that was interrupted leaves to the next one.
+
+    A file appears in it under its name once it is complete, and its content depends on text and vocabulary alone, so
+    that several processes can write to the folder at once.
+
+    Args:
+        folder: The folder.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    @contextmanager
+    def kept(self) -> Iterator[None]:
+        """Keep the folder when the work in this context is interrupted, and remove it otherwise."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        try:
+            yield
+        except InputError:  # what is in the folder belongs to a text that cannot be used
+            shutil.rmtree(self.folder, ignore_errors=True)
+            raise
+        except BaseException:
+            with suppress(OSError):
+                self.folder.rmdir()  # possible only if it is empty
+            raise
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def tokenizer(self, learn: Callable[[], Tokenizer]) -> Tokenizer:
+        """The vocabulary, learned unless it is there."""
+        file = self.folder / "tokenizer.json"
+        if not file.is_file():
+            tokenizer = learn()
+            with atomic_file(file) as target:
+                target.write(tokenizer.to_str().encode())
+        return Tokenizer.from_file(str(file))
+
+    def encode(self, split: str, blocks: Iterable[MarkedBlock], encoder: BlockEncoder, with_borders: bool) -> None:
+        """Tokenise the blocks of a split that are not there.
+
+        Args:
+            split: Name of the split.
+            blocks: Its text.
+            encoder: The vocabulary.
+            with_borders: Whether to save where documents start.
+        """
+        for number, (text, starts) in enumerate(blocks):
+            file = self._file(split, number)
+            if not file.is_file():
+                tokens, borders = encoder.encode(text, starts)
+                if with_borders:
+                    _save(self._file(f"borders-{split}", number), borders)
+                _save(file, tokens)  # last: it says that the block is finished
+
+    def join(self, split: str, file: Path, dtype: npt.DTypeLike) -> None:
+        """Save the arrays of a split as one, (tokens,)."""
+        files = [self._file(split, number) for number in range(len(list(self.folder.glob(f"{split}-*.npy"))))]
+        length = sum(len(np.load(part, mmap_mode="r")) for part in files)
+        file.parent.mkdir(exist_ok=True)
+        with file.open("wb") as target:
+            form = {"descr": np.lib.format.dtype_to_descr(np.dtype(dtype)), "fortran_order": False, "shape": (length,)}
+            np.lib.format.write_array_header_1_0(target, form)
+            for part in files:
+                target.write(np.load(part).data)
+
+    def _file(self, split: str, number: int) -> Path:
+        return self.folder / f"{split}-{number:06}.npy"
+
+
+def _save(file: Path, array: npt.NDArray[Any]) -> None:
+    with atomic_file(file) as target:
+        np.save(target, array)
+
+
+def with_progress(blocks: Iterable[str], length: int, description: str) -> Iterable[str]:
+    """The blocks of a text, with a progress bar on stderr where there are many."""
+    total = -(-length // BLOCK)
+    if total < 8:
+        return blocks
+    return track(blocks, description, total, console=Console(stderr=True))
