@@ -126,6 +126,11 @@ def test_random_actions_have_the_stated_return(name, mean, error):
     assert play(env, random_policy(env), 60) == pytest.approx(mean, abs=error)
 
 
+def test_minigrid_at_random():
+    env = make("minrnn/MiniGridMemory-v0")
+    assert play(env, random_policy(env), 25) == pytest.approx(0.18, abs=0.12)
+
+
 def test_minigrid_view_is_that_of_minigrid():
     env = make("minrnn/MiniGridMemory-v0", size=7)
     original = gymnasium.make("MiniGrid-MemoryS7-v0")
