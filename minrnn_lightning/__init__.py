@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from minrnn_lightning.data import (
         AssociativeRecallDataModule,
         BaseDataModule,
+        CorpusDataModule,
         FormalLanguageDataModule,
         IMDBDataModule,
         InductionHeadsDataModule,
@@ -44,6 +45,7 @@ __all__ = [
     "Backbone",
     "BaseDataModule",
     "ClassificationTask",
+    "CorpusDataModule",
     "FormalLanguageDataModule",
     "IMDBDataModule",
     "InductionHeadsDataModule",

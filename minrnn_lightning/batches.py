@@ -182,6 +182,7 @@ class DataFacts(Protocol):
         chance: Accuracy of a random guess, between 0 and 1.
         baseline: Accuracy of a trivial rule that the data module names, between 0 and 1.
         token_sizes: For every token the characters that begin in it and its bytes in UTF-8; int64 (tokens,) each.
+        token_words: For every token the words that begin in it, where perplexity is by word; int64 (tokens,).
         tokenizer: The vocabulary of text.
         discrete: Whether actions are discrete.
         actions: The type of actions in an environment, as the argument of ``PPOTask``.
@@ -200,6 +201,7 @@ class DataFacts(Protocol):
     chance: float | None
     baseline: float | None
     token_sizes: tuple[Tensor, Tensor] | None
+    token_words: Tensor | None
     tokenizer: Any
     discrete: bool | None
     actions: str | list[int] | None

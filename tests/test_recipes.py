@@ -14,6 +14,7 @@ import forked
 import pytest
 import torch
 import yaml
+from corpus_files import write_corpora
 from lra_files import write_imdb, write_pathfinder, write_retrieval
 from rl_files import write_d4rl, write_minari
 
@@ -34,6 +35,7 @@ REDUCED = [
 ]
 REDUCED_DATA = {  # where a short length alone is not enough
     "associative_recall": ["--data.eval_lengths=[8]"],
+    "corpora": ["--data.data_dir={files}", "--model.match_parameters=null", "--model.dim=16", "--model.depth=1"],
     "d4rl": ["--data.data_dir={files}", "--model.dim=16", "--model.depth=1"],
     "formal_languages": ["--data.eval_lengths=[8, 16]", "--data.eval_batches=2"],
     "imdb": ["--data.data_dir={files}"],
@@ -66,11 +68,12 @@ def reduced(recipe: Path, files: Path) -> list[str]:
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory) -> Path:
-    """Data of the Long Range Arena and of D4RL in their official formats, a few examples of each; sets of Minari."""
+    """Corpora, data of the Long Range Arena and of D4RL in their official formats, a few examples; sets of Minari."""
     folder = tmp_path_factory.mktemp("files")
     write_retrieval(folder / "lra_release/lra_release/tsv_data")
     write_pathfinder(folder / "lra_release/lra_release/pathfinder32/curv_contour_length_14", 60)
     write_imdb(folder / "aclImdb")
+    write_corpora(folder)
     for name in NAMES:
         observation_size, action_size = SIZES[name.partition("-")[0]]
         write_d4rl(
@@ -99,6 +102,7 @@ def short_episodes(monkeypatch):
 
 
 @pytest.mark.filterwarnings("ignore:.*is empty and left out", "ignore:.*is not the file of D4RL")
+@pytest.mark.filterwarnings("ignore:.*is not the published", "ignore:The text has only")
 @pytest.mark.parametrize("recipe", RECIPES, ids=names(RECIPES))
 def test_recipe_runs(minrnn, recipe, tmp_path, files):
     args = [f"--config={recipe}", *reduced(recipe, files), f"--trainer.default_root_dir={tmp_path}/runs"]
@@ -111,9 +115,9 @@ def test_recipe_runs(minrnn, recipe, tmp_path, files):
         assert ("loss" in out) == (recipe.stem != "ppo_memory")  # held-out data
         is_policy = recipe.parent.name in ("d4rl", "rl")
         assert ("return" in out) == is_policy
-        assert (
-            ("baseline" in out) == ("accuracy" in out) == (not recipe.stem.startswith("shakespeare") and not is_policy)
-        )
+        is_text = recipe.stem.startswith("shakespeare") or recipe.parent.name == "corpora"
+        assert ("bits_per_byte" in out) == is_text
+        assert ("baseline" in out) == ("accuracy" in out) == (not is_text and not is_policy)
 
 
 @pytest.mark.filterwarnings("ignore:.*is not the file of D4RL")

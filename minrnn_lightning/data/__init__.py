@@ -13,12 +13,14 @@ from minrnn_lightning.data.synthetic.mqar import MQARDataModule
 from minrnn_lightning.data.synthetic.recall import AssociativeRecallDataModule, InductionHeadsDataModule
 from minrnn_lightning.data.synthetic.selective_copying import SelectiveCopyingDataModule
 from minrnn_lightning.data.synthetic.word_problems import WordProblemDataModule
+from minrnn_lightning.data.text.corpora import CorpusDataModule
 from minrnn_lightning.data.text.module import TextDataModule
 from minrnn_lightning.data.text.shakespeare import ShakespeareDataModule
 
 __all__ = [
     "AssociativeRecallDataModule",
     "BaseDataModule",
+    "CorpusDataModule",
     "FormalLanguageDataModule",
     "IMDBDataModule",
     "InductionHeadsDataModule",

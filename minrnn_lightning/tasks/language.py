@@ -22,7 +22,9 @@ class LanguageTask(SequenceTask):
     - ``perplexity``: its exponential,
     - ``bits_per_character`` and ``bits_per_byte``: all nats in bits, divided by the characters of the targets and by
       their bytes in UTF-8. These compare across vocabularies. They are logged where the data module knows the sizes
-      of its tokens, as ``TextDataModule.token_sizes``.
+      of its tokens, as ``TextDataModule.token_sizes``,
+    - ``word_perplexity``: the exponential of all nats divided by the words of the targets, where the data module knows
+      how many begin in its tokens, as ``CorpusDataModule.token_words``.
 
     All of these are NaN if the loss of any real target is.
     """
@@ -38,11 +40,16 @@ class LanguageTask(SequenceTask):
 
     def make_metrics(self) -> dict[str, Metric]:
         """Loss and perplexity, and bits per character and byte where the sizes of the tokens are known."""
-        sizes = data_facts(self._trainer).token_sizes
-        self.token_sizes = None if sizes is None else torch.stack(sizes)  # int64 (2, input_size): characters, bytes
+        facts = data_facts(self._trainer)
+        sizes, words = facts.token_sizes, facts.token_words
+        units = [] if sizes is None else [*sizes] if words is None else [*sizes, words]
+        # int64 (units, input_size): characters, bytes, words
+        self.token_sizes = None if sizes is None else torch.stack(units)
         metrics: dict[str, Metric] = {"loss": Mean(), "perplexity": Perplexity()}
         if sizes is not None:
             metrics |= {"bits_per_character": Mean(), "bits_per_byte": Mean()}
+        if len(units) == 3:
+            metrics["word_perplexity"] = Perplexity()
         return metrics
 
     def evaluate(self, batch: Sequence[Tensor]) -> None:
@@ -54,9 +61,11 @@ class LanguageTask(SequenceTask):
         self.metrics["perplexity"].update(loss, count)
         if self.token_sizes is not None:
             self.token_sizes = self.token_sizes.to(targets.device)
-            characters, bytes_ = (self.token_sizes[:, targets.where(real, 0)] * real).flatten(1).sum(1)
+            characters, bytes_, *words = (self.token_sizes[:, targets.where(real, 0)] * real).flatten(1).sum(1)
             self.metrics["bits_per_character"].update(loss / math.log(2), count, characters)
             self.metrics["bits_per_byte"].update(loss / math.log(2), count, bytes_)
+            if words:
+                self.metrics["word_perplexity"].update(loss, count, words[0])
 
     def predict_step(self, batch: Sequence[Tensor], batch_idx: int) -> Tensor:
         """The most likely next token at every step, int64 (batch, length)."""

@@ -164,13 +164,19 @@ def token_sizes(tokenizer: Tokenizer) -> tuple[Tensor, Tensor]:
     Returns:
         Characters and bytes, both int64 (tokens,).
     """
+    contents = token_contents(tokenizer)
+    characters = torch.tensor([count_characters(token) for token in contents], dtype=torch.int64)
+    return characters, torch.tensor([len(token) for token in contents], dtype=torch.int64)
+
+
+def token_contents(tokenizer: Tokenizer) -> list[bytes]:
+    """The bytes of UTF-8 that each token of the vocabulary stands for."""
     contents = [b""] * tokenizer.get_vocab_size()
     byte_level = isinstance(tokenizer.decoder, decoders.ByteLevel)
     numbers = {character: byte for byte, character in enumerate(_BYTES)}
     for token, index in tokenizer.get_vocab().items():
         contents[index] = bytes(map(numbers.__getitem__, token)) if byte_level else token.encode()
-    characters = torch.tensor([count_characters(token) for token in contents], dtype=torch.int64)
-    return characters, torch.tensor([len(token) for token in contents], dtype=torch.int64)
+    return contents
 
 
 def count_characters(text: bytes) -> int:
