@@ -37,6 +37,7 @@ from minrnn_lightning.data import BaseDataModule
 from minrnn_lightning.errors import InputError, raised_by
 from minrnn_lightning.lightning_internals import restore_with
 from minrnn_lightning.rl import rollout_data  # noqa: F401  whose data module --data then finds by its name
+from minrnn_lightning.strategies import SequenceParallelStrategy
 from minrnn_lightning.tasks import Task
 
 CPUINFO = Path("/proc/cpuinfo")  # of Linux; elsewhere float32 is safe
@@ -247,6 +248,8 @@ class MinRNNCLI(LightningCLI):
     def _run_subcommand(self, subcommand: str) -> None:
         config = self.config_init[subcommand]
         self.model.check_data(self.datamodule)  # before anything is downloaded
+        if isinstance(self.trainer.strategy, SequenceParallelStrategy):
+            self.trainer.strategy.check_task(self.model)  # before other processes start
         if config.ckpt_path in ("last", "best"):  # Lightning knows the runs of this process only
             config.ckpt_path = str(find_checkpoint(config.ckpt_path, config.trainer.default_root_dir))
             rank_zero_info(f"Checkpoint: {config.ckpt_path}")

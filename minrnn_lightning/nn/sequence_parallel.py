@@ -6,10 +6,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from minrnn_lightning.errors import InputError
-from minrnn_lightning.ops.sharded import position
+from minrnn_lightning.ops.sharded import position, total
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -53,6 +54,26 @@ def sequence_parallel(model: nn.Module, group: ProcessGroup) -> Iterator[None]:
     finally:
         for module in modules:
             module.group = None
+
+
+def mean_of_parts(loss: Tensor, count: Tensor, group: ProcessGroup) -> Tensor:
+    """The mean loss of complete sequences, from that of one part of them on each process of a group.
+
+    Args:
+        loss: The mean over the targets of this process's part, a scalar.
+        count: The number of these targets, a scalar.
+        group: The processes.
+
+    Returns:
+        The mean over the targets of all parts, a scalar. Its gradient is that of the part, so scaled that the mean of
+        the gradients of all processes is the gradient of the mean loss.
+    """
+    count = count.to(torch.float32)
+    loss_sum, targets = total(torch.stack([loss.to(torch.float32) * count, count]), group)
+    targets = targets.clamp(min=1)
+    share: Tensor = loss * (count * position(group)[1] / targets)
+    mean: Tensor = loss_sum / targets
+    return share + (mean - share).detach()
 
 
 def check_shardable(model: nn.Module) -> None:

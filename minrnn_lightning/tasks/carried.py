@@ -62,20 +62,28 @@ class CarriedStates:
         state = after if batches_used(trainer) > number else before
         if trainer.world_size == 1:
             return tree_map(Tensor.clone, state) if state is not None else None
-        return None if state is None else tree_map(lambda x: trainer.strategy.all_gather(x).flatten(0, 1), state)
+        same = trainer.world_size // _share(trainer)[1]  # consecutive processes with the same rows
+        gather = trainer.strategy.all_gather
+        return None if state is None else tree_map(lambda x: gather(x)[::same].flatten(0, 1), state)
 
     def restore(self, state: State) -> None:
         """Continue from a state of ``gathered``, or from initial states if it is None."""
         self._training, self._stored = (-1, None, None), state
 
 
+def _share(trainer: Trainer | None) -> tuple[int, int]:
+    """Which share of the data this process reads, and the number of shares."""
+    shared = None if trainer is None else trainer.distributed_sampler_kwargs
+    return (shared["rank"], shared["num_replicas"]) if shared else (0, 1)
+
+
 def _own_rows(state: State, inputs: Tensor, trainer: Trainer | None) -> State:
     """The rows of this process, on its device; None with a warning if the streams are others."""
-    rank, world_size = (0, 1) if trainer is None else (trainer.global_rank, trainer.world_size)
-    rows, stored = len(inputs), {len(leaf) for leaf in tree_leaves(state)}
-    if stored and stored != {rows * world_size}:
+    (rank, shares), rows = _share(trainer), len(inputs)
+    stored = {len(leaf) for leaf in tree_leaves(state)}
+    if stored and stored != {rows * shares}:
         rank_zero_warn(
-            f"The checkpoint has the states of {max(stored)} streams, and this run has {rows * world_size}: they begin "
+            f"The checkpoint has the states of {max(stored)} streams, and this run has {rows * shares}: they begin "
             "with initial states; resume with the same batch_size and number of processes to continue exactly."
         )
         return None

@@ -6,6 +6,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from minrnn_lightning.batches import IGNORED
+from minrnn_lightning.nn.sequence_parallel import mean_of_parts
 from minrnn_lightning.nn.state import State
 from minrnn_lightning.tasks.carried import CarryingTask, steps_of
 
@@ -80,7 +82,8 @@ class SequenceTask(CarryingTask):
     def batch_loss(self, batch: Sequence[Tensor]) -> Tensor:
         """The mean loss of a batch of inputs and targets."""
         logits = self.logits(batch) if hasattr(batch, "continues") else self(batch[0])[0]
-        return self.loss(logits, batch[1])
+        loss, group = self.loss(logits, batch[1]), self.backbone.group
+        return loss if group is None else mean_of_parts(loss, (batch[1] != IGNORED).sum(), group)
 
     def logits(self, batch: Sequence[Tensor]) -> Tensor:
         """The logits of a batch, (batch, length, output_size)."""
