@@ -73,9 +73,15 @@ def reference_pages() -> dict[str, str]:
             names[subject(package, value)].append(f"{package}.{name}")
     pages = {}
     for each, (title, sentence) in SUBJECTS.items():
-        listed = "\n".join(f"::: {name}\n" for name in [*names[each], *MODULES.get(each, ())])
+        listed = "\n".join(entry(name) for name in [*names[each], *MODULES.get(each, ())])
         pages[f"{each}.md"] = f"# {title}\n\n{sentence}\n\n{listed}"
     return pages | {"commands.md": commands_page()}
+
+
+def entry(name: str) -> str:
+    """The directive of mkdocstrings for a name; the layers have the methods of their base, which is not public."""
+    inherited = "    options:\n      inherited_members: [forward, step, initial_state]\n" if ".Min" in name else ""
+    return f"::: {name}\n{inherited}"
 
 
 def help_of(*args: str) -> str:

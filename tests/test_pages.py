@@ -39,6 +39,7 @@ SMALL = {  # what makes a command small, by words that it contains; the first th
     "collect": ["--episodes=2", "--iterations=2"],
     "rollout": ["--episodes=1"],
     "benchmark layer": ["--lengths=4", "--batch_size=1", "--dim=4", "--repeats=1"],
+    "benchmark accuracy": ["--lengths=16", "--dim=2"],
     "export": [],
     "recipes": [],
 }
@@ -83,6 +84,17 @@ def test_page_runs(page, folder, minrnn):
                 code, out, errors = minrnn(*small(command))
                 assert code == 0, f"{command}\n{errors}"
                 assert out, command
+
+
+def test_what_was_asked_elsewhere(folder):
+    page = PAGES["asked"]
+    lines = re.findall(r"\| `([^`]+)`[^|`]*(?:`[^`]*`[^|]*)?\|$", page, re.MULTILINE)
+    assert len(lines) == len(re.findall(r"^\|", page, re.MULTILINE)) - 2
+    names = {}
+    exec(FENCE.search(page)[2], names)
+    for line in lines:
+        exec(line, names)
+    assert names["y"].shape == (4, 100, 32)
 
 
 def test_every_block_is_code_to_run_or_text():
