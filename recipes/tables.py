@@ -145,6 +145,21 @@ def online(name: str) -> list[Row]:
     return rows
 
 
+def other_lengths(name: str) -> list[Row]:
+    """One row for each mixer of what ``minrnn rollout --output`` wrote as MIXER-SEED-LENGTH.json: returns by length."""
+    found: dict[str, dict[int, list[float]]] = {}
+    for file in sorted((RESULTS / name).glob("*.json")):
+        mixer, _, length = file.stem.rsplit("-", 2)
+        result = json.loads(file.read_text(encoding="utf-8"))["targets"][0]["return"]
+        found.setdefault(mixer, {}).setdefault(int(length), []).append(result)
+    lengths = sorted({length for row in found.values() for length in row})
+    return [
+        {"mixer": mixer}
+        | {f"length {length}": ", ".join(f"{value:.2f}" for value in row[length]) for length in lengths}
+        for mixer, row in found.items()
+    ]
+
+
 def steps_to(threshold: float, run: Run) -> float | None:
     """Environment steps until the first validation with at least this return; None if there was none."""
     points = zip(run["curve"], run["env_steps_curve"], strict=True)
@@ -210,7 +225,8 @@ def exported(name: str) -> list[Row]:
 def table(name: str) -> str:
     """A table in Markdown."""
     forms = {"formal_languages": formal_languages, "parity": parity, "benchmarks/step": single_steps}
-    forms |= {"benchmarks/step_small": small_steps, "benchmarks/export": exported} | dict.fromkeys(THRESHOLDS, online)
+    forms |= {"benchmarks/step_small": small_steps, "benchmarks/export": exported}
+    forms |= dict.fromkeys(THRESHOLDS, online) | {"rl/tmaze10_longer": other_lengths}
     rows = forms.get(name, compared)(name)
     lines = ["| " + " | ".join(rows[0]) + " |", "|---" * len(rows[0]) + "|"]
     return "\n".join([*lines, *("| " + " | ".join(row.values()) + " |" for row in rows)]) + "\n"

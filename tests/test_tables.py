@@ -60,6 +60,18 @@ def test_environment_steps_to_a_threshold(tmp_path):
     assert row.split(" | ")[3] == "250 (2 of 3 seeds)"
 
 
+def test_returns_at_other_lengths(tmp_path):
+    tables = runpy.run_path(str(recipes_folder() / "tables.py"))
+    tables["runs"].__globals__["RESULTS"] = tmp_path
+    (tmp_path / "rl/tmaze10_longer").mkdir(parents=True)
+    for name, value in {"gru-0-100": 1.0, "gru-0-20": 4.0, "gru-1-100": 2.5, "gru-1-20": 3.0}.items():
+        record = json.dumps({"targets": [{"return": value}]})
+        (tmp_path / "rl/tmaze10_longer" / f"{name}.json").write_text(record)
+    head, _, row = tables["table"]("rl/tmaze10_longer").splitlines()
+    assert head == "| mixer | length 20 | length 100 |"
+    assert row == "| gru | 4.00, 3.00 | 1.00, 2.50 |"
+
+
 def test_chosen_settings(table):
     head, _, first, second = table(
         gru_0=RUN | {"mixer": "gru", "best": 1.7}, mingru_0=TUNED, tuning={"trials": []}, timing={"times": []}
