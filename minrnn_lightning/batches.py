@@ -91,6 +91,22 @@ class LabelledBatch(NamedTuple):
     lengths: Tensor
 
 
+class TimedLabelledBatch(NamedTuple):
+    """A batch of sequences of samples at irregular times, or of pairs of them, with a label each.
+
+    Attributes:
+        inputs: As in ``LabelledBatch``.
+        targets: As in ``LabelledBatch``.
+        lengths: As in ``LabelledBatch``.
+        delta_t: The time since the step before, float32 (batch, length), of pairs (batch, 2, length).
+    """
+
+    inputs: Tensor
+    targets: Tensor
+    lengths: Tensor
+    delta_t: Tensor
+
+
 class TrajectoryBatch(NamedTuple):
     """A batch of rows of time steps; those where ``mask`` is False are padding at the end of a row, zero everywhere.
 

@@ -16,8 +16,8 @@ class ClassificationTask(ScoredTask):
     """Classify a padded token sequence; padding does not affect the result.
 
     A batch is a ``LabelledBatch``: tokens int64 (batch, length), labels int64 (batch,) and the number of tokens before
-    the padding, int64 (batch,). For pairs, inputs are (batch, 2, length) and lengths (batch, 2). The metrics are those
-    of ``ScoredTask``.
+    the padding, int64 (batch,). For pairs, inputs are (batch, 2, length) and lengths (batch, 2). A
+    ``TimedLabelledBatch`` has the times between the steps as well. The metrics are those of ``ScoredTask``.
 
     Args:
         input_size: Number of different input tokens; the data module sets it on the command line.
@@ -60,23 +60,33 @@ class ClassificationTask(ScoredTask):
             self.head = nn.Linear(features, output_size)
         self.backward_backbone = backward_backbone  # after the head, as in the optimizer states of checkpoints
 
-    def forward(self, inputs: Tensor, lengths: Tensor) -> Tensor:
-        """Compute the logits (batch, output_size) of a batch's inputs and lengths."""
+    def forward(self, inputs: Tensor, lengths: Tensor, delta_t: Tensor | None = None) -> Tensor:
+        """Compute the logits (batch, output_size) of a batch's inputs, lengths and times."""
         if self.pairs:
-            a, b = self.encode(inputs.flatten(0, 1), lengths.flatten()).view(inputs.shape[0], 2, -1).unbind(1)
+            times = None if delta_t is None else delta_t.flatten(0, 1)
+            a, b = self.encode(inputs.flatten(0, 1), lengths.flatten(), times).view(len(inputs), 2, -1).unbind(1)
             features = torch.cat([a, b, a * b, a - b], -1)
         else:
-            features = self.encode(inputs, lengths)
+            features = self.encode(inputs, lengths, delta_t)
         logits: Tensor = self.head(features)
         return logits
 
-    def encode(self, inputs: Tensor, lengths: Tensor) -> Tensor:
-        """Compute features (batch, features) of tokens (batch, length) with lengths (batch,)."""
+    def encode(self, inputs: Tensor, lengths: Tensor, delta_t: Tensor | None = None) -> Tensor:
+        """Compute features (batch, features) of tokens (batch, length) with lengths (batch,).
+
+        Args:
+            inputs: The tokens.
+            lengths: Tokens before the padding.
+            delta_t: The time since the step before, (batch, length), for mixers that are ``timed``.
+        """
         x = self.dropout(self.encoder(inputs))
-        hidden = self.backbone(x)[0]
+        hidden = self.backbone(x, delta_t=delta_t)[0]
         features = [self.pool(hidden, lengths)]
         if self.backward_backbone is not None:
-            hidden = self.backward_backbone(reverse_within(x, lengths))[0]
+            times = None
+            if delta_t is not None:  # back from the step after; before the first step, as in the other direction
+                times = torch.cat([delta_t[:, :1], reverse_within(delta_t, lengths)[:, :-1]], 1)
+            hidden = self.backward_backbone(reverse_within(x, lengths), delta_t=times)[0]
             features.append(self.pool(hidden, lengths))
         return torch.cat(features, -1)
 
@@ -89,8 +99,9 @@ class ClassificationTask(ScoredTask):
 
     def logits_and_targets(self, batch: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         """Logits and labels, one for each example of the batch."""
-        inputs, labels, lengths = batch
-        return self(inputs, lengths), labels, torch.arange(len(labels), device=labels.device)
+        inputs, labels, lengths = batch[:3]
+        logits = self(inputs, lengths, getattr(batch, "delta_t", None))
+        return logits, labels, torch.arange(len(labels), device=labels.device)
 
     def flops(self, length: int) -> float:
         """Operations of a forward pass per token: of both backbones, and of the head once for a sequence or pair."""

@@ -11,10 +11,12 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
+from minrnn_lightning.batches import TimedLabelledBatch
 from minrnn_lightning.tasks import ClassificationTask, TaggingTask
 from minrnn_lightning.tasks.classification import reverse_within
 from minrnn_lightning.tasks.scored import AccuracyByLength
 
+LEARNED = {"minlstm": {"learn_initial_state": True}}  # which decays too
 SMALL = {"dim": 8, "depth": 2, "expansion": 1.5, "kernel_size": 3, "mlp_ratio": 2.0}
 
 
@@ -264,3 +266,32 @@ def test_the_mean_loss_counts_every_answer_once(precision):
     nothing = [batches[3]] * 2
     assert math.isnan(trainer.validate(task, DataLoader(nothing, batch_size=None), verbose=False)[0]["val/loss"])
     assert task.batch_loss(batches[3]).item() == 0
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"pairs": True}, {"mixer": "minlstm", "pooling": "last", "mixer_args": LEARNED}]
+)
+def test_times_of_a_batch_reach_both_directions(options):
+    """Each sequence alone, without padding, in both orders."""
+    task = classification(bidirectional=True, kernel_size=0, **options)
+    tokens, labels, lengths = sequences([7, 3, 5, 1], 9)
+    times = torch.rand(4, 9) * 5
+    shape = (2, 2, 9) if task.pairs else (4, 9)
+    batch = TimedLabelledBatch(tokens.view(shape), labels[: shape[0]], lengths.view(shape[:-1]), times.view(shape))
+    logits, targets, _ = task.logits_and_targets(batch)
+    assert torch.equal(targets, batch.targets)
+    features = []
+    for row, gaps, length in zip(tokens, times, lengths.tolist(), strict=True):
+        x, gaps = task.encoder(row[None, :length]), gaps[:length].tolist()
+        forth = torch.tensor([gaps])
+        back = torch.tensor([[gaps[0], *gaps[:0:-1]]])
+        hidden = [task.backbone(x, delta_t=forth)[0], task.backward_backbone(x.flip(1), delta_t=back)[0]]
+        features.append(torch.cat([h[0, -1] if task.pooling == "last" else h[0].mean(0) for h in hidden]))
+    features = torch.stack(features)
+    if task.pairs:
+        a, b = features.view(2, 2, -1).unbind(1)
+        features = torch.cat([a, b, a * b, a - b], -1)
+    torch.testing.assert_close(logits, task.head(features))
+    regular = task.logits_and_targets(batch._replace(delta_t=torch.ones_like(batch.delta_t)))[0]
+    torch.testing.assert_close(regular, task.logits_and_targets(batch[:3])[0])
+    assert (regular - logits).abs().max() > 1e-3
