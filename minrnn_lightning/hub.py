@@ -71,11 +71,17 @@ def find_folder(name: str | Path, **download: Any) -> Path:
     try:
         return Path(snapshot_download(str(name), allow_patterns=[WEIGHTS, CONFIG, TOKENIZER], **download))
     except (OSError, EntryNotFoundError, HFValidationError) as error:
-        reason = first_line(error).rstrip(".")
         raise InputError(
-            f"{name} is neither a folder here nor a model that the Hugging Face Hub gives ({reason}): give a folder "
-            "that save_pretrained wrote, or user/repository and a connection"
+            f"{name} is neither a folder here nor a model that the Hugging Face Hub gives ({hub_reason(error)}): give "
+            "a folder that save_pretrained wrote, or user/repository and a connection"
         ) from error
+
+
+def hub_reason(error: BaseException) -> str:
+    """The first sentence of an error of the Hub, without a full stop, and without the number of an HTTP status."""
+    first, *others = [line for line in str(error).splitlines() if line.strip()] or [first_line(error)]
+    line = others[0] if others and re.match(r"\d{3} ", first) else first
+    return line.partition(". ")[0].rstrip(".")
 
 
 def read_pretrained(name: str | Path) -> dict[str, Any]:

@@ -7,13 +7,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from minrnn_lightning.errors import InputError, missing_package
-from minrnn_lightning.hub import PACKAGE
+from minrnn_lightning.hub import PACKAGE, TOKENIZER
 from minrnn_lightning.nn.state import State, select_state
 from minrnn_lightning.tasks import LanguageTask
 
@@ -205,7 +206,15 @@ class MinRNNTokenizer(PreTrainedTokenizerFast):
 
     @classmethod
     def from_pretrained(cls, name: Any, *args: Any, **options: Any) -> Any:  # type: ignore[override]
-        """Load a vocabulary, see ``transformers.PreTrainedTokenizerFast.from_pretrained``."""
+        """Load a vocabulary, see ``transformers.PreTrainedTokenizerFast.from_pretrained``.
+
+        Raises:
+            InputError: The folder has none.
+        """
+        if Path(name).is_dir() and not Path(name, TOKENIZER).is_file():
+            raise InputError(
+                f"{name} holds no {TOKENIZER}: save the task there again, with its vocabulary as tokenizer"
+            )
         defaults = {"pad_token": "<|pad|>", "padding_side": "left", "clean_up_tokenization_spaces": False}
         return super().from_pretrained(name, *args, **{**defaults, **options})
 

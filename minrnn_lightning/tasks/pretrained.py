@@ -10,8 +10,16 @@ from huggingface_hub import ModelCard, ModelHubMixin
 
 from minrnn_lightning.batches import data_facts
 from minrnn_lightning.checkpoint import CheckpointError, plain, read_checkpoint
-from minrnn_lightning.errors import InputError, first_line, packages_passed
-from minrnn_lightning.hub import find_folder, is_pretrained, model_card, model_config, plain_facts, write_pretrained
+from minrnn_lightning.errors import InputError, packages_passed
+from minrnn_lightning.hub import (
+    find_folder,
+    hub_reason,
+    is_pretrained,
+    model_card,
+    model_config,
+    plain_facts,
+    write_pretrained,
+)
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -80,7 +88,7 @@ class PretrainedMixin(ModelHubMixin):
         except Exception as error:  # of the client of the Hub, or of the HTTP client that its version uses
             if packages_passed(error)[-1] == "minrnn_lightning":
                 raise
-            raise InputError(f"the Hugging Face Hub does not take {repo_id}: {first_line(error)}") from error
+            raise InputError(f"the Hugging Face Hub does not take {repo_id}: {hub_reason(error)}") from error
 
     @classmethod
     def from_pretrained(cls: type[Self], pretrained_model_name_or_path: str | Path, **download: Any) -> Self:

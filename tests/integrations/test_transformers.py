@@ -116,6 +116,12 @@ def test_bad_folders(folder, tmp_path):
         MinRNNForCausalLM.from_pretrained(tmp_path / "tagging")
 
 
+def test_a_folder_without_vocabulary(folder):
+    (folder / "tokenizer.json").unlink()
+    with pytest.raises(InputError, match=r"holds no tokenizer\.json"):
+        AutoTokenizer.from_pretrained(folder)
+
+
 def test_without_transformers():
     code = "import sys, minrnn_lightning.tasks; sys.modules['transformers'] = None\n"
     code += "import minrnn_lightning.integrations.transformers"

@@ -14,6 +14,7 @@ from minrnn_lightning import ClassificationTask, LanguageTask, PolicyTask, Taggi
 from minrnn_lightning.checkpoint import CheckpointError, read_checkpoint
 from minrnn_lightning.errors import InputError
 from minrnn_lightning.generate import load_language_task
+from minrnn_lightning.hub import hub_reason
 
 TASKS = [LanguageTask, TaggingTask, ClassificationTask, PolicyTask]
 
@@ -213,6 +214,19 @@ def test_a_name_of_the_hub_without_network(monkeypatch, minrnn, tmp_path):
     with pytest.raises(InputError, match=words):
         LanguageTask.from_pretrained("nobody/no-such-model", cache_dir=tmp_path)
     check_refused(minrnn("generate", "--checkpoint=nobody/no-such-model"), words)
+
+
+@pytest.mark.parametrize(
+    ("message", "reason"),
+    {
+        "Cannot find it and traffic is disabled. To enable it, set 'X=0'": "Cannot find it and traffic is disabled",
+        "404 Client Error. (Request ID: 1)\n\nRepository Not Found: u/v.\nPlease": "Repository Not Found: u/v",
+        "500 Server Error: url u": "500 Server Error: url u",
+        "": "OSError",
+    }.items(),
+)
+def test_the_reason_of_the_hub_is_one_sentence(message, reason):
+    assert hub_reason(OSError(message)) == reason
 
 
 def test_nothing_half_written(folder, monkeypatch):
