@@ -1,20 +1,21 @@
-"""A plot of accuracy against sequence length in TensorBoard."""
+"""A plot of accuracy against sequence length for the loggers."""
 
 from __future__ import annotations
 
 from importlib.util import find_spec
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_info
 
 from minrnn_lightning.batches import data_facts
+from minrnn_lightning.callbacks.media import TAKES_MEDIA, log_figure
 
 
 class AccuracyByLengthPlot(Callback):
-    """Plots accuracy, baseline and chance against length in TensorBoard after each validation and test.
+    """Plots accuracy, baseline and chance against length after each validation and test.
 
-    For tasks that have ``accuracy_by_length``, such as TaggingTask; without matplotlib there is no plot.
+    For tasks that have ``accuracy_by_length``, such as TaggingTask, and the loggers TensorBoard, Weights & Biases and
+    MLflow; without matplotlib there is no plot.
     """
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -32,9 +33,9 @@ class AccuracyByLengthPlot(Callback):
         self._plot(trainer, pl_module, "test")
 
     def _plot(self, trainer: Trainer, pl_module: LightningModule, split: str) -> None:
-        boards = [logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
+        loggers = [logger for logger in trainer.loggers if isinstance(logger, TAKES_MEDIA)]
         accuracies: dict[int, float] = getattr(pl_module, "accuracy_by_length", {})
-        if len(accuracies) < 2 or not trainer.is_global_zero or not boards or find_spec("matplotlib") is None:
+        if len(accuracies) < 2 or not trainer.is_global_zero or not loggers or find_spec("matplotlib") is None:
             return
         from matplotlib.figure import Figure
 
@@ -49,8 +50,8 @@ class AccuracyByLengthPlot(Callback):
             axes.set_xscale("log", base=2)
         axes.set(xlabel="length", ylabel="accuracy", ylim=(-0.02, 1.02))
         axes.legend()
-        for board in boards:
-            board.experiment.add_figure(f"{split}/accuracy by length", figure, trainer.global_step)
+        for logger in loggers:
+            log_figure(logger, f"{split}/accuracy by length", figure, trainer.global_step)
 
 
 class LengthPicture(AccuracyByLengthPlot):

@@ -7,18 +7,20 @@ from typing import Any
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.loggers import TensorBoardLogger
-from lightning.pytorch.strategies import FSDPStrategy
+from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 from lightning.pytorch.utilities import rank_zero_warn
 
 from minrnn_lightning.batches import data_facts
+from minrnn_lightning.callbacks.media import log_text
 from minrnn_lightning.data.text.tokenizer import encode
 from minrnn_lightning.errors import InputError
 from minrnn_lightning.generate import DivergedError, generate
 
+SPREAD = (FSDPStrategy, ModelParallelStrategy)  # strategies that divide the weights among processes
+
 
 class TextSamples(Callback):
-    """Continues a prompt after each validation; logged to TensorBoard, and printed when training ends.
+    """Continues a prompt after each validation; logged to TensorBoard, W&B or MLflow, and printed when training ends.
 
     The samples have their own random generator, so that they do not change the training.
 
@@ -57,7 +59,7 @@ class TextSamples(Callback):
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Sample and log; on the first process only, and not where the weights are spread over processes."""
-        if trainer.sanity_checking or not trainer.is_global_zero or isinstance(trainer.strategy, FSDPStrategy):
+        if trainer.sanity_checking or not trainer.is_global_zero or isinstance(trainer.strategy, SPREAD):
             return
         tokenizer = data_facts(trainer).tokenizer
         try:
@@ -74,9 +76,7 @@ class TextSamples(Callback):
             self.text = ""
             return
         for logger in trainer.loggers:
-            if isinstance(logger, TensorBoardLogger):
-                markdown = "\n".join("    " + line for line in self.text.splitlines())  # shown verbatim
-                logger.experiment.add_text("sample", markdown, trainer.global_step)
+            log_text(logger, "sample", self.text, trainer.global_step)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Print the last sample."""

@@ -200,9 +200,10 @@ class MinRNNCLI(LightningCLI):
             raise refused[-1] from error
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """Log to TensorBoard and CSV in one folder, ``<default_root_dir>/version_N``, unless a logger is chosen.
+        """Log to TensorBoard and CSV in one folder, ``<default_root_dir>/version_N``.
 
-        The checkpoints go there too, ``last.ckpt`` among them.
+        The checkpoints and ``config.yaml`` go there too. A chosen logger takes the place of both; one without a folder
+        for each run, such as those of W&B and MLflow, gets the CSV logger and its folder before it.
         """
         config = self.config_init[self.subcommand].trainer
         if config.logger in (None, True):
@@ -211,6 +212,9 @@ class MinRNNCLI(LightningCLI):
                 config.default_root_dir, name="", version=tensorboard.version, flush_logs_every_n_steps=1
             )
             kwargs["logger"] = [tensorboard, csv]
+        elif (chosen := as_list(config.logger or None)) and not isinstance(chosen[0], TensorBoardLogger | CSVLogger):
+            csv = CSVLogger(config.default_root_dir, name="", flush_logs_every_n_steps=1)
+            kwargs["logger"] = [csv, *chosen]
         callbacks = [*as_list(config.callbacks), StopOnDivergence()]
         if config.enable_checkpointing is not False:
             last = InterruptibleCheckpoint(self.config_init[self.subcommand].checkpoint_minutes)
@@ -297,7 +301,7 @@ def _make_part(refused: list[InputError], owner: type, *args: Any, **options: An
     """
     try:
         return owner(*args, **options)
-    except (ImportError, ValueError, TypeError, RuntimeError, MisconfigurationException) as error:
+    except Exception as error:  # MLflow has errors of its own
         if isinstance(error, InputError) or owner.__module__.partition(".")[0] != "lightning":
             raise
         refused.append(InputError(f"{owner.__name__} cannot be used: {str(error).strip()}"))

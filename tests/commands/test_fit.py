@@ -122,6 +122,18 @@ def test_run_folder(minrnn, small, tmp_path, caplog):
     assert not (tmp_path / "runs/version_1/config.yaml").exists()
 
 
+def test_the_run_folder_of_a_logger_that_has_none(minrnn, small, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    before = set(tmp_path.iterdir())
+    logger = "--trainer.logger=lightning.pytorch.loggers.logger.DummyLogger"
+    code, _, errors = minrnn("fit", *small, "--trainer.max_steps=2", "--trainer.limit_val_batches=1", logger)
+    assert code == 0, errors
+    run = tmp_path / "runs/version_0"
+    files = {file.relative_to(run).as_posix() for file in run.rglob("*") if file.is_file()}
+    assert files == {"checkpoints/last.ckpt", "config.yaml", "hparams.yaml", "metrics.csv"}
+    assert {path.name for path in set(tmp_path.iterdir()) - before} <= {"runs", "data"}
+
+
 def test_no_checkpoints_and_other_loggers_if_so_wanted(minrnn, small, tmp_path):
     code, _, errors = minrnn(
         "fit", *small, "--trainer.max_steps=2", "--trainer.enable_checkpointing=false", "--trainer.logger=false"
