@@ -16,6 +16,7 @@ from minrnn_lightning.data.synthetic.word_problems import WordProblemDataModule
 from minrnn_lightning.data.text.corpora import CorpusDataModule
 from minrnn_lightning.data.text.module import TextDataModule
 from minrnn_lightning.data.text.shakespeare import ShakespeareDataModule
+from minrnn_lightning.data.text.streaming import StreamingTextDataModule
 
 __all__ = [
     "AssociativeRecallDataModule",
@@ -31,6 +32,7 @@ __all__ = [
     "SelectiveCopyingDataModule",
     "SequentialImageDataModule",
     "ShakespeareDataModule",
+    "StreamingTextDataModule",
     "TextDataModule",
     "TrajectoryBatch",
     "TrajectoryDataModule",

@@ -20,13 +20,14 @@ def hub_name(path: str | list[str]) -> str | None:
     return None if Path(path).suffix[1:].isalpha() or Path(path).exists() else path
 
 
-def load_splits(name: str, subset: str | None, column: str) -> dict[str, Any]:
+def load_splits(name: str, subset: str | None, column: str, **options: Any) -> dict[str, Any]:
     """The splits ``train``, ``validation`` and ``test`` of a Hub data set, as far as it has them.
 
     Args:
         name: Name of the data set, ``owner/name``.
         subset: Configuration of the data set.
         column: Column of the text.
+        options: Of ``datasets.load_dataset``.
 
     Raises:
         FileNotFoundError: The Hub does not give the data set.
@@ -35,7 +36,7 @@ def load_splits(name: str, subset: str | None, column: str) -> dict[str, Any]:
     import datasets  # takes 0.7 s, so only once it is needed
 
     try:
-        found = datasets.load_dataset(name, subset)
+        found = datasets.load_dataset(name, subset, **options)
     except Exception as error:  # whatever hub, network and data set may raise
         reason = first_line(error)
         raise FileNotFoundError(
@@ -43,8 +44,9 @@ def load_splits(name: str, subset: str | None, column: str) -> dict[str, Any]:
         ) from error
     splits = {split: found[split] for split in ("train", "validation", "test") if split in found}
     for split in {"train": None, **splits}:
-        if split not in splits or column not in splits[split].column_names:
-            has = "; ".join(f"{split}: {', '.join(table.column_names)}" for split, table in found.items())
+        # A data set that is streamed may know its columns only once it is read.
+        if split not in splits or column not in (splits[split].column_names or [column]):
+            has = "; ".join(f"{split}: {', '.join(table.column_names or [])}" for split, table in found.items())
             raise InputError(f"{name} needs a split {split} with a column {column}, but has {has}")
     return splits
 
