@@ -40,12 +40,13 @@ def export_command(
     from minrnn_lightning.export import export
     from minrnn_lightning.export.flatten import flatten
     from minrnn_lightning.export.snippets import snippet
-    from minrnn_lightning.tasks import ClassificationTask, LanguageTask, PolicyTask, TaggingTask
+    from minrnn_lightning.hub import PACKAGE
+    from minrnn_lightning.tasks import ClassificationTask, LanguageTask, PolicyTask, PPOTask, TaggingTask
     from minrnn_lightning.tasks.load import load_task
 
     _check_output(checkpoint, output, format)
-    classes = {each.__name__: each for each in (LanguageTask, TaggingTask, ClassificationTask, PolicyTask)}
-    name = read_checkpoint(checkpoint).get("task", "task without a name").removeprefix("minrnn_lightning.tasks.")
+    classes = {each.__name__: each for each in (LanguageTask, TaggingTask, ClassificationTask, PolicyTask, PPOTask)}
+    name = read_checkpoint(checkpoint).get("task", "task without a name").removeprefix(PACKAGE)
     if name not in classes:
         raise InputError(
             f"{checkpoint} holds a {name}; minrnn export takes {', '.join(classes)}: "

@@ -16,6 +16,8 @@ from minrnn_lightning.export.modules import (
     ClassificationStep,
     FlatModule,
     Input,
+    OnlinePolicySequence,
+    OnlinePolicyStep,
     PolicySequence,
     PolicyStep,
     Sequence,
@@ -25,7 +27,7 @@ from minrnn_lightning.nn.backbone import Backbone
 from minrnn_lightning.nn.gru_interface import MinRNN
 from minrnn_lightning.nn.mixers import Mixer
 from minrnn_lightning.nn.state import State
-from minrnn_lightning.tasks import ClassificationTask, PolicyTask, SequenceTask
+from minrnn_lightning.tasks import ClassificationTask, PolicyTask, PPOTask, SequenceTask
 
 MODES = ("step", "sequence")
 KINDS = "a MinGRU or MinLSTM, a mixer, a Backbone, or a language, tagging, classification or policy task"
@@ -41,12 +43,14 @@ def flatten(model: nn.Module, mode: str = "step", *, reset: bool = False) -> Fla
     - classification tasks: ``input``, int64 (batch,), to ``logits``, those of the sequence so far,
     - policy tasks: ``observation``, ``previous_action`` and, where the task has them, ``return_to_go`` (batch,) and
       ``timestep``, int64 (batch,), to ``output``, the action, or to ``logits`` of discrete ones. They always have
-      ``reset``: True at the first step of an episode, where the previous action has no effect.
+      ``reset``: True at the first step of an episode, where the previous action has no effect,
+    - ``PPOTask``: ``observation`` and, where the task has it, ``previous_action``, likewise; logits of several choices
+      are one after the other.
 
     Those of ``sequence`` have a dimension more, the length, and the names of a policy's are in the plural. A layer has
     its own layout, with ``batch_first`` or without. State and ``reset`` are in the same places as for a step, but
-    classification tasks have ``lengths``, int64 (batch,), and neither of the two, policies no state, and models that
-    read in both directions, layers excepted, no state either.
+    classification tasks have ``lengths``, int64 (batch,), and neither of the two, a ``PolicyTask`` no state, and models
+    that read in both directions, layers excepted, no state either.
 
     Args:
         model: The model, which remains as it is.
@@ -58,7 +62,7 @@ def flatten(model: nn.Module, mode: str = "step", *, reset: bool = False) -> Fla
     """
     if mode not in MODES:
         raise InputError(f"mode must be step or sequence, got {mode!r}")
-    if not isinstance(model, MinRNN | Mixer | Backbone | SequenceTask | ClassificationTask | PolicyTask):
+    if not isinstance(model, MinRNN | Mixer | Backbone | SequenceTask | ClassificationTask | PolicyTask | PPOTask):
         raise InputError(f"a {type(model).__name__} cannot be exported; what can is {KINDS}")
     if mode == "step" and _reads_backward(model):
         raise InputError(
@@ -71,6 +75,8 @@ def flatten(model: nn.Module, mode: str = "step", *, reset: bool = False) -> Fla
             return _classification(model, mode, reset)
         if isinstance(model, PolicyTask):
             return _policy(model, mode, reset)
+        if isinstance(model, PPOTask):
+            return _online_policy(model, mode, reset)
         return _sequence(model, mode, reset)
 
 
@@ -144,6 +150,27 @@ def _policy(task: PolicyTask, mode: str, reset: bool) -> FlatModule:
     token = torch.zeros(BATCH, task.dim)
     return PolicyStep(
         task, given, output, start=start, state=_used(task.backbone, start, token), reset=_reset(True, shape, varying)
+    )
+
+
+def _online_policy(task: PPOTask, mode: str, reset: bool) -> FlatModule:
+    step, continuous = mode == "step", task.actions == "continuous"
+    shape = (BATCH,) if step else (BATCH, LENGTH)
+    varying = {0: "batch"} if step else {0: "batch", 1: "length"}
+    given = [Input("observation" if step else "observations", torch.randn(*shape, task.input_size), varying)]
+    if task.encoder.embed_action is not None:
+        several = (len(task.actions),) if task.encoder.several else ()
+        size, dtype = ((task.output_size,), torch.float32) if continuous else (several, torch.long)
+        name = "previous_action" if step else "previous_actions"
+        given.append(Input(name, torch.zeros(*shape, *size, dtype=dtype), varying))
+    start = task.initial_state(BATCH)
+    return (OnlinePolicyStep if step else OnlinePolicySequence)(
+        task,
+        given,
+        "output" if continuous else "logits",
+        start=start,
+        state=_used(task.backbone, start, torch.zeros(BATCH, task.dim)),
+        reset=_reset(step or reset, shape, varying),
     )
 
 

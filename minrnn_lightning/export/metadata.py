@@ -9,7 +9,9 @@ from torch import nn
 
 from minrnn_lightning import __version__
 from minrnn_lightning.export.modules import FlatModule
-from minrnn_lightning.tasks import PolicyTask
+from minrnn_lightning.tasks import PolicyTask, PPOTask
+from minrnn_lightning.tasks.action_bounds import ActionBounds
+from minrnn_lightning.tasks.action_distributions import GaussianActions
 from minrnn_lightning.tasks.task import Task
 
 if TYPE_CHECKING:
@@ -44,15 +46,23 @@ def metadata(model: nn.Module, module: FlatModule, mode: str, tokenizer: Tokeniz
         values["hyper_parameters"] = dict(model.hparams)
         data = getattr(model._trainer, "datamodule", None)
         tokenizer = tokenizer or getattr(data, "tokenizer", None) or model.tokenizer
-    if isinstance(model, PolicyTask):
+    if isinstance(model, PolicyTask | PPOTask):
         values |= {name: getattr(model, name).tolist() for name in ("observation_mean", "observation_std")}
-        if not model.discrete:
-            low, high = model.action_middle - model.action_scale, model.action_middle + model.action_scale
+        bounds = _bounds(model)
+        if bounds is not None:
+            low, high = bounds.middle - bounds.scale, bounds.middle + bounds.scale
             values |= {"action_low": low.tolist(), "action_high": high.tolist()}
         values["environment"] = model.environment
     texts = {"class": type(model).__name__, "mode": mode, "version": __version__}
     texts |= {name: json.dumps(value, default=str) for name, value in values.items()}
     return texts if tokenizer is None else {**texts, "tokenizer": tokenizer.to_str()}
+
+
+def _bounds(policy: PolicyTask | PPOTask) -> ActionBounds | None:
+    """The bounds of continuous actions."""
+    if isinstance(policy, PolicyTask):
+        return None if policy.discrete else policy.action_bounds
+    return policy.distribution.bounds if isinstance(policy.distribution, GaussianActions) else None
 
 
 def _described(module: FlatModule) -> dict[str, Any]:

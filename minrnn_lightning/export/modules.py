@@ -162,3 +162,30 @@ class PolicySequence(FlatModule):
             given[0], given[1], values.get("returns_to_go", zeros), values.get("timesteps", zeros.long()), reset
         )
         return outputs, None
+
+
+class OnlinePolicyStep(FlatModule):
+    """One time step of a policy that was trained online, to an action or the logits of the actions."""
+
+    def run(self, *given: Tensor, state: State, reset: Tensor | None) -> tuple[Tensor, State]:
+        """``observation`` and, where the task has it, ``previous_action``."""
+        return _act(self.model, self.model.step, *given, state=state, reset=reset)
+
+
+class OnlinePolicySequence(FlatModule):
+    """Trajectories, to the actions of every step or their logits."""
+
+    def run(self, *given: Tensor, state: State, reset: Tensor | None) -> tuple[Tensor, State]:
+        """``observations`` and, where the task has them, ``previous_actions``."""
+        return _act(self.model, self.model, *given, state=state, reset=reset)
+
+
+def _act(
+    task: Any, policy: Any, observation: Tensor, previous_action: Tensor | None = None, **options: Any
+) -> tuple[Tensor, State]:
+    """Actions go in and out in the units of the environment; those of the policy are between −1 and 1."""
+    continuous = task.actions == "continuous"
+    if continuous and previous_action is not None:
+        previous_action = task.distribution.bounds.normalize(previous_action)
+    outputs, _, state = policy(observation, options["state"], options["reset"], previous_action)
+    return task.decide(outputs) if continuous else outputs, state

@@ -76,10 +76,10 @@ def test_every_printed_program_is_complete(name, mode):
 
 def test_another_checkpoint_is_refused_in_one_sentence(tmp_path, capsys):
     file = tmp_path / "other.ckpt"
-    torch.save({"state_dict": {}, "task": "PPOTask"}, file)
+    torch.save({"state_dict": {}, "task": "ByteTask"}, file)
     with pytest.raises(SystemExit):
         main(["export", "--checkpoint", str(file), "--output", str(tmp_path / "m.onnx")])
-    assert "holds a PPOTask; minrnn export takes LanguageTask, TaggingTask" in capsys.readouterr().err
+    assert "holds a ByteTask; minrnn export takes LanguageTask, TaggingTask" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

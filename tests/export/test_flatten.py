@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from minrnn_lightning import Backbone, ClassificationTask, LanguageTask, MinGRU, PolicyTask
+from minrnn_lightning import Backbone, ClassificationTask, LanguageTask, MinGRU, PolicyTask, PPOTask
 from minrnn_lightning.data.text.tokenizer import char_tokenizer
 from minrnn_lightning.errors import InputError
 from minrnn_lightning.export import export
@@ -68,6 +68,39 @@ def test_policy_steps_equal_its_sequence():
     torch.testing.assert_close(torch.stack(found, 1), whole(*given)[0])
 
 
+@pytest.mark.parametrize("actions", ["discrete", "continuous", [2, 1]], ids=str)
+def test_steps_of_an_online_policy_equal_its_own_and_its_sequence(actions):
+    torch.manual_seed(0)
+    task = PPOTask(5, 3, actions=actions, previous_action=True, **SMALL)
+    with torch.no_grad():
+        task.observation_mean.fill_(0.5)
+        task.observation_std.fill_(2)
+        task.head.apply(lambda each: each.weight.mul_(100) if isinstance(each, nn.Linear) else None)
+    if actions == "continuous":
+        task.distribution.bounds.set([-1, -2, 0], [1, 4, 1])
+    step, whole = flatten(task, "step"), flatten(task, "sequence", reset=True)
+    observations, reset = torch.randn(2, 7, 5), torch.zeros(2, 7, dtype=torch.bool)
+    reset[:, 0] = reset[1, 4] = True
+    state, before = [each.example for each in step.inputs[2:-1]], step.inputs[1].example
+    expected_state, last = task.initial_state(2), None  # as the actor of a rollout has them
+    outputs, given = [], []
+    for t in range(7):
+        given.append(before)
+        output, *state = step(observations[:, t], before, *state, reset[:, t])
+        expected, _, expected_state = task.step(observations[:, t], expected_state, reset[:, t], last)
+        last = task.distribution.mode(expected)
+        torch.testing.assert_close(output, task.decide(expected) if actions == "continuous" else expected)
+        outputs.append(output)
+        before = task.decide(expected).detach()
+    torch.testing.assert_close(
+        torch.stack(outputs, 1), whole(observations, torch.stack(given, 1), *_start(whole), reset)[0]
+    )
+
+
+def _start(module):
+    return [each.example for each in module.inputs if each.name.startswith("state")]
+
+
 def test_metadata_has_what_is_needed_to_use_a_model():
     tokenizer = char_tokenizer("abc")
     task = LanguageTask(3, 3, mixer_args={"mingru": {"learn_initial_state": True}}, **SMALL)
@@ -83,6 +116,12 @@ def test_metadata_has_what_is_needed_to_use_a_model():
     policy.bound_actions([-2], [4])
     about = metadata(policy, flatten(policy), "step")
     assert (about["action_low"], about["action_high"], about["observation_std"]) == ("[-2.0]", "[4.0]", "[1.0, 1.0]")
+    online = PPOTask(2, 1, actions="continuous", **SMALL)
+    online.distribution.bounds.set([-2], [4])
+    about = metadata(online, flatten(online), "step")
+    assert (about["action_low"], about["action_high"], about["observation_std"]) == ("[-2.0]", "[4.0]", "[1.0, 1.0]")
+    discrete = PPOTask(2, 1, **SMALL)
+    assert "action_low" not in metadata(discrete, flatten(discrete), "step")
 
 
 def test_the_model_remains_as_it_is():

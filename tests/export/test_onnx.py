@@ -7,7 +7,7 @@ import onnxruntime
 import pytest
 import torch
 
-from minrnn_lightning import Backbone, ClassificationTask, LanguageTask, MinGRU, MinLSTM, PolicyTask
+from minrnn_lightning import Backbone, ClassificationTask, LanguageTask, MinGRU, MinLSTM, PolicyTask, PPOTask
 from minrnn_lightning.errors import InputError
 from minrnn_lightning.export import export
 from minrnn_lightning.export.flatten import flatten
@@ -36,6 +36,8 @@ def inputs(module, batch, length, seed=0):
             found[name] = torch.rand(shape) < 0.3
         else:
             found[name] = torch.randint(1, 4, shape)
+    if "previous_action" in found and not found["previous_action"].is_floating_point():
+        found["previous_action"] %= 2  # the smallest choice has two actions
     if "lengths" in found:
         found["lengths"] = torch.randint(1, length + 1, found["lengths"].shape)
     return found
@@ -79,6 +81,12 @@ def test_policy(mode, tmp_path):
     task = PolicyTask(5, 3, layout="compact", **SMALL)
     task.bound_actions([-1, -2, 0], [1, 4, 1])
     check(task, tmp_path / "m.onnx", [(1, 1), (3, 17)], mode=mode, reset=True)
+
+
+def test_online_policy(tmp_path):
+    torch.manual_seed(0)
+    task = PPOTask(6, 5, actions=[2, 3], previous_action=True, **SMALL)
+    check(task, tmp_path / "m.onnx", [(1, 1), (3, 1)], mode="step")
 
 
 def test_steps_of_a_bfloat16_model_equal_the_sequence(tmp_path):
