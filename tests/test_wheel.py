@@ -1,9 +1,13 @@
-"""The wheel has every recipe, none of the results, and every extra that a message names."""
+"""Wheel and sdist have the package and every recipe, and nothing else; every extra that a message names exists."""
 
 import re
+import tarfile
+import zipfile
 from pathlib import Path
 
 import pytest
+
+import minrnn_lightning
 
 ROOT = Path(__file__).parents[1]
 
@@ -22,6 +26,46 @@ def test_recipes_without_results():
     recipes = {file.relative_to(ROOT) for file in (ROOT / "recipes").rglob("*.yaml") if "results" not in file.parts}
     assert files >= recipes
     assert not any("results" in file.parts for file in files)
+
+
+@pytest.fixture(scope="module")
+def archives(tmp_path_factory):
+    """The paths of the files in the wheel and in the sdist, without the name of the folder in the latter."""
+    wheels, sdists = (pytest.importorskip(f"hatchling.builders.{kind}") for kind in ("wheel", "sdist"))
+    folder = tmp_path_factory.mktemp("dist")
+    (wheel,) = wheels.WheelBuilder(str(ROOT)).build(directory=str(folder), versions=["standard"])
+    (sdist,) = sdists.SdistBuilder(str(ROOT)).build(directory=str(folder), versions=["standard"])
+    with tarfile.open(sdist) as file:
+        names = {name.partition("/")[2] for name in file.getnames()}
+    return set(zipfile.ZipFile(wheel).namelist()), names, [wheel, sdist]
+
+
+def test_contents(archives):
+    wheel, sdist, _ = archives
+    package = {file.relative_to(ROOT).as_posix() for file in (ROOT / "minrnn_lightning").rglob("*.py")}
+    about = {name for name in wheel if ".dist-info/" in name}
+    recipes = {name for name in wheel if name.startswith("minrnn_lightning/recipes/")}
+    assert wheel - about - recipes == package | {"minrnn_lightning/py.typed"}
+    assert all(name.endswith((".yaml", ".md")) and "results" not in name for name in recipes)
+    assert {name.rpartition("/")[2] for name in about} == {"METADATA", "WHEEL", "RECORD", "LICENSE", "entry_points.txt"}
+    others = {"pyproject.toml", "PKG-INFO", "LICENSE", ".gitignore", "docs/layer.png"}
+    others |= {"README.md", "CHANGELOG.md", "SECURITY.md", "CITATION.cff"}
+    in_folder = {name.replace("minrnn_lightning/recipes/", "recipes/") for name in recipes}
+    assert sdist == package | {"minrnn_lightning/py.typed"} | in_folder | others
+
+
+def test_metadata(archives):
+    check = pytest.importorskip("twine.commands.check").check
+    assert not check(archives[2], strict=True)
+
+
+def test_citation_and_changelog_have_the_version():
+    changelog = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    versions = re.findall(r"^## ([\d.]+)", changelog, re.MULTILINE)
+    assert versions[0] == minrnn_lightning.__version__
+    assert versions == sorted(versions, key=lambda each: tuple(map(int, each.split("."))), reverse=True)
+    citation = (ROOT / "CITATION.cff").read_text(encoding="utf-8")
+    assert not re.search("^version:", citation, re.MULTILINE)  # which the package alone has
 
 
 def test_every_extra_that_a_message_or_a_page_names_exists():
