@@ -10,7 +10,7 @@ from contextlib import suppress
 from io import BytesIO
 from pathlib import Path
 from types import UnionType
-from typing import Any
+from typing import Any, cast
 from zipfile import BadZipFile, ZipFile
 
 import numpy as np
@@ -21,6 +21,7 @@ from torch import nn
 
 from minrnn_lightning.errors import InputError, packages_passed
 from minrnn_lightning.hub import is_pretrained, read_pretrained
+from minrnn_lightning.sharded_checkpoint import is_sharded, read_parts
 
 TYPES: dict[str, Any] = {  # of the parts that Lightning and this package write, down to what their readers rely on
     "callbacks": dict,
@@ -99,6 +100,16 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     Raises:
         CheckpointError: The file is missing, damaged, contains Python objects or was written by another program.
     """
+    if is_sharded(path):
+        try:
+            checkpoint = read_parts(path)
+        except Exception as error:  # as below
+            raise CheckpointError(
+                f"{path} is not a checkpoint of plain tensors and values, a file for each process: one is missing, "
+                "damaged or from another program"
+            ) from error
+        _check_types(checkpoint, TYPES, "", path)
+        return cast("dict[str, Any]", checkpoint)
     if is_pretrained(path):
         try:
             checkpoint = read_pretrained(path)

@@ -1,21 +1,29 @@
-"""Strategies of Lightning's Trainer, beside those of Lightning: one sequence on several processes."""
+"""Strategies of Lightning's Trainer, beside those of Lightning: sequences, or the weights, on several processes."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import warnings
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
+import torch
 from lightning.pytorch import LightningModule
-from lightning.pytorch.strategies import DDPStrategy, StrategyRegistry
+from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, StrategyRegistry
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, distributed
+from torch.distributed.tensor import DTensor
+from torch.optim import Optimizer
 from torch.utils._pytree import tree_map
 
+from minrnn_lightning.checkpoint import read_checkpoint
 from minrnn_lightning.errors import InputError
 from minrnn_lightning.nn.sequence_parallel import check_shardable, sequence_parallel
 from minrnn_lightning.ops.sharded import traffic
+from minrnn_lightning.sharded_checkpoint import SHARD, part_of, replace_folder
 from minrnn_lightning.tasks import LanguageTask
+from minrnn_lightning.tasks.fully_sharded import divide
 
 
 class SequenceParallelStrategy(DDPStrategy):
@@ -162,4 +170,104 @@ for _size in (None, 2, 4, 8):
         description="Every sequence on several processes",
         override=True,
         sequence_processes=_size,
+    )
+
+
+class FullyShardedStrategy(ModelParallelStrategy):
+    """FSDP2: weights, gradients and optimizer state are divided among all processes, on CPUs too.
+
+    ``Trainer(strategy="fsdp2")``, and ``fsdp2_sharded_checkpoint`` for a checkpoint that is a folder with a file from
+    each process, so that no process needs memory for everything when it is written. Both kinds are read by any number
+    of processes with any strategy, and by every command.
+
+    Args:
+        sharded_checkpoint: Whether each process writes its part of the checkpoints.
+        options: ``process_group_backend`` and ``timeout`` of ``ModelParallelStrategy``.
+    """
+
+    def __init__(self, sharded_checkpoint: bool = False, **options: Any) -> None:
+        super().__init__(tensor_parallel_size=1, save_distributed_checkpoint=sharded_checkpoint, **options)
+        self.sharded_checkpoint = sharded_checkpoint
+
+    @property
+    def lightning_restore_optimizer(self) -> bool:
+        """Lightning restores the optimizer, after the hooks of the task."""
+        return True
+
+    def setup_environment(self) -> None:
+        """Let the processes find each other, all as one group."""
+        # There is no operation in place on it, here or in PyTorch's linear maps.
+        warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view tensor")
+        self._data_parallel_size = self.num_nodes * self.num_processes
+        super().setup_environment()
+
+    def lightning_module_state_dict(self) -> dict[str, Any]:
+        """The weights, complete on the first process or in shards."""
+        assert self.lightning_module is not None
+        return self._to_save(self.lightning_module.state_dict())
+
+    def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
+        """The state of an optimizer, complete on the first process or in shards."""
+        return self._to_save(optimizer.state_dict())
+
+    def _to_save(self, tree: dict[str, Any]) -> dict[str, Any]:
+        def convert(x: Any) -> Any:
+            if not isinstance(x, DTensor):
+                return x
+            return {SHARD: x.to_local().cpu().clone()} if self.sharded_checkpoint else x.full_tensor().cpu()
+
+        saved: dict[str, Any] = tree_map(convert, dict(tree))
+        return saved
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any = None) -> None:
+        """Write a checkpoint: one file, or a folder with one from each process."""
+        if not self.sharded_checkpoint:
+            super().save_checkpoint(checkpoint, filepath, storage_options)
+            return
+        path = Path(self.broadcast(filepath))
+        partial = Path(f"{path}.partial")
+        partial.mkdir(parents=True, exist_ok=True)
+        if self.global_rank:
+            checkpoint = {name: checkpoint[name] for name in ("state_dict", "optimizer_states") if name in checkpoint}
+        torch.save({"processes": self.world_size, "checkpoint": checkpoint}, part_of(partial, self.global_rank))
+        self.barrier()
+        if self.is_global_zero:
+            replace_folder(partial, path)
+        self.barrier()
+
+    def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
+        """Read a checkpoint without unpickling code, whatever ``weights_only`` says."""
+        return read_checkpoint(self.broadcast(checkpoint_path))
+
+    def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
+        """Load this process's shards of the weights."""
+        assert self.lightning_module is not None
+        own = self.lightning_module.state_dict()
+        shards = {name: _shard(x, own.get(name)) for name, x in checkpoint["state_dict"].items()}
+        self.lightning_module.load_state_dict(shards, strict=strict)
+
+    def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
+        """Load this process's shards of the optimizers' states."""
+        for optimizer, saved in zip(self.optimizers, checkpoint["optimizer_states"], strict=True):
+            parameters = [each for group in optimizer.param_groups for each in group["params"]]
+            state = {
+                number: {name: _shard(x, parameters[number]) for name, x in values.items()}
+                for number, values in saved["state"].items()
+            }
+            optimizer.load_state_dict({**saved, "state": state})
+
+
+def _shard(x: Any, like: Any) -> Any:
+    """A complete tensor, divided as another one of its shape is; anything else as it is."""
+    same = isinstance(x, Tensor) and isinstance(like, DTensor) and x.shape == like.shape
+    return divide(x.to(like.device), like) if same else x
+
+
+for _sharded in (False, True):
+    StrategyRegistry.register(
+        "fsdp2" + "_sharded_checkpoint" * _sharded,
+        FullyShardedStrategy,
+        description="FSDP2",
+        override=True,
+        sharded_checkpoint=_sharded,
     )

@@ -44,7 +44,12 @@ def check_hardware(trainer: Any) -> None:
         raise InputError(f"trainer.strategy must be {names} or a variant that Lightning knows, got {strategy!r}")
     found_gpu = torch.cuda.is_available() or torch.backends.mps.is_available()
     on_cpu = accelerator == "cpu" or (accelerator == "auto" and not found_gpu)
-    if on_cpu and isinstance(strategy, str) and strategy.startswith(GPU_STRATEGIES):
+    if (
+        on_cpu
+        and isinstance(strategy, str)
+        and strategy.startswith(GPU_STRATEGIES)
+        and not strategy.startswith("fsdp2")
+    ):
         raise InputError(f"trainer.strategy {strategy} needs a GPU; on CPUs use ddp, or leave it out")
     _check_backend(strategy)
     if trainer.num_nodes > 1 and not (trainer.plugins or "MASTER_ADDR" in os.environ or _on_cluster()):

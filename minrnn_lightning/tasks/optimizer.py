@@ -9,6 +9,8 @@ from torch import Tensor, distributed, nn
 from torch.optim import Optimizer
 from torch.optim.adamw import adamw
 
+from minrnn_lightning.tasks.fully_sharded import complete, divide
+
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # of Jordan's page: the largest slope at 0 that keeps values near 1
 ITERATIONS = 5
 EPS = 1e-7  # norm below which a gradient counts as zero
@@ -93,13 +95,14 @@ class MuonAdamW(Optimizer):
             if parameter.grad is not None or parameter.shape != shape:  # other processes may hold its gradient
                 by_shape.setdefault(tuple(shape), []).append(parameter)
         for shape, parameters in by_shape.items():
-            directions = [self._direction(parameter, group["momentum"]) for parameter in parameters]
+            directions = [complete(self._direction(parameter, group["momentum"])) for parameter in parameters]
             shards = [None if each.shape == shape else _own_shard(each) for each in directions]
             matrices = torch.stack([_gather(*each, shape) for each in zip(directions, shards, strict=True)])
             scale = ADAM_RMS * max(shape) ** 0.5
             for parameter, shard, update in zip(parameters, shards, orthogonalize(matrices), strict=True):
                 parameter.mul_(1 - group["lr"] * group["weight_decay"])
-                parameter.add_(update if shard is None else update.flatten()[shard], alpha=-group["lr"] * scale)
+                update = divide(update, parameter) if shard is None else update.flatten()[shard]
+                parameter.add_(update, alpha=-group["lr"] * scale)
 
     def _direction(self, parameter: nn.Parameter, momentum: float) -> Tensor:
         """The gradient after Nesterov momentum."""

@@ -25,6 +25,7 @@ from minrnn_lightning.nn.dropout import Dropout
 from minrnn_lightning.nn.mixers import Mixer, mixer_name
 from minrnn_lightning.nn.size import flops, matching_dim, parse_count, products
 from minrnn_lightning.tasks.batch_types import check_batch_type
+from minrnn_lightning.tasks.fully_sharded import fully_shard
 from minrnn_lightning.tasks.optimizer import MuonAdamW
 from minrnn_lightning.tasks.pretrained import PretrainedMixin
 from minrnn_lightning.tasks.schedule import Shape, WarmupDecay, keep_settings
@@ -169,6 +170,7 @@ class Task(PretrainedMixin, LightningModule, ABC):
         self.warmup = plain(warmup, "warmup")
         self._saved_optimizer = "AdamW"  # of the checkpoint to resume from
         self._unsharded: dict[str, tuple[str, torch.Size]] = {}  # of all parameters, before a strategy shards them
+        self._work: float | None = None  # floating-point operations per token, counted before weights are sharded
         self.init_from = init_from
         self.compile_backbone = compile
         self.dropout = Dropout(dropout)
@@ -321,7 +323,13 @@ class Task(PretrainedMixin, LightningModule, ABC):
             )
 
     def configure_model(self) -> None:
-        """Compile the backbone in place, so that its parameters keep their names, if ``compile`` is set."""
+        """Divide the weights among processes if the strategy is FSDP2, and compile the backbone if ``compile`` is set.
+
+        Both are in place, so that the parameters keep their names.
+        """
+        if self._device_mesh is not None:
+            self._work = self._work or self.flops(self._tokens())  # while every process has all weights
+            fully_shard(self, self.backbone.blocks, self._device_mesh["data_parallel"])
         if self.compile_backbone:
             self.backbone.compile()
 
@@ -346,9 +354,13 @@ class Task(PretrainedMixin, LightningModule, ABC):
 
     def on_fit_start(self) -> None:
         """Print the size of the model."""
-        length = (data_facts(self.trainer).length or 256) * self.tokens_per_step
-        size, work = sum(p.numel() for p in self.parameters()), self.flops(length) / 1e6
+        size, length = sum(p.numel() for p in self.parameters()), self._tokens()
+        work = (self._work or self.flops(length)) / 1e6
         rank_zero_info(f"{self.dim} wide, {size:,} parameters, {work:.1f} MFLOP a token forward at length {length:,}")
+
+    def _tokens(self) -> int:
+        """Tokens in a sequence of the data."""
+        return (data_facts(self._trainer).length or 256) * self.tokens_per_step
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep the number of steps over which the learning rate falls, and the name of the class."""
