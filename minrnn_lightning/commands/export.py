@@ -36,17 +36,17 @@ def export_command(
     Raises:
         InputError: The checkpoint cannot be used, or the model not exported in this way, or a package is missing.
     """
+    from minrnn_lightning import tasks
     from minrnn_lightning.checkpoint import read_checkpoint
     from minrnn_lightning.export import export
     from minrnn_lightning.export.flatten import flatten
     from minrnn_lightning.export.snippets import snippet
-    from minrnn_lightning.hub import PACKAGE
     from minrnn_lightning.tasks import ClassificationTask, LanguageTask, PolicyTask, PPOTask, TaggingTask
     from minrnn_lightning.tasks.load import load_task
 
     _check_output(checkpoint, output, format)
     classes = {each.__name__: each for each in (LanguageTask, TaggingTask, ClassificationTask, PolicyTask, PPOTask)}
-    name = read_checkpoint(checkpoint).get("task", "task without a name").removeprefix(PACKAGE)
+    name = read_checkpoint(checkpoint).get("task", "task without a name").removeprefix(f"{tasks.__name__}.")
     if name not in classes:
         raise InputError(
             f"{checkpoint} holds a {name}; minrnn export takes {', '.join(classes)}: "
