@@ -82,11 +82,15 @@ def print_table(title: str, rows: Sequence[Mapping[str, str]], left: Sequence[st
     Console(width=width, highlight=False).print(table)
 
 
-def write_markdown(file: Path, rows: Sequence[Mapping[str, str]]) -> None:
-    """Write rows with the same columns as a table in Markdown."""
+def markdown_table(rows: Sequence[Mapping[str, str]]) -> str:
+    """Rows with the same columns as a table in Markdown."""
     lines = ["| " + " | ".join(rows[0]) + " |", "|---" * len(rows[0]) + "|"]
-    lines += ["| " + " | ".join(row.values()) + " |" for row in rows]
-    write_atomic(file, ("\n".join(lines) + "\n").encode())
+    return "\n".join(lines + ["| " + " | ".join(row.values()) + " |" for row in rows])
+
+
+def write_markdown(file: Path, rows: Sequence[Mapping[str, str]]) -> None:
+    """Write such a table."""
+    write_atomic(file, (markdown_table(rows) + "\n").encode())
 
 
 def provenance(device: torch.device) -> dict[str, object]:

@@ -50,6 +50,7 @@ measure
              accuracy  rounding errors of the scans against the sequence length
              export    differences, latency and size of files of every format
              chunks    time and memory of long sequences that are computed chunk by chunk
+             gpu       checks of the scans on a GPU, then all of these on it, in one JSON and one page
              train     a recipe's training step: minrnn benchmark train --config shakespeare
 
 in the shell
@@ -79,6 +80,7 @@ FUNCTIONS = {  # commands whose options are the parameters of a function, in ``m
     "benchmark accuracy": "benchmark.accuracy.accuracy",
     "benchmark export": "benchmark.export.export_benchmark",
     "benchmark chunks": "benchmark.chunks.chunks",
+    "benchmark gpu": "benchmark.gpu.gpu",
 }
 FILES = ("checkpoint", "ckpt_path", "init_from", "path", "dataset", "data_dir", "output", "runs", "config")  # options
 FILE_ERRORS = (OSError, FileNotFoundError, PermissionError)  # without a name where a disk is full or a folder is gone

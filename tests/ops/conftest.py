@@ -51,7 +51,7 @@ def interpreted_kernels():
         mock.patch.object(interpreter.ScanOps, "generic_scan", tree_scan),
         mock.patch.object(interpreter.ReduceOps, "generic_reduce", tree_reduce),
         mock.patch.object(interpreter.InterpretedFunction, "__call__", call_device_function),
-        mock.patch.object(cuda, "TILE", {"BLOCK_L": 64, "BLOCK_D": 512, "STAGES": 1}),  # few steps of the interpreter
+        mock.patch.object(cuda, "TILE", {"BLOCK_L": 64, "BLOCK_D": 512}),  # few steps of the interpreter
     ):
         yield cuda
 

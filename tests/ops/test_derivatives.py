@@ -27,7 +27,7 @@ RESET = torch.tensor([[False, False, True, False], [True, False, False, False]])
 @pytest.fixture(autouse=True)
 def small_tile():
     """These sequences fill a small tile of the interpreted kernels."""
-    with mock.patch("minrnn_lightning.ops.cuda.launch.TILE", {"BLOCK_L": 16, "BLOCK_D": 16, "STAGES": 1}):
+    with mock.patch("minrnn_lightning.ops.cuda.launch.TILE", {"BLOCK_L": 16, "BLOCK_D": 16}):
         yield
 
 

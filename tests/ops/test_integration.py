@@ -17,7 +17,7 @@ KINDS = ["linear", "positive", "identity"]
 @pytest.fixture(autouse=True)
 def small_tile():
     """These sequences fill a small tile of the interpreted kernels."""
-    with mock.patch("minrnn_lightning.ops.cuda.launch.TILE", {"BLOCK_L": 16, "BLOCK_D": 16, "STAGES": 1}):
+    with mock.patch("minrnn_lightning.ops.cuda.launch.TILE", {"BLOCK_L": 16, "BLOCK_D": 16}):
         yield
 
 

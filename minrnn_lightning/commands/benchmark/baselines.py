@@ -40,12 +40,12 @@ class GRUCellLoop(nn.Module):
         super().__init__()
         self.cell = nn.GRUCell(dim, dim)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(batch, length, dim) to the same."""
+    def forward(self, x: Tensor, reset: Tensor | None = None) -> Tensor:
+        """(batch, length, dim) to the same; ``reset``, (batch, length), sets the state before a step to zero."""
         h = x.new_zeros(x.shape[0], x.shape[2])
         states = []
-        for x_t in x.unbind(1):
-            h = self.cell(x_t, h)
+        for t, x_t in enumerate(x.unbind(1)):
+            h = self.cell(x_t, h if reset is None else h.masked_fill(reset[:, t, None], 0))
             states.append(h)
         return torch.stack(states, 1)
 

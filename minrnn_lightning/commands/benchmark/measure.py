@@ -21,6 +21,7 @@ Step = Callable[[], object]
 Seconds = dict[str, list[float]]
 DType = Literal["float32", "bfloat16", "float16", "float64"]
 
+GPU_SECONDS = 0.03  # length of a repeat on a GPU
 os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # torch's profiler writes to stderr when it starts and stops
 
 
@@ -60,20 +61,31 @@ def in_turns(
 ) -> Seconds:
     """Seconds of every repeat of every step; the steps take turns, so that a noisy machine disturbs them alike.
 
+    On a GPU a repeat runs a short step several times, as training does, so that the launch of a kernel is counted only
+    where it takes longer than the kernel before it.
+
     Args:
         steps: What to time; every step has run before, see ``warm_up``.
         repeats: How often each is timed.
-        device: Device on which they run; a GPU is synchronised.
+        device: Device on which they run; a GPU is synchronised before and after each repeat.
         clock: Returns seconds; those that elapse by default.
     """
+
+    def timed(step: Step, runs: int) -> float:
+        wait(device)
+        start = clock()
+        for _ in range(runs):
+            step()
+        wait(device)
+        return (clock() - start) / runs
+
+    runs = dict.fromkeys(steps, 1)
+    if device.type == "cuda":
+        runs = {name: max(1, round(GPU_SECONDS / timed(step, 1))) for name, step in steps.items()}
     seconds: Seconds = {name: [] for name in steps}
     for _ in range(repeats):
         for name, step in steps.items():
-            _wait(device)
-            start = clock()
-            step()
-            _wait(device)
-            seconds[name].append(clock() - start)
+            seconds[name].append(timed(step, runs[name]))
     return seconds
 
 
@@ -268,6 +280,7 @@ def parse_device(name: str) -> torch.device:
     )
 
 
-def _wait(device: torch.device) -> None:
+def wait(device: torch.device) -> None:
+    """Wait until a GPU has done what it was given."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)

@@ -108,7 +108,7 @@ class Report:
             columns[AXES[axis]] = [f"{row[axis]:,}" for row in rows]
         for column, head in COLUMNS.items():
             if any(column in row for row in rows):
-                columns[head] = [_measured(row, column) for row in rows]
+                columns[head] = [measured(row, column) for row in rows]
         for base in bases:
             if base in columns[""]:
                 columns[f"times {base}"] = [_ratio(value, main[columns[""].index(base)]) for value in main]
@@ -182,7 +182,7 @@ def finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def _measured(row: Row, column: str) -> str:
+def measured(row: Row, column: str) -> str:
     """A measurement and, where the row has it, its spread; empty where it has none."""
     if column not in row:
         return ""

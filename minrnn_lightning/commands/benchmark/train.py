@@ -5,12 +5,13 @@ from argparse import ArgumentParser
 from typing import Any
 
 import torch
+from lightning.fabric.utilities import move_data_to_device
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
-from minrnn_lightning.commands.benchmark.measure import Linears, PeakMemory, Step, measurement
+from minrnn_lightning.commands.benchmark.measure import Linears, PeakMemory, Step, measurement, wait
 from minrnn_lightning.commands.benchmark.report import Report
 from minrnn_lightning.commands.checks import check_function
 from minrnn_lightning.commands.fit import MinRNNCLI
@@ -20,15 +21,15 @@ from minrnn_lightning.ops.reference import log_space_scan
 
 PRODUCTS, STEP, LOG_SPACE = "its matrix products alone", "training step", "the same with the paper's log-space scan"
 REPEATS = 7  # timed training steps with each scan
-CPU = torch.device("cpu")
 
 
 def make_parser() -> ArgumentParser:
     """The parser of the options that ``minrnn fit`` does not have."""
     parser = ArgumentParser(
         "minrnn benchmark train",
-        description="Time training steps of a recipe on the CPU, its matrix products alone, and with the paper's scan.",
-        epilog="All options of `minrnn fit` are accepted too, with a recipe: --config shakespeare.",
+        description="Time training steps of a recipe, its matrix products alone, and with the paper's scan.",
+        epilog="All options of `minrnn fit` are accepted too, with a recipe: --config shakespeare. "
+        "On the CPU without --trainer.accelerator gpu.",
         allow_abbrev=False,
         exit_on_error=False,
     )
@@ -38,7 +39,7 @@ def make_parser() -> ArgumentParser:
 
 
 def train(args: list[str]) -> None:
-    """Time Lightning's training steps of a recipe on the CPU, its matrix products alone, and with the paper's scan.
+    """Time Lightning's training steps of a recipe, its matrix products alone, and with the paper's scan.
 
     A step is forward, loss, backward, clipping and AdamW on one batch of the recipe's data, compiled with
     ``--model.compile true``. The matrix products have the shapes and the precision of the step's, forward and backward.
@@ -49,18 +50,21 @@ def train(args: list[str]) -> None:
     """
     options, args = make_parser().parse_known_args(args)
     check_function("benchmark train", vars(options))
-    cli = _Built(["fit", *find_recipes(args), "--trainer.accelerator=cpu"])
+    cli = _Built(["fit", "--trainer.accelerator=cpu", *find_recipes(args)])
     data, model, precision = cli.datamodule, cli.model, cli.trainer.precision
+    device = cli.trainer.strategy.root_device
     about = {"precision": precision, "repeats": REPEATS}
-    report = Report("train", ["ms", "peak_mb"], about, CPU, options.output, options.compare)
+    report = Report("train", ["ms", "peak_mb"], about, device, options.output, options.compare)
     data.prepare_data()
     data.setup("fit")
-    batch = next(iter(data.train_dataloader()))
+    batch = move_data_to_device(next(iter(data.train_dataloader())), device)
+    model.to(device)
     with cli.trainer.precision_plugin.forward_context(), Linears() as linears:
         model.batch_loss(batch)
-    steps = TimedSteps(model, linears.products(), REPEATS)
+    steps = TimedSteps(model, linears.products(), REPEATS, device)
     trainer = Trainer(
-        accelerator="cpu",
+        accelerator="gpu" if device.type == "cuda" else "cpu",
+        devices=1 if device.index is None else [device.index],
         precision=precision,
         gradient_clip_val=cli.trainer.gradient_clip_val,
         max_steps=steps.total,
@@ -100,6 +104,7 @@ class TimedSteps(Callback):
         model: Model whose mixers get one scan or the other, by their attribute ``function``.
         products: The matrix products of a step.
         repeats: Number of rounds that are timed.
+        device: Device of the model; a GPU is synchronised.
 
     Attributes:
         total: Number of training steps in all rounds.
@@ -107,9 +112,10 @@ class TimedSteps(Callback):
         peaks: Peak of the memory in bytes.
     """
 
-    def __init__(self, model: LightningModule, products: Step, repeats: int) -> None:
+    def __init__(self, model: LightningModule, products: Step, repeats: int, device: torch.device) -> None:
         self.mixers = [module for module in model.modules() if isinstance(module, GatedMixer)]
         self.products = products
+        self.device = device
         self.total = 2 * (repeats + 2)
         self.seconds: dict[str, list[float]] = {PRODUCTS: [], STEP: [], LOG_SPACE: []}
         self.peaks: dict[str, int] = {}
@@ -135,12 +141,14 @@ class TimedSteps(Callback):
             self._stop(PRODUCTS)
 
     def _start(self) -> None:
-        self.memory = PeakMemory(CPU)
+        self.memory = PeakMemory(self.device)
         if self.round == 1:
             self.memory.__enter__()
+        wait(self.device)
         self.started = time.perf_counter()
 
     def _stop(self, name: str) -> None:
+        wait(self.device)
         seconds = time.perf_counter() - self.started
         if self.round == 1:
             self.memory.__exit__(None, None, None)

@@ -4,6 +4,11 @@ A step of the scan is the map h → a·h + u. The composition of two maps is aga
 its states at once (``tl.associative_scan``) and passes the last one to the next tile. Besides a, every map has
 z = 1 − a: for a near 1, a float32 has only the leading digits of the difference from 1, and z has all of them.
 
+A program is one warp, and a lane has whole columns of a tile, so that the scan of a tile is a loop over registers, with
+one map applied per step and nothing exchanged between lanes. What Triton would choose, neighbouring steps in different
+lanes, takes two to three times as many instructions. Few steps of few channels are in flight that way; therefore each
+tile is loaded while the one before it is computed, and the length is divided into many chunks (``launch``).
+
 A program runs over one chunk of the length, for one row and one block of channels. If it is given the state before its
 chunk, it writes every state; otherwise it writes the map of the whole chunk, from which ``carry`` computes the state
 before every chunk. Step j of the scan is at position t = j of the sequence, or at t = length − 1 − j if reversed.
@@ -22,28 +27,43 @@ from minrnn_lightning.ops.cuda.compilers import TRITON
 if tuple(map(int, triton.__version__.split(".")[:2])) < tuple(map(int, TRITON[0].split("."))):
     raise ImportError(f"it is older than {TRITON[0]}")
 
+LANES = tl.constexpr(32 if torch.version.hip is None else 64)  # of a warp
+
 # The most that a thread may use: by default, NVIDIA's assembler spills some registers to fit in one more program.
 REGISTERS = 255 if torch.version.hip is None else None
 
 
 @triton.jit
-def compose(a1, z1, u1, a2, z2, u2):
-    """The composition of two maps: the first, then the second.
+def advance(a, z, u, c, h, low):
+    """Apply the map h → a·h + (u + c) to the state h + low, with z or a, whichever is more accurate.
 
-    A decay of zero, as at a reset, discards the state before it, even an infinity or NaN.
+    The sum of two numbers is that of compensated summation: without what each step rounds away, the error would grow
+    with the number of steps that the state remembers. Where ``low`` is not used, the compiler leaves its sum out.
+    A decay of zero, as at a reset, discards the state, even an infinity or NaN.
     """
-    forgets = a2 == 0
-    z = z1 + a1 * z2
-    a = tl.where(tl.abs(z) < 0.5, 1 - z, a1 * a2)
-    u = a2 * u1 + u2
-    return tl.where(forgets, a2, a), tl.where(forgets, z2, z), tl.where(forgets, u2, u)
+    change = u - z * h
+    near_1 = tl.abs(z) < 0.5
+    new = tl.where(near_1, h + change, a * h + u)
+    rounded_away = tl.where(near_1, (h - new) + change, 0)
+    return tl.where(a == 0, u, new), tl.where(a == 0, c, a * low + (c + rounded_away))
 
 
 @triton.jit
-def advance(a, z, u, h):
-    """Apply the map to a state, with z or a, whichever is more accurate."""
-    kept = tl.where(tl.abs(z) < 0.5, h - z * h, a * h)
-    return tl.where(a == 0, u, kept + u)
+def compose(a1, z1, u1, c1, a2, z2, u2, c2):
+    """The composition of two maps: the first, then the second."""
+    forgets = a2 == 0
+    z = z1 + a1 * z2
+    a = tl.where(tl.abs(z) < 0.5, 1 - z, a1 * a2)
+    u, c = advance(a2, z2, u2, c2, u1, c1)
+    return tl.where(forgets, a2, a), tl.where(forgets, z2, z), u, c
+
+
+@triton.jit
+def compose_with_before(a1, z1, u1, c1, p1, q1, r1, s1, a2, z2, u2, c2, p2, q2, r2, s2):
+    """The same for steps of which each also has the map (p, q, r + s) of all steps before it."""
+    a, z, u, c = compose(a1, z1, u1, c1, a2, z2, u2, c2)
+    p, q, r, s = compose(a1, z1, u1, c1, p2, q2, r2, s2)
+    return a, z, u, c, p, q, r, s
 
 
 @triton.jit
@@ -77,42 +97,41 @@ def activation(v, KIND: tl.constexpr):
 
 
 @triton.jit
-def load(x, x_row, x_step, row, t, channel, inside, STATE: tl.constexpr):
-    """Load the elements (t, channel) of a row of a sequence, in the type of the state.
+def load(x, x_step, first, stop, length, here, REVERSE: tl.constexpr, BLOCK_L: tl.constexpr):
+    """Load a tile of a sequence: the steps from ``first`` on, zeros from ``stop`` on, and the channels ``here``.
 
-    x must not be None, which the callers check: up to Triton 3.6 a function cannot return None from a branch.
+    x points to the channels at the first position of a row. It must not be None, which the callers check: up to Triton
+    3.6 a function cannot return None from a branch.
     """
-    at = x + row * x_row + t[:, None] * x_step + channel[None, :]
-    return tl.load(at, mask=inside, other=0).to(STATE)
+    j = first + tl.arange(0, BLOCK_L)
+    at = x[None, :] + time(j, length, REVERSE)[:, None] * x_step
+    return tl.load(at, mask=(j < stop)[:, None] & here[None, :], other=0)
 
 
 @triton.jit
-def decay(k, f, reset, row, t, length, known, KIND: tl.constexpr):
-    """The decay a and z = 1 − a of every step; 0 and 1 at a reset."""
-    if KIND == "linear":
-        a, z = k, 1 - k
-    else:
-        a, z = gate(k, f)
-    if reset is not None:
-        cut = tl.load(reset + row * length + t, mask=known, other=0)[:, None] != 0
-        a, z = tl.where(cut, 0, a), tl.where(cut, 1, z)
-    return a, z
+def load_reset(reset, row, first, stop, length, REVERSE: tl.constexpr, BLOCK_L: tl.constexpr):
+    """Whether the sequence starts anew at the steps from ``first`` on."""
+    j = first + tl.arange(0, BLOCK_L)
+    return tl.load(reset + row * length + time(j, length, REVERSE), mask=j < stop, other=0)[:, None] != 0
 
 
 @triton.jit
 def time(j, length, REVERSE: tl.constexpr):
-    """Position of step j of the scan in the sequence."""
-    return length - 1 - j if REVERSE else j
+    """Position of step j of the scan in the sequence, in 64 bits, because offsets are made of it."""
+    return (length - 1 - j if REVERSE else j).to(tl.int64)
 
 
 @triton.jit
 def program_range(length, dim, chunks, chunk_length, BLOCK_D: tl.constexpr):
-    """Row, chunk, channels, and first and last step of this program; 64 bits, because all offsets are made of them."""
+    """Row, chunk and channels of this program, in 64 bits, because offsets are made of them, and its steps."""
     program = tl.program_id(0).to(tl.int64)
     blocks = (dim + BLOCK_D - 1) // BLOCK_D
-    channel = program % blocks * BLOCK_D + tl.arange(0, BLOCK_D)
+    columns = tl.arange(0, BLOCK_D)
+    if BLOCK_D >= LANES:
+        columns = tl.max_contiguous(columns, BLOCK_D // LANES)  # of a lane: the compiler gives it whole columns
+    channel = program % blocks * BLOCK_D + columns
     chunk = program // blocks % chunks
-    start = chunk * chunk_length
+    start = chunk.to(tl.int32) * chunk_length
     return program // blocks // chunks, chunk, channel, start, tl.minimum(start + chunk_length, length)
 
 
@@ -123,6 +142,12 @@ def load_state(x, index, dim, channel, STATE: tl.constexpr, BLOCK_D: tl.constexp
         return tl.full([BLOCK_D], 0, STATE)
     else:
         return tl.load(x + index * dim + channel, mask=channel < dim, other=0)
+
+
+@triton.jit
+def exact(x, STATE: tl.constexpr):
+    """Whether results are stored in the type of the state, whose last digits then matter."""
+    return x.dtype.element_ty == STATE
 
 
 @triton.jit
@@ -147,10 +172,10 @@ def store_map(ends, index, dim, channel, a, z, u):
 
 
 def tuned(*tiles):
-    """Choose the fastest of (steps, channels, warps, pipeline stages) once for each dim, kind and set of types."""
+    """Choose the fastest tile of (steps, channels) once for each dim, kind and set of types."""
     configs = [
-        triton.Config({"BLOCK_L": steps, "BLOCK_D": channels, "STAGES": stages}, num_warps=warps, maxnreg=REGISTERS)
-        for steps, channels, warps, stages in tiles
+        triton.Config({"BLOCK_L": steps, "BLOCK_D": channels}, num_warps=1, maxnreg=REGISTERS)
+        for steps, channels in tiles
     ]
 
     def choice(kernel):
@@ -170,12 +195,12 @@ def tuned(*tiles):
 
 
 def fitting(configs, arguments, STATE, **options):
-    """The tiles that fit into the registers: in float64 two elements per thread, which one tile of each list has."""
-    few = [config for config in configs if config.kwargs["BLOCK_L"] * config.kwargs["BLOCK_D"] <= 64 * config.num_warps]
+    """The tiles that fit into the registers: in float64 the smallest one of each list."""
+    few = [config for config in configs if config.kwargs["BLOCK_L"] * config.kwargs["BLOCK_D"] <= 256]
     return few if tl.float64 == STATE else configs
 
 
-@tuned((32, 32, 8, 1), (32, 32, 4, 1), (32, 64, 4, 1), (64, 32, 4, 2), (16, 32, 8, 1))
+@tuned((4, 64), (8, 64))
 @triton.jit(do_not_specialize=["length", "chunks", "chunk_length"])
 def forward(
     k,
@@ -201,38 +226,56 @@ def forward(
     STATE: tl.constexpr,
     BLOCK_L: tl.constexpr,
     BLOCK_D: tl.constexpr,
-    STAGES: tl.constexpr,
 ):
     """Write every state to h and the last one to ``final``, from the states ``before`` the chunks.
 
     Without h, write the maps of the chunks to ``ends``.
     """
     row, chunk, channel, start, stop = program_range(length, dim, chunks, chunk_length, BLOCK_D)
-    state = load_state(before, row * chunks + chunk, dim, channel, STATE, BLOCK_D)
-    chunk_a, chunk_z = tl.full([BLOCK_D], 1, STATE), tl.full([BLOCK_D], 0, STATE)
-    for first in tl.range(start, stop, BLOCK_L, num_stages=STAGES):
+    here = channel < dim
+    state, low = load_state(before, row * chunks + chunk, dim, channel, STATE, BLOCK_D), tl.full([BLOCK_D], 0, STATE)
+    chunk_a, chunk_z = low + 1, low
+    k, v = k + row * k_row + channel, v + row * v_row + channel
+    next_k = load(k, k_step, start, stop, length, here, REVERSE, BLOCK_L)
+    next_v = load(v, v_step, start, stop, length, here, REVERSE, BLOCK_L)
+    if f is not None:
+        f = f + row * f_row + channel
+        next_f = load(f, f_step, start, stop, length, here, REVERSE, BLOCK_L)
+    for first in tl.range(start, stop, BLOCK_L):
+        k_, v_ = next_k.to(STATE), next_v.to(STATE)
+        f_ = None if f is None else next_f.to(STATE)
+        next_k = load(k, k_step, first + BLOCK_L, stop, length, here, REVERSE, BLOCK_L)
+        next_v = load(v, v_step, first + BLOCK_L, stop, length, here, REVERSE, BLOCK_L)
+        if f is not None:
+            next_f = load(f, f_step, first + BLOCK_L, stop, length, here, REVERSE, BLOCK_L)
+        a, z = (k_, 1 - k_) if KIND == "linear" else gate(k_, f_)
+        u = v_ if KIND == "linear" else z * activation(v_, KIND)
+        if reset is not None:
+            cut = load_reset(reset, row, first, stop, length, REVERSE, BLOCK_L)
+            a, z = tl.where(cut, 0, a), tl.where(cut, 1, z)
         j = first + tl.arange(0, BLOCK_L)
-        t, known = time(j, length, REVERSE), j < stop
-        inside = known[:, None] & (channel < dim)[None, :]
-        k_ = load(k, k_row, k_step, row, t, channel, inside, STATE)
-        v_ = load(v, v_row, v_step, row, t, channel, inside, STATE)
-        f_ = None if f is None else load(f, f_row, f_step, row, t, channel, inside, STATE)
-        a, z = decay(k_, f_, reset, row, t, length, known, KIND)
-        u = v_ if KIND == "linear" else gate(k_, f_)[1] * activation(v_, KIND)
+        inside = (j < stop)[:, None] & here[None, :]
         a, z, u = tl.where(inside, a, 1), tl.where(inside, z, 0), tl.where(inside, u, 0)
-        a, z, u = tl.associative_scan((a, z, u), 0, compose)
+        c = tl.full([BLOCK_L, BLOCK_D], 0, STATE)
         if h is None:
-            a, z, u = last(a, BLOCK_L), last(z, BLOCK_L), last(u, BLOCK_L)
-            chunk_a, chunk_z, state = compose(chunk_a, chunk_z, state, a, z, u)
+            a, z, u, c = tl.associative_scan((a, z, u, c), 0, compose)
+            a, z, u, c = last(a, BLOCK_L), last(z, BLOCK_L), last(u, BLOCK_L), last(c, BLOCK_L)
+            chunk_a, chunk_z, state, low = compose(chunk_a, chunk_z, state, low, a, z, u, c)
         else:
-            states = advance(a, z, u, state[None, :])
-            at = h + (row * length + t[:, None]) * dim + channel[None, :]
-            tl.store(at, states.to(h.dtype.element_ty), mask=inside)
+            u_0, c_0 = advance(a, z, u, c, state[None, :], low[None, :])
+            is_first = (j == first)[:, None]
+            u, c = tl.where(is_first, u_0, u), tl.where(is_first, c_0, c)
+            a, z, states, c = tl.associative_scan((a, z, u, c), 0, compose)
             state = last(states, BLOCK_L)
+            if exact(h, STATE):
+                low = last(c, BLOCK_L)
+                states += c
+            at = h + (row * length + time(j, length, REVERSE)[:, None]) * dim + channel[None, :]
+            tl.store(at, states.to(h.dtype.element_ty), mask=inside)
     if h is None:
-        store_map(ends, row * chunks + chunk, dim, channel, chunk_a, chunk_z, state)
+        store_map(ends, row * chunks + chunk, dim, channel, chunk_a, chunk_z, state + low)
     elif stop == length:
-        tl.store(final + row * dim + channel, state, mask=channel < dim)
+        tl.store(final + row * dim + channel, state + low, mask=here)
 
 
 @triton.jit(do_not_specialize=["chunks"])
@@ -248,7 +291,7 @@ def carry(
 ):
     """Write the state before every chunk, from the maps of the chunks."""
     row, _, channel, start, stop = program_range(chunks, dim, 1, chunks, BLOCK_D)
-    state = load_state(initial, row, dim, channel, STATE, BLOCK_D)
+    state, low = load_state(initial, row, dim, channel, STATE, BLOCK_D), tl.full([BLOCK_D], 0, STATE)
     tl.store(before + row * chunks * dim + channel, state, mask=channel < dim)
     for first in tl.range(start, stop, BLOCK_L):
         chunk = first + tl.arange(0, BLOCK_L)
@@ -257,14 +300,17 @@ def carry(
         a = tl.load(ends + (index * 3 + 0) * dim + channel[None, :], mask=inside, other=1)
         z = tl.load(ends + (index * 3 + 1) * dim + channel[None, :], mask=inside, other=0)
         u = tl.load(ends + (index * 3 + 2) * dim + channel[None, :], mask=inside, other=0)
-        a, z, u = tl.associative_scan((a, z, u), 0, compose)
-        states = advance(a, z, u, state[None, :])
+        c = tl.full([BLOCK_L, BLOCK_D], 0, STATE)
+        u_0, c_0 = advance(a, z, u, c, state[None, :], low[None, :])
+        is_first = (chunk == first)[:, None]
+        u, c = tl.where(is_first, u_0, u), tl.where(is_first, c_0, c)
+        a, z, states, c = tl.associative_scan((a, z, u, c), 0, compose)
         following = inside & (chunk + 1 < chunks)[:, None]
-        tl.store(before + (index + 1) * dim + channel[None, :], states, mask=following)
-        state = last(states, BLOCK_L)
+        tl.store(before + (index + 1) * dim + channel[None, :], states + c, mask=following)
+        state, low = last(states, BLOCK_L), last(c, BLOCK_L)
 
 
-@tuned((32, 32, 8, 1), (32, 32, 4, 1), (16, 64, 4, 1), (32, 32, 4, 2), (16, 32, 8, 1))
+@tuned((4, 64), (8, 64))
 @triton.jit(do_not_specialize=["length", "chunks", "chunk_length"])
 def backward(
     grad,
@@ -297,51 +343,73 @@ def backward(
     STATE: tl.constexpr,
     BLOCK_L: tl.constexpr,
     BLOCK_D: tl.constexpr,
-    STAGES: tl.constexpr,
 ):
     """Write the gradients, from those ``before`` the chunks; without d_k, write the maps of the chunks to ``ends``.
 
-    The steps j run from the last one of the forward scan to its first, and REVERSE is their direction in the sequence:
-    G_j = ∂L/∂h_j + a·G_{j-1} with the decay of step j − 1, whose k and f were just read and are in the cache. The state
-    that the forward scan had before step j is h_{j+1}.
+    The steps j run from the last one of the forward scan to its first, and REVERSE is their direction in the sequence.
+    With G_j = ∂L/∂h_j + W_{j-1} the total gradient of a state, W_j = a_j·G_j is what goes on to the state before it:
+    W_j = a_j·W_{j-1} + a_j·∂L/∂h_j is the scan, and G_j takes from it what comes before step j.
     """
     row, chunk, channel, start, stop = program_range(length, dim, chunks, chunk_length, BLOCK_D)
-    total = load_state(before, row * chunks + chunk, dim, channel, STATE, BLOCK_D)
-    chunk_a, chunk_z = tl.full([BLOCK_D], 1, STATE), tl.full([BLOCK_D], 0, STATE)
-    here = (channel < dim)[None, :]
-    later = 1 if REVERSE else -1  # offset from t to the next step of the forward scan
-    for first in tl.range(start, stop, BLOCK_L, num_stages=STAGES):
+    here = channel < dim
+    passed, low = load_state(before, row * chunks + chunk, dim, channel, STATE, BLOCK_D), tl.full([BLOCK_D], 0, STATE)
+    chunk_a, chunk_z = low + 1, low
+    grad, k, v = grad + row * grad_row + channel, k + row * k_row + channel, v + row * v_row + channel
+    next_grad = load(grad, grad_step, start, stop, length, here, REVERSE, BLOCK_L)
+    next_k = load(k, k_step, start, stop, length, here, REVERSE, BLOCK_L)
+    if f is not None:
+        f = f + row * f_row + channel
+        next_f = load(f, f_step, start, stop, length, here, REVERSE, BLOCK_L)
+    if d_k is not None:  # the forward scan had the state of step j + 1 before step j
+        h = h + row * length * dim + channel
+        next_h = load(h, dim, start + 1, length, length, here, REVERSE, BLOCK_L)
+        next_v = load(v, v_step, start, stop, length, here, REVERSE, BLOCK_L)
+    for first in tl.range(start, stop, BLOCK_L):
+        grad_, k_ = next_grad.to(STATE), next_k.to(STATE)
+        f_ = None if f is None else next_f.to(STATE)
+        next_grad = load(grad, grad_step, first + BLOCK_L, stop, length, here, REVERSE, BLOCK_L)
+        next_k = load(k, k_step, first + BLOCK_L, stop, length, here, REVERSE, BLOCK_L)
+        if f is not None:
+            next_f = load(f, f_step, first + BLOCK_L, stop, length, here, REVERSE, BLOCK_L)
+        if d_k is not None:
+            h_, v_ = next_h.to(STATE), next_v.to(STATE)
+            next_h = load(h, dim, first + BLOCK_L + 1, length, length, here, REVERSE, BLOCK_L)
+            next_v = load(v, v_step, first + BLOCK_L, stop, length, here, REVERSE, BLOCK_L)
+        rest, z_ = (k_, 1 - k_) if KIND == "linear" else gate(k_, f_)
+        a, z = rest, z_
+        if reset is not None:
+            cut = load_reset(reset, row, first, stop, length, REVERSE, BLOCK_L)
+            a, z = tl.where(cut, 0, a), tl.where(cut, 1, z)
         j = first + tl.arange(0, BLOCK_L)
-        t, known, followed = time(j, length, REVERSE), j < stop, (j < stop) & (j > 0)
-        inside = known[:, None] & here
-        u = load(grad, grad_row, grad_step, row, t, channel, inside, STATE)
-        k_ = load(k, k_row, k_step, row, t + later, channel, followed[:, None] & here, STATE)
-        f_ = None if f is None else load(f, f_row, f_step, row, t + later, channel, followed[:, None] & here, STATE)
-        a, z = decay(k_, f_, reset, row, t + later, length, followed, KIND)
-        a, z = tl.where(inside, a, 1), tl.where(inside, z, 0)
-        a, z, u = tl.associative_scan((a, z, u), 0, compose)
+        inside = (j < stop)[:, None] & here[None, :]
+        a, z, zero = tl.where(inside, a, 1), tl.where(inside, z, 0), tl.full([BLOCK_L, BLOCK_D], 0, STATE)
         if d_k is None:
-            a, z, u = last(a, BLOCK_L), last(z, BLOCK_L), last(u, BLOCK_L)
-            chunk_a, chunk_z, total = compose(chunk_a, chunk_z, total, a, z, u)
+            w, c = advance(a, z, zero, zero, grad_, zero)
+            a, z, w, c = tl.associative_scan((a, z, w, c), 0, compose)
+            a, z, w, c = last(a, BLOCK_L), last(z, BLOCK_L), last(w, BLOCK_L), last(c, BLOCK_L)
+            chunk_a, chunk_z, passed, low = compose(chunk_a, chunk_z, passed, low, a, z, w, c)
         else:
-            g = advance(a, z, u, total[None, :])
-            total = last(g, BLOCK_L)
-            h_ = load(h, length * dim, dim, row, t - later, channel, (j + 1 < length)[:, None] & here, STATE)
+            is_first = (j == first)[:, None]
+            r, s = tl.where(is_first, passed[None, :], zero), tl.where(is_first, low[None, :], zero)
+            w, c = advance(a, z, zero, zero, grad_, zero)
+            w_0, c_0 = advance(a, z, w, c, r, s)
+            w, c = tl.where(is_first, w_0, w), tl.where(is_first, c_0, c)
+            maps = (a, z, w, c, zero + 1, zero, r, s)
+            a, z, w, c, _, _, r, s = tl.associative_scan(maps, 0, compose_with_before)
+            g, passed = grad_ + r, last(w, BLOCK_L)
+            if exact(d_k, STATE):
+                low = last(c, BLOCK_L)
+                g = grad_ + (r + s)
             if initial is not None:
                 h_0 = load_state(initial, row, dim, channel, STATE, BLOCK_D)
                 h_ = tl.where((j == length - 1)[:, None], h_0[None, :], h_)
             if reset is not None:
-                cut = tl.load(reset + row * length + t, mask=known, other=0)[:, None] != 0
                 h_ = tl.where(cut, 0, h_)
-            at = (row * length + t[:, None]) * dim + channel[None, :]
+            at = (row * length + time(j, length, REVERSE)[:, None]) * dim + channel[None, :]
             if KIND == "linear":
                 tl.store(d_k + at, (g * h_).to(d_k.dtype.element_ty), mask=inside)
                 tl.store(d_v + at, g.to(d_v.dtype.element_ty), mask=inside)
             else:
-                k_ = load(k, k_row, k_step, row, t, channel, inside, STATE)
-                v_ = load(v, v_row, v_step, row, t, channel, inside, STATE)
-                f_ = None if f is None else load(f, f_row, f_step, row, t, channel, inside, STATE)
-                rest, z_ = gate(k_, f_)
                 c = activation(v_, KIND)
                 to_logit = g * z_ * rest * (c - h_)
                 to_v = g * z_
@@ -354,15 +422,9 @@ def backward(
                     to_logit = to_logit * sigmoid(-k_)
                 tl.store(d_k + at, to_logit.to(d_k.dtype.element_ty), mask=inside)
     if d_k is None:
-        store_map(ends, row * chunks + chunk, dim, channel, chunk_a, chunk_z, total)
+        store_map(ends, row * chunks + chunk, dim, channel, chunk_a, chunk_z, passed + low)
     elif stop == length:
-        j = tl.full([1], length - 1, tl.int64)
-        t = time(j, length, REVERSE)
-        k_ = load(k, k_row, k_step, row, t, channel, here, STATE)
-        f_ = None if f is None else load(f, f_row, f_step, row, t, channel, here, STATE)
-        a, z = decay(k_, f_, reset, row, t, length, j >= 0, KIND)
-        first_total = advance(a, z, tl.full([1, BLOCK_D], 0, STATE), total[None, :])
-        tl.store(d_initial + row * dim + channel[None, :], first_total, mask=here)
+        tl.store(d_initial + row * dim + channel, passed + low, mask=here)
 
 
 INTERPRETED = not isinstance(forward.fn, triton.runtime.JITFunction)  # on CPU tensors, for tests

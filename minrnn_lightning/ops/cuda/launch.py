@@ -18,7 +18,7 @@ Sequences (elements of the type of ``k``) moved between memory and chip, with th
 Times the size of an element, that is bytes per step and channel: the forward one in bfloat16 moves 3 · 2 = 6 bytes.
 The first pass over the chunks reads what decays and updates depend on: k, v, f forward and grad, k, f backward;
 ``linear_scan`` backward does not read v: one less. Not counted: reset (1 byte per step), the initial state and its
-gradient, 7 numbers per chunk and channel, and the second read of k and f in the backward pass, which hits the cache.
+gradient, and 7 numbers per chunk and channel.
 
 The first call for a dim, kind and set of types times several tile sizes; later ones use the fastest. The order of
 additions depends on the tile, so that results are the same bits from call to call, but may differ in rounding between
@@ -40,13 +40,15 @@ from minrnn_lightning.ops.cuda import kernels
 from minrnn_lightning.ops.cuda.compilers import TRITON_RANGE, CompilerError
 from minrnn_lightning.ops.eager import final_of_empty, state_dtype
 
-MIN_CHANNELS = 32  # least number for a program
-PROGRAMS_PER_PROCESSOR = 4  # when the length is divided: one waits for memory while others compute
-MIN_CHUNK_LENGTH = 1024  # steps of a chunk: fewer take less time than the additional passes
+CHANNELS = 64  # of a program, in most tiles
+ENOUGH_PROGRAMS = 4  # for each multiprocessor: with as many, one pass over the whole length takes less time than two
+PROGRAMS = 16  # for each multiprocessor, when the length is divided: the memory waits for no program then
+MIN_CHUNK_LENGTH = 128  # steps of a chunk; with fewer, starting a program takes longer than running it
+MIN_CHUNKS = 4  # with fewer, one pass takes less time than two
 C_COMPILER_MODULE = "triton.runtime.build"  # the module that calls the C compiler
 INTERPRETED: bool = kernels.INTERPRETED
-CARRY = {"BLOCK_L": 16, "BLOCK_D": MIN_CHANNELS}  # tile of chunks
-TILE = {"BLOCK_L": 16, "BLOCK_D": 16, "STAGES": 1}  # in the interpreter, which goes from element to element
+CARRY = {"BLOCK_L": 16, "BLOCK_D": CHANNELS}  # tile of chunks
+TILE = {"BLOCK_L": 16, "BLOCK_D": 16}  # in the interpreter, which goes from element to element
 
 
 def forward(
@@ -85,11 +87,10 @@ def backward(
 
 def chunk_length(batch: int, length: int, dim: int, device: torch.device) -> int:
     """Steps that a program runs over: all of them where the device is busy, fewer where it would be idle."""
-    programs, processors = batch * -(-dim // MIN_CHANNELS), _multiprocessors(device)
-    if programs >= processors:
+    programs, processors = batch * -(-dim // CHANNELS), _multiprocessors(device)
+    if programs >= ENOUGH_PROGRAMS * processors or length < MIN_CHUNKS * MIN_CHUNK_LENGTH:
         return length
-    chunks = -(-PROGRAMS_PER_PROCESSOR * processors // programs)
-    return min(length, max(MIN_CHUNK_LENGTH, -(-length // chunks)))
+    return max(MIN_CHUNK_LENGTH, -(-length // -(-PROGRAMS * processors // programs)))
 
 
 @functools.cache
@@ -161,8 +162,8 @@ def _scan(
             ends = k.new_empty(batch, chunks, 3, dim, dtype=wide)
             before = k.new_empty(batch, chunks, dim, dtype=wide)
             _launch(kernel, programs, *inputs, *[None] * len(outputs), None, ends, **options)
-            rows = (batch * -(-dim // MIN_CHANNELS),)
-            kernels.carry[rows](ends, initial, before, chunks, dim, STATE=state, **CARRY)
+            rows = (batch * -(-dim // CHANNELS),)
+            kernels.carry[rows](ends, initial, before, chunks, dim, STATE=state, num_warps=1, **CARRY)
         _launch(kernel, programs, *inputs, *outputs, before, None, **options)
 
 
