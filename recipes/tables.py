@@ -8,6 +8,7 @@ benchmark`` have a form of their own.
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -32,7 +33,9 @@ THRESHOLDS = {  # returns that policies without the memory for it do not reach
     "rl/repeat_previous4": 0.5,
     "rl/repeat_previous4_convolution": 0.5,
     "rl/cartpole": 400.0,
+    "rl/pendulum": -300.0,
 }
+UPDATES = "rl/update64,rl/update256"  # by the length of the rollouts
 Run = Mapping[str, Any]
 Row = dict[str, str]
 
@@ -147,6 +150,23 @@ def online(name: str) -> list[Row]:
     return rows
 
 
+def updates(name: str) -> list[Row]:
+    """One row for each mixer of ``minrnn compare --equal_time``: time of a step, in brackets how often in that of nn.GRU.
+
+    The fastest of the timed runs counts, as there.
+    """
+    rows: dict[str, Row] = {}
+    for folder in name.split(","):
+        record = json.loads((RESULTS / folder / "timing.json").read_text(encoding="utf-8"))
+        fastest: dict[str, float] = {}
+        for run in record["times"]:
+            fastest[run["mixer"]] = min(run["seconds_per_step"], fastest.get(run["mixer"], math.inf))
+        for mixer, seconds in fastest.items():
+            cell = f"{1e3 * seconds:.1f} ms ({fastest['gru'] / seconds:.1f})"
+            rows.setdefault(mixer, {"mixer": mixer})["length " + folder.removeprefix("rl/update")] = cell
+    return list(rows.values())
+
+
 def other_lengths(name: str) -> list[Row]:
     """One row for each mixer of what ``minrnn rollout --output`` wrote as MIXER-SEED-LENGTH.json: returns by length."""
     found: dict[str, dict[int, list[float]]] = {}
@@ -228,7 +248,7 @@ def table(name: str) -> str:
     """A table in Markdown."""
     forms = {"formal_languages": formal_languages, "parity": parity, "benchmarks/step": single_steps}
     forms |= {"benchmarks/step_small": small_steps, "benchmarks/export": exported}
-    forms |= dict.fromkeys(THRESHOLDS, online) | {"rl/tmaze10_longer": other_lengths}
+    forms |= dict.fromkeys(THRESHOLDS, online) | {"rl/tmaze10_longer": other_lengths, UPDATES: updates}
     rows = forms.get(name, compared)(name)
     lines = ["| " + " | ".join(rows[0]) + " |", "|---" * len(rows[0]) + "|"]
     return "\n".join([*lines, *("| " + " | ".join(row.values()) + " |" for row in rows)]) + "\n"

@@ -72,6 +72,20 @@ def test_returns_at_other_lengths(tmp_path):
     assert row == "| gru | 4.00, 3.00 | 1.00, 2.50 |"
 
 
+def test_times_of_updates(tmp_path):
+    tables = runpy.run_path(str(recipes_folder() / "tables.py"))
+    tables["runs"].__globals__["RESULTS"] = tmp_path
+    for length, times in {64: [0.5, 0.25, 1.0], 256: [2.0, 1.0, 4.0]}.items():
+        (tmp_path / f"rl/update{length}").mkdir(parents=True)
+        runs = zip(["mingru", "mingru", "gru"], times, strict=True)
+        record = {"times": [{"mixer": mixer, "seconds_per_step": seconds} for mixer, seconds in runs]}
+        (tmp_path / f"rl/update{length}/timing.json").write_text(json.dumps(record))
+    head, _, first, second = tables["table"](tables["UPDATES"]).splitlines()
+    assert head == "| mixer | length 64 | length 256 |"
+    assert first == "| mingru | 250.0 ms (4.0) | 1000.0 ms (4.0) |"
+    assert second == "| gru | 1000.0 ms (1.0) | 4000.0 ms (1.0) |"
+
+
 def test_chosen_settings(table):
     head, _, first, second = table(
         gru_0=RUN | {"mixer": "gru", "best": 1.7}, mingru_0=TUNED, tuning={"trials": []}, timing={"times": []}
