@@ -151,7 +151,7 @@ def online(name: str) -> list[Row]:
 
 
 def updates(name: str) -> list[Row]:
-    """One row for each mixer of ``minrnn compare --equal_time``: time of a step, in brackets how often in that of nn.GRU.
+    """One row for each mixer of ``minrnn compare --equal_time``: time of a step, and how often it is in that of nn.GRU.
 
     The fastest of the timed runs counts, as there.
     """
