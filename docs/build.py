@@ -73,6 +73,8 @@ def with_links(text: str, source: Path, target: str, pages: dict[Path, str]) -> 
             place, anchor = "index.md", ""
         elif linked in pages:
             place = pages[linked]
+        elif linked.parent == ROOT / "docs" / "reference":  # which Zensical checks
+            place = f"reference/{linked.name}"
         elif linked.is_dir():
             return label[1:-1]
         else:
