@@ -100,7 +100,7 @@ def draw_lengths(figure: Any) -> None:
     """Accuracy of parity against the length."""
     axes = figure.subplots()
     labels = {"signed": "minGRU, signed", "lstm": "nn.LSTM", "plain": "minGRU"}
-    for (name, label), line in zip(labels.items(), ("-", "--", "-"), strict=True):
+    for (name, label), line in zip(labels.items(), ("o-", ".--", "o-"), strict=True):
         with (RESULTS / "lengths" / f"{name}.csv").open(encoding="utf-8", newline="") as file:
             last = [row for row in csv.DictReader(file) if row["val/accuracy"]][-1]
         points = sorted(
@@ -108,7 +108,7 @@ def draw_lengths(figure: Any) -> None:
             for column, value in last.items()
             if column.startswith("val/accuracy/")
         )
-        axes.plot(*zip(*points, strict=True), line, marker="o", label=label)
+        axes.plot(*zip(*points, strict=True), line, label=label)
     axes.axhline(0.5, color="gray", linestyle=":", label="a guess")
     style(axes, xlabel="length (trained on 1 to 40)", ylabel="accuracy", ylim=(0, 1.05))
 
