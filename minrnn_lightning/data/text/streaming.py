@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
@@ -31,7 +32,7 @@ class ShuffledRows:
     """The rows of a data set again and again, each drawn from a buffer of the next ones.
 
     Args:
-        table: Iterable data set of the package ``datasets``.
+        table: Iterable data set of the package ``datasets``, newly opened.
         column: Column of the text; rows without text are left out.
         buffer_size: Rows in the buffer; 1 keeps their order.
         seed: Seed of the draws.
@@ -40,8 +41,9 @@ class ShuffledRows:
     def __init__(self, table: Any, column: str, buffer_size: int, seed: int) -> None:
         self.table, self.column, self.buffer_size, self.seed = table, column, buffer_size, seed
         self.drawn, self.buffer = 0, list[str]()
-        self._start = table.state_dict()
-        self._rows = rows_of(table, column)
+        self._start: State = table.state_dict()
+        self._begun_at: State | None
+        self._begin(self._start)
 
     def draw(self) -> str:
         """A row.
@@ -60,19 +62,25 @@ class ShuffledRows:
     def _next(self) -> str:
         for _ in range(2):
             if (row := next(self._rows, None)) is not None:
+                self._begun_at = None
                 return row
-            self.table.load_state_dict(self._start)
-            self._rows = rows_of(self.table, self.column)
+            self._begin(self._start)
         raise InputError(f"no row has text in its column {self.column}; name another with column")
+
+    def _begin(self, state: State) -> None:
+        """Read on from a state of the data set."""
+        self.table.load_state_dict(state)
+        self._rows = rows_of(self.table, self.column)
+        self._begun_at = state  # until a row is read, the data set gives the state before instead
 
     def state(self) -> State:
         """Where it is, as plain values."""
-        return {"rows": self.table.state_dict(), "buffer": list(self.buffer), "drawn": self.drawn}
+        rows = self.table.state_dict() if self._begun_at is None else self._begun_at
+        return {"rows": rows, "buffer": list(self.buffer), "drawn": self.drawn}
 
     def load(self, state: State) -> None:
         """Continue from a state."""
-        self.table.load_state_dict(state["rows"])
-        self._rows = rows_of(self.table, self.column)
+        self._begin(state["rows"])
         self.buffer, self.drawn = list(state["buffer"]), state["drawn"]
 
 
@@ -234,6 +242,12 @@ class StreamingTextDataModule(BaseDataModule):
         """As that of ``TextDataModule``; None for a vocabulary that is not one of bytes."""
         return token_sizes(self.tokenizer) if isinstance(self.tokenizer.decoder, decoders.ByteLevel) else None
 
+    @property
+    def corpus(self) -> str:
+        """Which rows this is trained on, for logs and checkpoints: the data set, and options that are given."""
+        options = self.subset, self.data_files, self.column, self.held_out_rows
+        return f"{self.path} {json.dumps(options)}"
+
     def tables(self) -> dict[str, Any]:
         """The splits ``train`` and ``validation`` as iterable data sets, newly opened."""
         options = {"streaming": True} | ({} if self.data_files is None else {"data_files": self.data_files})
@@ -244,16 +258,13 @@ class StreamingTextDataModule(BaseDataModule):
         return {"train": train.skip(self.held_out_rows), "validation": train.take(self.held_out_rows)}
 
     def setup(self, stage: str) -> None:
-        """Open the data set, and read the held-out rows."""
-        self.splits = self.tables()
-        self._beginning = self.splits["train"].state_dict()
-        self.held_out = encode_rows(self.tokenizer, rows_of(self.splits["validation"], self.column))
-        self.save_hyperparameters({"corpus": self.path})
+        """Read the held-out rows."""
+        self.held_out = encode_rows(self.tokenizer, rows_of(self.tables()["validation"], self.column))
+        self.save_hyperparameters({"corpus": self.corpus})
 
     def train_dataloader(self) -> DataLoader[Any]:
         """Consecutive windows of shuffled rows."""
-        self.splits["train"].load_state_dict(self._beginning)
-        rows = ShuffledRows(self.splits["train"], self.column, self.shuffle_buffer, self.global_seed)
+        rows = ShuffledRows(self.tables()["train"], self.column, self.shuffle_buffer, self.global_seed)
         sizes = self.length, self.batch_size, self.batches_per_epoch
         self._windows = StreamedWindows(rows, self.tokenizer, sizes, self.processes, self.documents)
         if self._stored is not None:
@@ -273,7 +284,7 @@ class StreamingTextDataModule(BaseDataModule):
     def state_dict(self) -> dict[str, Any]:
         """The vocabulary, and where the stream is, for the checkpoint."""
         state = None if self._windows is None else self._windows.state_at(self.position)
-        saved = {"tokenizer": self.tokenizer.to_str(), "corpus": self.path}
+        saved = {"tokenizer": self.tokenizer.to_str(), "corpus": self.corpus}
         if state is None:
             return saved
         return {**saved, "stream": state | {"rest": [torch.from_numpy(array.copy()) for array in state["rest"]]}}
@@ -288,8 +299,10 @@ class StreamingTextDataModule(BaseDataModule):
             raise InputError(
                 "The checkpoint has another vocabulary than these data; use its tokenizer, or fine-tune with init_from"
             )
-        if state_dict.get("corpus") != self.path:
-            rank_zero_warn(f"The checkpoint was trained on another text ({state_dict.get('corpus')}) than {self.path}.")
+        if (saved := state_dict.get("corpus")) != self.corpus:
+            rank_zero_warn(
+                f"The checkpoint was trained on another text ({saved}) than {self.corpus}: it is begun anew."
+            )
         elif "stream" in state_dict:
             stored = state_dict["stream"]
             self._stored = stored | {"rest": tuple(array.numpy() for array in stored["rest"])}
