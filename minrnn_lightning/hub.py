@@ -95,10 +95,10 @@ def read_pretrained(name: str | Path) -> dict[str, Any]:
     """
     folder = find_folder(name)
     config = read_config(folder)
+    if not (folder / WEIGHTS).is_file():
+        raise InputError(f"{folder} holds no {WEIGHTS}: save the model there again")
     try:
         tensors = load_file(folder / WEIGHTS)
-    except FileNotFoundError as error:
-        raise InputError(f"{folder} holds no {WEIGHTS}: save the model there again") from error
     except SafetensorError as error:
         raise InputError(f"{folder / WEIGHTS} is damaged or cut short: save the model there again") from error
     checkpoint: dict[str, Any] = {

@@ -184,6 +184,10 @@ BAD = {
     "no weights": (lambda f: (f / "model.safetensors").unlink(), "holds no model.safetensors: save the model there"),
     "cut weights": (cut, "model.safetensors is damaged or cut short"),
     "other shapes": (reshape, "does not fit this LanguageTask: head.weight is"),
+    "folder as weights": (
+        lambda f: (f / "model.safetensors").rename(f / "x") and (f / "model.safetensors").mkdir(),
+        "holds no model.safetensors",
+    ),
     "vocabulary": (lambda f: (f / "tokenizer.json").write_text("{"), "holds a vocabulary that cannot be read"),
 }
 
