@@ -23,6 +23,7 @@ from minrnn_lightning.data.text.hub import load_splits
 from minrnn_lightning.data.text.tokenizer import byte_tokenizer, token_sizes
 from minrnn_lightning.data.text.windows import HeldOutWindows, TokenWindows
 from minrnn_lightning.errors import InputError, first_line
+from minrnn_lightning.memory import check_memory
 
 State = dict[str, Any]
 Encoded = tuple[npt.NDArray[Any], npt.NDArray[np.bool_]]  # tokens, and whether a document starts with each
@@ -65,7 +66,10 @@ class ShuffledRows:
                 self._begun_at = None
                 return row
             self._begin(self._start)
-        raise InputError(f"no row has text in its column {self.column}; name another with column")
+        raise InputError(
+            f"no row beside those of held_out_rows has text in its column {self.column}; name another column, or lower "
+            "held_out_rows"
+        )
 
     def _begin(self, state: State) -> None:
         """Read on from a state of the data set."""
@@ -177,7 +181,7 @@ class StreamingTextDataModule(BaseDataModule):
         documents: Reset the state where a row starts, and give its last token no target, as ``TextDataModule`` does.
 
     Raises:
-        InputError: An argument is out of range, or no row has text in that column.
+        InputError: An argument is out of range, a file cannot be read, or no row has text in that column.
         FileNotFoundError: The data set cannot be reached.
     """
 
@@ -203,6 +207,7 @@ class StreamingTextDataModule(BaseDataModule):
         for name, value in (counts | {"batches_per_epoch": batches_per_epoch}).items():
             if value < 1:
                 raise InputError(f"{name} must be at least 1, got {value}")
+        check_memory(50 * shuffle_buffer, f"a shuffle_buffer of {shuffle_buffer:,} rows")
         if num_workers:
             raise InputError(f"num_workers must be 0, as the training process reads the stream, got {num_workers}")
         if tokenizer != "byte" and not Path(tokenizer).is_file():
@@ -251,7 +256,14 @@ class StreamingTextDataModule(BaseDataModule):
     def tables(self) -> dict[str, Any]:
         """The splits ``train`` and ``validation`` as iterable data sets, newly opened."""
         options = {"streaming": True} | ({} if self.data_files is None else {"data_files": self.data_files})
-        splits = load_splits(self.path, self.subset, self.column, **options)
+        try:
+            splits = load_splits(self.path, self.subset, self.column, **options)
+        except FileNotFoundError as error:
+            if self.data_files is None:
+                raise
+            raise InputError(
+                f"data_files must be files that the format {self.path} can read, got {self.data_files}: {error}"
+            ) from error
         if "validation" in splits:
             return {"train": splits["train"], "validation": splits["validation"].take(self.held_out_rows)}
         train = splits["train"]

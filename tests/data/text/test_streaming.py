@@ -164,9 +164,9 @@ def test_bad_arguments(files, tmp_path):
         next(rows_of([{"text": "a"}], "words"))
     with pytest.raises(InputError, match=r"^The column other holds int instead of text; name another of text, other"):
         ready(files, column="other")
-    with pytest.raises(FileNotFoundError, match=r"^json is neither a file here nor a data set"):
+    with pytest.raises(InputError, match=r"^data_files must be files that the format json can read, got \['.*nowhere"):
         ready([str(tmp_path / "nowhere.jsonl")])
     (tmp_path / "none.jsonl").write_text('{"text": null}\n' * 3)
-    with pytest.raises(InputError, match=r"^no row has text in its column text"):
+    with pytest.raises(InputError, match=r"^no row beside those of held_out_rows has text in its column text; name"):
         rows([str(tmp_path / "none.jsonl")], 2).draw()
     assert list(islice(rows_of([{"text": "a"}, {"text": None}, {"text": ""}], "text"), 5)) == ["a", ""]
