@@ -13,7 +13,12 @@ import torch
 from this_process import use_this_process
 
 ROOT = Path(__file__).parents[1]
-ELSEWHERE = {"export", "hub", "rl"}  # test_docs.py, integrations/test_examples.py
+ELSEWHERE = {
+    "clusters",
+    "export",
+    "hub",
+    "rl",
+}  # commands/test_clusters.py, test_docs.py, integrations/test_examples.py
 PAGES = {page.stem: page.read_text(encoding="utf-8") for page in (ROOT / "docs").glob("*.md")}
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 
@@ -27,6 +32,7 @@ ACTING = ["--data.num_envs=2", "--data.length=8", "--data.epochs=1", "--data.min
 SMALL = {  # what makes a command small, by words that it contains; the first that fits
     "--print_config": [],
     "hardware/ddp": ["--print_config"],
+    "compare --config rl/": [*RUN, *ACTING, "--mixers=minrnn_lightning.nn.mixers.PointwiseMixer"],
     "rl/ppo_memory": [*RUN, *ACTING],
     "rl/hopper_selfmade": [*RUN, *MODEL, "--data.length=16", "--trainer.callbacks=null"],
     "--config mqar": [*RUN, "--mixers=attention", "--data.length=16", "--data.batch_size=4"],
@@ -124,5 +130,5 @@ def test_yaml_is_a_recipe(folder, minrnn):
 
 
 def test_every_block_is_code_to_run_or_text():
-    found = {language for page in PAGES.values() for language, _ in FENCE.findall(page)}
+    found = {language for page in set(PAGES) - ELSEWHERE for language, _ in FENCE.findall(PAGES[page])}
     assert found == {"", "python", "text", "yaml"}
