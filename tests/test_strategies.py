@@ -12,6 +12,8 @@ from sharded_training import QUIET, RUNS, train
 
 from minrnn_lightning.checkpoint import read_checkpoint
 from minrnn_lightning.errors import InputError
+from minrnn_lightning.nn import MinGRU
+from minrnn_lightning.nn.sequence_parallel import check_shardable
 from minrnn_lightning.sharded_checkpoint import replace_folder
 from minrnn_lightning.strategies import SequenceParallelStrategy
 from minrnn_lightning.tasks import LanguageTask, TaggingTask
@@ -121,6 +123,12 @@ def test_a_group_of_no_processes():
 def test_tasks_that_need_complete_sequences(task, message):
     with pytest.raises(InputError, match=message):
         SequenceParallelStrategy().check_task(task)
+
+
+@pytest.mark.parametrize("layer", [MinGRU(8, 8), torch.nn.GRU(8, 8), torch.nn.Sequential(torch.nn.Conv1d(8, 8, 3))])
+def test_layers_that_need_complete_sequences(layer):
+    with pytest.raises(InputError, match=r"(MinGRU|GRU|Conv1d) needs all steps of a sequence"):
+        check_shardable(layer)
 
 
 def test_a_sequence_that_is_too_short():

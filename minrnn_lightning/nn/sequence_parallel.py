@@ -15,6 +15,8 @@ from minrnn_lightning.ops.sharded import position, total
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
+NEED_ALL = (nn.RNNBase, nn.MultiheadAttention, nn.Conv1d)  # layers along the length, MinGRU and MinLSTM among them
+
 
 class Shardable(nn.Module):
     """A module that can take one part of a sequence, where it needs something of the other parts.
@@ -83,12 +85,11 @@ def check_shardable(model: nn.Module) -> None:
         InputError: A mixer needs all steps at once, or chunks are asked for.
     """
     for module in model.modules():
-        if not isinstance(module, Shardable):
-            continue
-        if not module.shardable:
+        shardable = module.shardable if isinstance(module, Shardable) else not isinstance(module, NEED_ALL)
+        if not shardable:
             raise InputError(
                 f"{type(module).__name__} needs all steps of a sequence, which sequence parallelism divides among "
                 "processes: use the mixers mingru, minlstm or gated_mingru alone, or ddp instead"
             )
-        if getattr(module, "chunk", None) is not None:
+        if isinstance(module, Shardable) and getattr(module, "chunk", None) is not None:
             raise InputError(f"chunk must be null with sequence parallelism, got {module.chunk}")
