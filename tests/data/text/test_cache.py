@@ -2,6 +2,7 @@
 
 import random
 import re
+import tracemalloc
 from itertools import pairwise
 
 import numpy as np
@@ -10,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from prepared_text import prepared
 
+from minrnn_lightning.data import TextDataModule
 from minrnn_lightning.data.text import cache, documents, sources
 from minrnn_lightning.data.text.documents import check_lengths, mark_after
 from minrnn_lightning.data.text.tokenizer import BlockEncoder, bpe_tokenizer, char_tokenizer, end_between_pieces
@@ -144,3 +146,20 @@ def test_lengths_of_documents(monkeypatch, block):
         check_lengths("train", tokens, starts, np.frombuffer(b";;", np.uint8), ";;")
     with pytest.raises(InputError, match="must have a token to predict"):
         check_lengths("train", tokens[:3], np.ones(3, np.bool_), tokens[2:3], ";")
+
+
+@pytest.mark.parametrize("kind", ["char", "byte", "bpe"])
+def test_memory_does_not_grow_with_the_text(tmp_path, monkeypatch, kind):
+    """Of Python and NumPy; byte pairs are learned in memory that is not counted here."""
+    for module in (sources, documents, cache):
+        monkeypatch.setattr(module, "BLOCK", 1 << 14)
+    peaks = []
+    for size in (4, 16):
+        (tmp_path / "text.txt").write_text("the king of Rome é\n" * 1000 * size, encoding="utf-8")
+        data = TextDataModule(str(tmp_path / "text.txt"), kind, 260, documents="line", data_dir=str(tmp_path / "data"))
+        tracemalloc.start()
+        data.prepare_data()
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert peaks[1] < 1.25 * peaks[0]
+    assert peaks[1] > 1 << 14
