@@ -23,7 +23,7 @@ from reference import reference_pages
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = ROOT / "build" / "pages"
 LINK = re.compile(r"(!?\[(?:[^\[\]]|\[[^\]]*\])*\])\((?!\w+:)([^)#\s]*)(#[^)\s]*)?\)")
-CODE = re.compile(r"(^ *```.*?^ *```|^(?: {4}.*\n)+|`[^`\n]+`)", re.DOTALL | re.MULTILINE)
+CODE = re.compile(r"(^ *```.*?^ *```|^(?: {4}[^\n]*\n)+|`(?:[^`\n]|\n(?!\n))+`)", re.DOTALL | re.MULTILINE)
 MATH = re.compile(r"\$\$(.+?)\$\$|\$([^$\n]+)\$", re.DOTALL)
 
 

@@ -119,6 +119,14 @@ def test_what_was_asked_elsewhere(folder):
     assert names["y"].shape == (4, 100, 32)
 
 
+def test_every_page_is_in_the_navigation():
+    listed = re.findall(r"- [^:]+: (\S+\.md)$", (ROOT / "mkdocs.yml").read_text(encoding="utf-8"), re.MULTILINE)
+    recipes = {page for page in (ROOT / "recipes").rglob("*.md") if "results" not in page.relative_to(ROOT).parts}
+    assert {f"{page}.md" for page in PAGES} <= set(listed)
+    assert sum(page.startswith("results/") for page in listed) == len(recipes)
+    assert sum(page.startswith("notebooks/") for page in listed) == len(list((ROOT / "notebooks").glob("*.ipynb")))
+
+
 def test_yaml_is_a_recipe(folder, minrnn):
     for page in PAGES.values():
         for language, block in FENCE.findall(page):

@@ -1,31 +1,16 @@
 """The public names and their docstrings; ``python tests/test_public_names.py`` lists them with one line each."""
 
 import inspect
-import pkgutil
 import re
-from importlib import import_module
+import runpy
+from pathlib import Path
 
 import pytest
 
-import minrnn_lightning
-
+REFERENCE = runpy.run_path(str(Path(__file__).parents[1] / "docs" / "reference.py"))
+public_names = REFERENCE["public_names"]
 SENTENCE = re.compile(r"[A-Z]((?![.?] [A-Z]).)*\.")  # a capital, no second sentence, and a full stop
 SECTION = re.compile(r"^(\w+):\n((?:    .*\n|\n)+)", re.MULTILINE)
-
-
-def public_names() -> dict[str, dict[str, object]]:
-    """The objects in ``__all__`` of every package by name, each under the first package that has it."""
-    modules = ["minrnn_lightning"]
-    modules += [m.name for m in pkgutil.walk_packages(minrnn_lightning.__path__, "minrnn_lightning.") if m.ispkg]
-    found: dict[str, dict[str, object]] = {}
-    known: list[object] = []
-    for module in map(import_module, modules):
-        for name in getattr(module, "__all__", ()):
-            value = getattr(module, name)
-            if not any(value is other for other in known):
-                known.append(value)
-                found.setdefault(module.__name__, {})[name] = value
-    return found
 
 
 def documented() -> dict[str, object]:
@@ -75,6 +60,13 @@ def test_every_argument_is_described(name):
     arguments = inspect.signature(value).parameters
     missing = set(arguments) - described(value)
     assert not missing, f"{name} does not describe {', '.join(sorted(missing))}"
+
+
+def test_every_name_has_a_page():
+    placed = [
+        REFERENCE["subject"](module, value) for module, names in public_names().items() for value in names.values()
+    ]
+    assert set(placed) == REFERENCE["SUBJECTS"].keys()
 
 
 if __name__ == "__main__":
