@@ -30,6 +30,8 @@ CHANCE = {  # accuracy of a random guess, and of the commonest answer at each le
 THRESHOLDS = {  # returns that policies without the memory for it do not reach
     "rl/tmaze10": 3.9,
     "rl/tmaze10_highway": 3.9,
+    "rl/tmaze50": 3.9,
+    "rl/tmaze50_rollouts64": 3.9,
     "rl/repeat_previous4": 0.5,
     "rl/repeat_previous4_convolution": 0.5,
     "rl/cartpole": 400.0,
