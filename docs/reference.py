@@ -9,7 +9,7 @@ import pkgutil
 from importlib import import_module
 
 import minrnn_lightning
-from minrnn_lightning.commands.main import main
+from minrnn_lightning.commands.main import COMMANDS, main
 
 SUBJECTS = {  # title and first sentence of each page, by the module whose names it has
     "nn": ("Layers and backbone", "Layers in place of `nn.GRU` and `nn.LSTM`, and stacks of residual blocks."),
@@ -38,8 +38,7 @@ MODULES = {  # modules without a list of public names whose functions and classe
         "minrnn_lightning.integrations.pufferlib.load_policy",
     ],
 }
-COMMANDS = ("recipes", "fit", "compare", "generate", "publish", "rollout", "export", "collect")
-BENCHMARKS = ("layer", "scan", "generate", "step", "policy", "accuracy", "export", "chunks", "train")
+SAME_AS_FIT = {"validate", "test", "predict"}
 
 
 def public_names() -> dict[str, dict[str, object]]:
@@ -95,6 +94,6 @@ def help_of(*args: str) -> str:
 def commands_page() -> str:
     """The help of every command, as it is printed."""
     os.environ["COLUMNS"] = "100"
-    commands = [(), *((each,) for each in COMMANDS), *(("benchmark", each) for each in BENCHMARKS)]
+    commands = [(), *(each.split() for each in COMMANDS if each not in SAME_AS_FIT)]
     texts = [f"## {' '.join(['minrnn', *each])}\n\n```text\n{help_of(*each)}\n```\n" for each in commands]
     return "# Commands\n\nWhat `minrnn <command> --help` prints.\n\n" + "\n".join(texts)
