@@ -246,10 +246,28 @@ def exported(name: str) -> list[Row]:
     ]
 
 
+def on_gpu(name: str) -> list[Row]:
+    """The scans of ``minrnn benchmark gpu`` as a share of the speed of copying, and as a multiple of the paper's."""
+    record = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+    found: dict[tuple[str, str], Row] = {}
+    for run in record["runs"].values():
+        if run["benchmark"] != "scan":
+            continue
+        about, times = run["about"], {(row["name"], row["length"]): row["ms"] for row in run["rows"]}
+        for (full, length), ms in times.items():
+            part, scan = full.split(": ")
+            sizes = f"{about['dtype']}, {about['batch_size']} × {length:,} × {about['dim']}"
+            cells = found.setdefault((sizes, scan), {"type, sizes": sizes, "": scan})
+            copying = times.get((f"{part}: copying as many bytes", length))
+            cells[part] = f"{ms:.3g} ms" + (f" ({copying / ms:.0%})" if copying and copying != ms else "")
+    heads = dict.fromkeys(head for row in found.values() for head in row)
+    return [{head: row.get(head, "") for head in heads} for row in found.values()]
+
+
 def table(name: str) -> str:
     """A table in Markdown."""
     forms = {"formal_languages": formal_languages, "parity": parity, "benchmarks/step": single_steps}
-    forms |= {"benchmarks/step_small": small_steps, "benchmarks/export": exported}
+    forms |= {"benchmarks/step_small": small_steps, "benchmarks/export": exported, "benchmarks/gpu": on_gpu}
     forms |= dict.fromkeys(THRESHOLDS, online) | {"rl/tmaze10_longer": other_lengths, UPDATES: updates}
     rows = forms.get(name, compared)(name)
     lines = ["| " + " | ".join(rows[0]) + " |", "|---" * len(rows[0]) + "|"]

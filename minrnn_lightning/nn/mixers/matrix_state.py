@@ -160,5 +160,4 @@ def in_state_dtype(layer: nn.Linear, x: Tensor) -> Tensor:
 
 def _no_autocast(x: Tensor) -> AbstractContextManager[object]:
     """Products of matrices in the type of their factors."""
-    device = x.device.type
-    return torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext()
+    return nullcontext() if x.is_meta else torch.autocast(x.device.type, enabled=False)

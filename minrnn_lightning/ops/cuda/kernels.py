@@ -195,9 +195,8 @@ def tuned(*tiles):
 
 
 def fitting(configs, arguments, STATE, **options):
-    """The tiles that fit into the registers: in float64 the smallest one of each list."""
-    few = [config for config in configs if config.kwargs["BLOCK_L"] * config.kwargs["BLOCK_D"] <= 256]
-    return few if tl.float64 == STATE else configs
+    """The tiles that fit into the registers: in float64 only the first of each list, the smallest one."""
+    return configs[:1] if tl.float64 == STATE else configs
 
 
 @tuned((4, 64), (8, 64))
@@ -310,7 +309,7 @@ def carry(
         state, low = last(states, BLOCK_L), last(c, BLOCK_L)
 
 
-@tuned((4, 64), (8, 64))
+@tuned((4, 32), (4, 64), (8, 32))
 @triton.jit(do_not_specialize=["length", "chunks", "chunk_length"])
 def backward(
     grad,
