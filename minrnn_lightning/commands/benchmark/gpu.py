@@ -69,7 +69,7 @@ class _WithReset(nn.Module):
 SHAKESPEARE = ["--config=shakespeare", "--trainer.accelerator=gpu", "--trainer.devices=1"]
 BF16, COMPILED = "--trainer.precision=bf16-mixed", "--model.compile=true"
 Run = tuple[str, Callable[..., None]]  # name of the benchmark, and it with its options but device, repeats and output
-RUNS: dict[str, Run] = {  # by their name in --runs
+RUNS: dict[str, Run] = {  # by their name in --parts
     "scan-float32": ("scan", partial(scan, batch_size=64, dim=1024, lengths="2048")),
     "scan-bfloat16": ("scan", partial(scan, batch_size=64, dim=1024, lengths="2048", dtype="bfloat16")),
     "scan-small": ("scan", partial(scan, batch_size=64, dim=256, lengths="128,2048", dtype="bfloat16")),
@@ -85,7 +85,7 @@ RUNS: dict[str, Run] = {  # by their name in --runs
 }
 
 
-def gpu(runs: str = "", device: str = "cuda", repeats: int = 9, output: str = "runs/gpu") -> None:
+def gpu(parts: str = "", device: str = "cuda", repeats: int = 9, output: str = "runs/gpu") -> None:
     """Check the scans on a GPU against float64, then measure everything worth publishing.
 
     First every kind, type, direction and layout of the scans, in one pass and in chunks, is compared with a loop in
@@ -94,7 +94,7 @@ def gpu(runs: str = "", device: str = "cuda", repeats: int = 9, output: str = "r
     recipes/shakespeare.yaml. Every run is written to a folder of its own, and all of them to gpu.json and gpu.md.
 
     Args:
-        runs: What to measure, separated by commas: scan-float32, scan-bfloat16, scan-small, scan-million, accuracy,
+        parts: What to measure, separated by commas: scan-float32, scan-bfloat16, scan-small, scan-million, accuracy,
             layer, layer-bfloat16, resets, step, generate, train, train-compiled; all of it if not given, none for the
             checks alone.
         device: cuda or cuda:N; cpu measures the processor instead.
@@ -102,11 +102,11 @@ def gpu(runs: str = "", device: str = "cuda", repeats: int = 9, output: str = "r
         output: Folder to write to.
 
     Raises:
-        InputError: A run or the device is unknown.
+        InputError: A part or the device is unknown.
         RuntimeError: A check fails.
     """
     torch_device = parse_device(device)
-    chosen = [] if runs == "none" else parse_choice("runs", runs, RUNS)
+    chosen = [] if parts == "none" else parse_choice("parts", parts, RUNS)
     folder = Path(output)
     folder.mkdir(parents=True, exist_ok=True)
     record: dict[str, Any] = {"benchmark": "gpu", "about": provenance(torch_device)}

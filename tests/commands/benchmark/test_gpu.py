@@ -76,7 +76,7 @@ def test_a_failed_check_fails(monkeypatch, tmp_path):
 
 def test_bad_options(minrnn):
     for words, part in (
-        (["--runs=scam"], "runs must be some of scan-float32,"),
+        (["--parts=scam", "--device=cpu"], "parts must be some of scan-float32,"),
         (["--device=cuda:99"], "device must be cpu, or cuda or cuda:N where PyTorch sees a GPU"),
     ):
         code, _, errors = minrnn("benchmark", "gpu", *words)
