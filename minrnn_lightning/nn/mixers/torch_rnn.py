@@ -121,7 +121,9 @@ def _layer(
     return h, tuple(s.squeeze(0) for s in after)
 
 
-@torch.library.custom_op("minrnn::rnn", mutates_args=())
+@torch.library.custom_op(  # with its schema, which torch 2.6 does not infer from list[Tensor]
+    "minrnn::rnn", mutates_args=(), schema="(str mode, Tensor x, Tensor[] state, Tensor[] weights) -> Tensor[]"
+)
 def opaque(mode: str, x: Tensor, state: list[Tensor], weights: list[Tensor]) -> list[Tensor]:
     """[h, *state] of a layer, as one operator."""
     h, after = _layer(mode, weights, state, x, train=False)
