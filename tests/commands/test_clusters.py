@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 from lightning.fabric.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
+from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch import Trainer
 
 from minrnn_lightning.commands.hardware import check_hardware
@@ -41,6 +42,7 @@ def bare(monkeypatch):
     """An environment without the variables of any cluster."""
     for name in {*SLURM, *TORCHRUN, "NODE_RANK"}:
         monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(rank_zero_only, "rank", rank_zero_only.rank)  # which Lightning sets for the whole process
     return monkeypatch
 
 

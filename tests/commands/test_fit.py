@@ -59,7 +59,7 @@ def test_lists_the_recipes(minrnn):
         assert len(line.split()) > 3
     recipes, hardware, small, paper = groups
     assert recipes[0] == "shakespeare"
-    assert set(hardware) == {"hardware/ddp", "hardware/fsdp", "hardware/bf16"}
+    assert set(hardware) == {f"hardware/{name}" for name in ("ddp", "fsdp", "fsdp2", "bf16", "sequence_parallel")}
     assert "small/mqar" in small
     assert not any(name.startswith(("hardware/", "small/", "paper/")) for name in recipes)
     assert all(name.startswith("small/") for name in small)

@@ -9,13 +9,13 @@ from minrnn_lightning.commands.benchmark.measure import (
     check_sizes,
     in_turns,
     measurement,
-    parse_choice,
     parse_device,
     parse_lengths,
     peak_memory,
     warm_up,
 )
 from minrnn_lightning.commands.benchmark.report import Report
+from minrnn_lightning.errors import InputError
 from minrnn_lightning.nn.backbone import Backbone
 from minrnn_lightning.nn.mixers import MIXERS
 
@@ -59,7 +59,8 @@ def chunks(
         InputError: A size is below 1, or the mixer or the device is unknown.
     """
     torch_device, sequence_lengths = parse_device(device), parse_lengths(lengths)
-    parse_choice("mixer", mixer, MIXERS)
+    if mixer not in MIXERS:
+        raise InputError(f"mixer must be one of {', '.join(MIXERS)}, got {mixer!r}")
     check_sizes(chunk=chunk, dim=dim, depth=depth, batch_size=batch_size, longest_whole=longest_whole, repeats=repeats)
     about = {"chunk": chunk, "mixer": mixer, "dim": dim, "depth": depth, "batch_size": batch_size, "repeats": repeats}
     report = Report("chunks", ["ms", "peak_mb"], about, torch_device, output, compare)

@@ -15,7 +15,7 @@ from minrnn_lightning.commands.benchmark.baselines import GRUCellLoop
 from minrnn_lightning.commands.benchmark.generate import generate
 from minrnn_lightning.commands.benchmark.gpu_checks import check_all
 from minrnn_lightning.commands.benchmark.layer import forward_backward, layer
-from minrnn_lightning.commands.benchmark.measure import Step, parse_choice, parse_device, time_and_memory
+from minrnn_lightning.commands.benchmark.measure import Step, check_sizes, parse_choice, parse_device, time_and_memory
 from minrnn_lightning.commands.benchmark.report import COLUMNS, Report, Row, measured
 from minrnn_lightning.commands.benchmark.scan import scan
 from minrnn_lightning.commands.benchmark.step import step
@@ -102,11 +102,12 @@ def gpu(parts: str = "", device: str = "cuda", repeats: int = 9, output: str = "
         output: Folder to write to.
 
     Raises:
-        InputError: A part or the device is unknown.
+        InputError: A part or the device is unknown, or repeats is below 1.
         RuntimeError: A check fails.
     """
-    torch_device = parse_device(device)
     chosen = [] if parts == "none" else parse_choice("parts", parts, RUNS)
+    check_sizes(repeats=repeats)
+    torch_device = parse_device(device)
     folder = Path(output)
     folder.mkdir(parents=True, exist_ok=True)
     record: dict[str, Any] = {"benchmark": "gpu", "about": provenance(torch_device)}

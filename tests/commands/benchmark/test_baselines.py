@@ -165,7 +165,7 @@ def test_the_paper_s_scan_stands_in_for_ours():
 
 def test_training_steps_take_turns_with_both_scans():
     model = LanguageTask(11, 11, mixer=["mingru", "minlstm"], dim=8, depth=2)
-    steps = TimedSteps(model, lambda: None, repeats=2)
+    steps = TimedSteps(model, lambda: None, 2, torch.device("cpu"))
     functions = []
     trainer = SimpleNamespace(optimizers=[SimpleNamespace(zero_grad=lambda: None)])
     for number in range(steps.total):
