@@ -114,6 +114,7 @@ def gpu(parts: str = "", device: str = "cuda", repeats: int = 9, output: str = "
     record["checks"] = check_all(torch_device)
     print_table("Errors relative to the largest magnitude", checks_table(record["checks"]))
     record["runs"] = {}
+    write(folder, record)
     for name in chosen:
         benchmark, run = RUNS[name]
         try:
@@ -123,7 +124,6 @@ def gpu(parts: str = "", device: str = "cuda", repeats: int = 9, output: str = "
             continue
         record["runs"][name] = json.loads((folder / name / f"{benchmark}.json").read_bytes())
         write(folder, record)
-    write(folder, record)
     faults = [f"{row['name']}, {row['dtype']}: {fault}" for row in record["checks"] for fault in row["faults"]]
     if faults:
         raise RuntimeError(f"{len(faults)} checks fail on {torch_device}: {'; '.join(faults)}")

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from minrnn_lightning.ops import gated_scan, linear_scan
-from minrnn_lightning.ops.eager import candidate
+from minrnn_lightning.ops.eager import candidate, state_dtype
 from minrnn_lightning.ops.reference import linear_scan_loop
 
 TOLERANCES = {  # of the error relative to the largest magnitude; three times as much for gradients
@@ -85,8 +85,7 @@ def check_case(
     )
     gate = gate.sigmoid() if scan == "linear_scan" else 2 * gate
     sequences = [gate, values, *[forget] * ("forget" in scan)]
-    state_dtype = torch.float64 if torch_dtype == torch.float64 else torch.float32
-    initial = torch.rand(batch, dim, generator=generator).to(device, state_dtype) if reverse else None
+    initial = torch.rand(batch, dim, generator=generator).to(device, state_dtype(torch_dtype)) if reverse else None
     reset = (torch.rand(batch, length, generator=generator) < 0.05).to(device) if reverse else None
     sources = [LAYOUTS[layout](x).requires_grad_() for x in sequences] + ([] if initial is None else [initial])
     sources[-1].requires_grad_()

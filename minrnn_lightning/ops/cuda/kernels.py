@@ -59,6 +59,13 @@ def compose(a1, z1, u1, c1, a2, z2, u2, c2):
 
 
 @triton.jit
+def begin(a, z, u, c, is_first, h, low):
+    """The updates u + c of a tile whose first map is applied to the state h + low before it already."""
+    u_0, c_0 = advance(a, z, u, c, h, low)
+    return tl.where(is_first, u_0, u), tl.where(is_first, c_0, c)
+
+
+@triton.jit
 def compose_with_before(a1, z1, u1, c1, p1, q1, r1, s1, a2, z2, u2, c2, p2, q2, r2, s2):
     """The same for steps of which each also has the map (p, q, r + s) of all steps before it."""
     a, z, u, c = compose(a1, z1, u1, c1, a2, z2, u2, c2)
@@ -261,9 +268,7 @@ def forward(
             a, z, u, c = last(a, BLOCK_L), last(z, BLOCK_L), last(u, BLOCK_L), last(c, BLOCK_L)
             chunk_a, chunk_z, state, low = compose(chunk_a, chunk_z, state, low, a, z, u, c)
         else:
-            u_0, c_0 = advance(a, z, u, c, state[None, :], low[None, :])
-            is_first = (j == first)[:, None]
-            u, c = tl.where(is_first, u_0, u), tl.where(is_first, c_0, c)
+            u, c = begin(a, z, u, c, (j == first)[:, None], state[None, :], low[None, :])
             a, z, states, c = tl.associative_scan((a, z, u, c), 0, compose)
             state = last(states, BLOCK_L)
             if exact(h, STATE):
@@ -300,9 +305,7 @@ def carry(
         z = tl.load(ends + (index * 3 + 1) * dim + channel[None, :], mask=inside, other=0)
         u = tl.load(ends + (index * 3 + 2) * dim + channel[None, :], mask=inside, other=0)
         c = tl.full([BLOCK_L, BLOCK_D], 0, STATE)
-        u_0, c_0 = advance(a, z, u, c, state[None, :], low[None, :])
-        is_first = (chunk == first)[:, None]
-        u, c = tl.where(is_first, u_0, u), tl.where(is_first, c_0, c)
+        u, c = begin(a, z, u, c, (chunk == first)[:, None], state[None, :], low[None, :])
         a, z, states, c = tl.associative_scan((a, z, u, c), 0, compose)
         following = inside & (chunk + 1 < chunks)[:, None]
         tl.store(before + (index + 1) * dim + channel[None, :], states + c, mask=following)
@@ -391,8 +394,7 @@ def backward(
             is_first = (j == first)[:, None]
             r, s = tl.where(is_first, passed[None, :], zero), tl.where(is_first, low[None, :], zero)
             w, c = advance(a, z, zero, zero, grad_, zero)
-            w_0, c_0 = advance(a, z, w, c, r, s)
-            w, c = tl.where(is_first, w_0, w), tl.where(is_first, c_0, c)
+            w, c = begin(a, z, w, c, is_first, r, s)
             maps = (a, z, w, c, zero + 1, zero, r, s)
             a, z, w, c, _, _, r, s = tl.associative_scan(maps, 0, compose_with_before)
             g, passed = grad_ + r, last(w, BLOCK_L)

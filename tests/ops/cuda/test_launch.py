@@ -9,17 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scans import assert_close
 
+from minrnn_lightning.commands.benchmark.gpu_checks import LAYOUTS
 from minrnn_lightning.ops import eager, gated_scan, kernel_choice
 from minrnn_lightning.ops.reference import linear_scan_loop
 
 KINDS = ["linear", "positive", "identity"]
 TOLERANCE = {torch.float64: 1e-13, torch.float32: 2e-6, torch.bfloat16: 1e-2, torch.float16: 2e-3}
-LAYOUTS = {
-    "contiguous": lambda x: x,
-    "length first": lambda x: x.transpose(0, 1).contiguous().transpose(0, 1),
-    "channels second": lambda x: x.transpose(1, 2).contiguous().transpose(1, 2),
-    "part of a projection": lambda x: torch.cat([x, x, x], -1)[..., x.shape[2] : 2 * x.shape[2]],
-}
 
 
 @contextmanager
