@@ -97,7 +97,7 @@ def test_page_runs(page, folder, minrnn, monkeypatch):
     for language, block in FENCE.findall(PAGES[page]):
         if "import optuna" in block:
             pytest.importorskip("optuna")
-            block = block.replace("STEPS, TRIALS = 400, 20", "STEPS, TRIALS = 4, 2").replace('"480k"', '"30k"')
+            block = block.replace("STEPS, TRIALS = 400, 20", "STEPS, TRIALS = 4, 2").replace('"480k"', '"120k"')
             names["__name__"] = "__main__"
         if language == "python":
             if file := re.match(r"# (\w+\.py)\n", block):
