@@ -46,8 +46,8 @@ def relative_error(actual, expected):
 @settings(deadline=None, max_examples=15)
 @given(data=st.data())
 def test_chunks_and_tiles_equal_the_loop(cuda, kind, data):
-    batch, length, dim = data.draw(st.tuples(st.integers(1, 2), st.integers(1, 50), st.sampled_from([1, 7, 16, 19])))
-    steps, tile = data.draw(st.integers(max(1, length // 5), 60)), data.draw(st.sampled_from([4, 16, 32]))
+    batch, length, dim = data.draw(st.tuples(st.integers(1, 2), st.integers(1, 35), st.sampled_from([1, 7, 16, 19])))
+    steps, tile = data.draw(st.integers(max(1, length // 5), 40)), data.draw(st.sampled_from([4, 16, 32]))
     dtype, reverse = data.draw(st.sampled_from(list(TOLERANCE))), data.draw(st.booleans())
     layout = LAYOUTS[data.draw(st.sampled_from(list(LAYOUTS)))]
     generator = torch.Generator().manual_seed(data.draw(st.integers(0, 1000)))
@@ -87,7 +87,7 @@ def test_without_a_forget_gate_its_gradient_is_empty(cuda):
 @pytest.mark.parametrize("forget", [False, True])
 @pytest.mark.parametrize("reverse", [False, True])
 def test_gradcheck_in_chunks(forget, reverse):
-    k, v, f = torch.randn(3, 1, 5, 1, dtype=torch.float64).unbind()  # two passes for each number
+    k, v, f = torch.randn(3, 1, 5, 1, dtype=torch.float64).unbind()
     initial, reset = torch.rand(1, 1, dtype=torch.float64), torch.arange(5).view(1, 5) == 3
     inputs = [x.requires_grad_() for x in (k, v, initial, *[f] * forget)]
 
@@ -95,7 +95,7 @@ def test_gradcheck_in_chunks(forget, reverse):
         return gated_scan(k, v, initial, forget=f, reset=reset, reverse=reverse)
 
     with kernel_choice.use_kernel("triton"), cut(2, (2, 4)):  # chunks of 2, 2 and 1 steps
-        assert torch.autograd.gradcheck(run, inputs)
+        assert torch.autograd.gradcheck(run, inputs, fast_mode=True)  # along one direction that is drawn: few passes
 
 
 @pytest.mark.parametrize("steps", [70, 11])
