@@ -2,12 +2,12 @@
 
 import csv
 import json
+import os
 import signal
-import subprocess
-import sys
 import time
 
 import pytest
+from forked import finish, start
 from this_process import use_this_process
 
 SMALL = [
@@ -112,12 +112,12 @@ def test_an_interrupted_run_goes_on(minrnn, tmp_path, where, monkeypatch):
 def test_a_run_ends_with_the_comparison_and_leaves_a_checkpoint(tmp_path, where, number):
     words = ["compare", *SMALL, "--mixers=mingru", "--trainer.max_steps=100000", *where]
     run = tmp_path / "runs/mingru-0"
-    with subprocess.Popen([sys.executable, "-m", "minrnn_lightning", *words]) as comparison:
+    with start(["minrnn", *words], tmp_path / "out") as comparison:
         while not list(run.glob("version_0/checkpoints/last.ckpt")):
-            assert comparison.poll() is None
+            assert comparison.is_alive(), (tmp_path / "out").read_text()
             time.sleep(0.1)
-        comparison.send_signal(number)
-    assert comparison.returncode == (-number if number == signal.SIGKILL else 128 + number)
+        os.kill(comparison.pid, number)
+        assert finish(comparison) == (-number if number == signal.SIGKILL else 128 + number)
     deadline = time.monotonic() + 300
     while "Saved" not in (run / "log").read_text():
         assert time.monotonic() < deadline
