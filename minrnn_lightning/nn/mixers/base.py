@@ -1,7 +1,6 @@
 """``Mixer``, the contract of every sequence mixer."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -11,7 +10,11 @@ from minrnn_lightning.errors import InputError
 from minrnn_lightning.nn.sequence_parallel import Shardable
 from minrnn_lightning.nn.state import State, where
 
-is_exporting: Callable[[], bool] = getattr(torch.compiler, "is_exporting", bool)  # since torch 2.7; before, never
+
+def is_exporting() -> bool:
+    """Whether ``torch.export`` traces this call; never before torch 2.7."""
+    # torch.compiler.is_exporting() returns this flag, but until torch 2.12 it is True under torch.compile too.
+    return getattr(torch.compiler, "_is_exporting_flag", False)
 
 
 class Mixer(Shardable, ABC):

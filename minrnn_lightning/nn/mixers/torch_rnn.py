@@ -5,6 +5,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch._compile import _disable_dynamo
 from torch.nn.utils.rnn import pack_sequence, unpack_sequence
 
 from minrnn_lightning.nn.mixers.base import Mixer, hidden_size, is_exporting
@@ -80,6 +81,7 @@ class TorchRNNMixer(Mixer):
         after, h = loop(step, state, [x, *resets], self._weights)
         return h, tuple(after)
 
+    @_disable_dynamo  # the values decide how many segments there are; torch.compiler.disable would import the compiler
     def _run_segments(self, x: Tensor, state: tuple[Tensor, ...], reset: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Run the segments between resets as separate sequences, packed into one call."""
         starts = reset.clone()
