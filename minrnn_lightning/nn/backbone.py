@@ -5,10 +5,12 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 from torch.utils.checkpoint import checkpoint
 
 from minrnn_lightning.errors import InputError
 from minrnn_lightning.memory import check_memory
+from minrnn_lightning.nn.chunks import split_steps
 from minrnn_lightning.nn.conv import CausalConv
 from minrnn_lightning.nn.dropout import Dropout
 from minrnn_lightning.nn.mixers import MIXERS, Mixer, mixer_name
@@ -199,16 +201,16 @@ class Backbone(Shardable):
         self, chunk: int, x: Tensor, state: State, reset: Tensor | None, delta_t: Tensor | None
     ) -> tuple[Tensor, State]:
         """As ``forward``, chunk after chunk, whose activations are computed again in backward."""
-        parts = torch.split(x, chunk, 1)  # one node of the graph: slices would each have a gradient of full length
-        nothing = [None] * len(parts)
+        nothing = [None] * -(-x.shape[1] // chunk)
         resets, times = (nothing if each is None else torch.split(each, chunk, 1) for each in (reset, delta_t))
         outputs = []
-        for part, starts, elapsed in zip(parts, resets, times, strict=True):
+        for part, starts, elapsed in zip(split_steps(x, chunk), resets, times, strict=True):
             if torch.is_grad_enabled():
                 y, state = checkpoint(self.forward, part, state, starts, delta_t=elapsed, use_reentrant=False)
             else:
                 y, state = self.forward(part, state, starts, delta_t=elapsed)
             outputs.append(y)
+            state = tree_map(Tensor.clone, state)  # a convolution's is a view of all of its input
         return torch.cat(outputs, 1), state
 
     def step(
