@@ -60,6 +60,13 @@ def _compiled(name: str, compiler: str) -> ModuleType:
     return _loaded[name]
 
 
+def block_kernels() -> ModuleType | None:
+    """The kernels for what lies between the matrix products of a block on CPUs; None where there are none."""
+    if _chosen != "auto" or _compiled("cpu", "Numba") is eager:
+        return None
+    return import_module("minrnn_lightning.ops.cpu.block")
+
+
 def _fall_back(name: str, reason: str) -> None:
     """Warn, and use the eager kernels for this type of device from now on."""
     warnings.warn(f"{reason}: the slower torch kernel runs instead", stacklevel=3)
@@ -98,6 +105,11 @@ def _kernels(device: torch.device) -> ModuleType:
         return _triton(device)
     compiler = {"cpu": "Numba", "cuda": "Triton"}.get(device.type)
     return eager if _chosen == "torch" or compiler is None else _compiled(device.type, compiler)
+
+
+def runs_numba(device: torch.device) -> bool:
+    """Whether Numba's kernels run on this device; importing them is tried at the first call."""
+    return device.type == "cpu" and _chosen == "auto" and _compiled("cpu", "Numba") is not eager
 
 
 def run_kernel(function: str, sequence: Tensor, *rest: Any) -> Any:
