@@ -48,8 +48,10 @@ def test_contents(archives):
     assert wheel - about - recipes == package | {"minrnn_lightning/py.typed"}
     assert all(name.endswith((".yaml", ".md")) and "results" not in name for name in recipes)
     assert {name.rpartition("/")[2] for name in about} == {"METADATA", "WHEEL", "RECORD", "LICENSE", "entry_points.txt"}
-    others = {"pyproject.toml", "PKG-INFO", "LICENSE", ".gitignore", "docs/layer.png"}
-    others |= {"README.md", "CHANGELOG.md", "SECURITY.md", "CITATION.cff"}
+    others = {"pyproject.toml", "hatch_build.py", "PKG-INFO", "LICENSE", ".gitignore", "docs/layer.png"}
+    others |= {"README.md", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md", "CITATION.cff"}
+    for pattern in ("docs/*.md", "docs/figures/*.png", "notebooks/*.ipynb", "recipes/*.md"):
+        others |= {file.relative_to(ROOT).as_posix() for file in ROOT.glob(pattern)}
     in_folder = {name.replace("minrnn_lightning/recipes/", "recipes/") for name in recipes}
     assert sdist == package | {"minrnn_lightning/py.typed"} | in_folder | others
 
@@ -57,6 +59,19 @@ def test_contents(archives):
 def test_metadata(archives):
     check = pytest.importorskip("twine.commands.check").check
     assert not check(archives[2], strict=True)
+
+
+def test_description_has_no_links_into_the_repository(archives):
+    _, sdist, (wheel, _) = archives
+    with zipfile.ZipFile(wheel) as file:
+        (metadata,) = (name for name in file.namelist() if name.endswith("/METADATA"))
+        text = file.read(metadata).decode().partition("\n\n")[2]
+    assert text.startswith("# minrnn-lightning\n")
+    assert all(link.startswith("https://") for link in re.findall(r"\]\(([^)]*)\)", text))
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    linked = set(re.findall(r"\]\((?!https:)([^)#]*)", readme))
+    assert {name for name in linked if "/results/" not in name} <= sdist
+    assert all(name in text for name in linked if name.endswith((".md", ".ipynb")))
 
 
 def test_citation_and_changelog_have_the_version():
