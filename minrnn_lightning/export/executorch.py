@@ -8,10 +8,12 @@ from pathlib import Path
 import torch
 from torch.export import ExportedProgram
 
+from minrnn_lightning.errors import InputError
 from minrnn_lightning.export.extra import extra_module
 from minrnn_lightning.export.modules import FlatModule
 from minrnn_lightning.export.plain import export_plain
 from minrnn_lightning.export.quantize import with_linears
+from minrnn_lightning.nn.linear_views import is_quantized
 
 MOST_SEQUENCES, MOST_STEPS = 4, 4096  # the runtime reserves the memory of the greatest sizes when it loads a program
 RESHAPES = ("view_copy.default", "unsqueeze_copy.default")
@@ -23,8 +25,13 @@ def write_executorch(module: FlatModule, metadata: dict[str, str], path: Path) -
     Its method ``forward`` is the module; its method ``metadata`` returns the metadata as one JSON text.
 
     Raises:
-        InputError: ExecuTorch is not installed.
+        InputError: ExecuTorch is not installed, or torchao has quantised the model.
     """
+    if any(map(is_quantized, module.parameters())):
+        raise InputError(
+            "format executorch does not take weights that torchao has quantised: "
+            "give the model that minrnn_lightning.export.quantize.quantize returns"
+        )
     exir = extra_module("executorch.exir")
     xnnpack = extra_module("executorch.backends.xnnpack.partition.xnnpack_partitioner")
     config = extra_module("executorch.backends.xnnpack.partition.config")

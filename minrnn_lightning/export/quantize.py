@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from minrnn_lightning.nn.gru_interface import MinRNN
+from minrnn_lightning.nn.linear_views import is_quantized
 from minrnn_lightning.nn.mixers.gated import Logits
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -44,13 +45,13 @@ def quantize(model: nn.Module) -> Quantized:
 def with_linears(model: Model) -> Model:
     """Copy a model, with every linear map of its minimal RNNs in an ``nn.Linear`` for each gate and the candidate.
 
-    ``MinGRU`` and ``MinLSTM`` have the parameters of ``nn.GRU``, which tools that look for ``nn.Linear`` pass over. A
-    copy that ``quantize`` made has int8 maps in their place already.
+    ``MinGRU`` and ``MinLSTM`` have the parameters of ``nn.GRU``, which tools that look for ``nn.Linear`` pass over.
+    Those that ``quantize`` or torchao has changed stay as they are.
     """
     model = copy.deepcopy(model)
-    _replace(model, lambda module: isinstance(module, Logits), _LinearLogits)
+    _replace(model, lambda module: isinstance(module, Logits) and _in_floating_point(module), _LinearLogits)
     for module in model.modules():
-        if isinstance(module, MinRNN) and not hasattr(module, "maps"):
+        if isinstance(module, MinRNN) and _in_floating_point(module):
             _use_linears(module)
     return model
 
@@ -121,6 +122,11 @@ class _LinearLogits(nn.Module):
     def forward(self, x: Tensor, direction: str = "") -> list[Tensor]:
         """(..., dim) to the logits of each block, (..., hidden)."""
         return _project(self.maps, x, 0, direction)
+
+
+def _in_floating_point(module: MinRNN | Logits) -> bool:
+    weight = module._parameters.get("weight_ih_l0")
+    return weight is not None and not is_quantized(weight)
 
 
 def _use_linears(layer: MinRNN) -> None:

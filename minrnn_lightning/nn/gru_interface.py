@@ -15,13 +15,15 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_
 from minrnn_lightning.errors import InputError
 from minrnn_lightning.nn.checks import check_arguments, check_sequence, check_step
 from minrnn_lightning.nn.functional import activate
+from minrnn_lightning.nn.linear_views import LinearViews, project
+from minrnn_lightning.nn.state import zero_state
 from minrnn_lightning.nn.timescale import log_timescales
 from minrnn_lightning.ops import Activation
 from minrnn_lightning.ops.eager import STORAGE, state_dtype
 from minrnn_lightning.ops.scan import check_dense
 
 
-class MinRNN(nn.RNNBase):
+class MinRNN(LinearViews, nn.RNNBase):
     """The interface of ``torch.nn.GRU``; subclasses define the recurrence and the number of its blocks of logits."""
 
     _function: ClassVar[Callable[..., Tensor]]
@@ -250,7 +252,7 @@ class MinRNN(nn.RNNBase):
         starts = self._starts()
         if starts is None:
             weight, layers = self.weight_ih_l0, self.num_layers * len(self._directions)
-            return weight.new_zeros(layers, batch_size, self.hidden_size, dtype=state_dtype(weight.dtype))
+            return zero_state(weight, layers, batch_size, self.hidden_size)
         return starts.unsqueeze(1).expand(-1, batch_size, -1)
 
     def _starts(self) -> Tensor | None:
@@ -310,9 +312,9 @@ class MinRNN(nn.RNNBase):
         return packed._replace(data=output), h_n if unorder is None else h_n.index_select(1, unorder)
 
     def _project(self, x: Tensor, layer: int, direction: str = "") -> list[Tensor]:
-        """One product per block of rows, so that backward need not concatenate gradients as long as the sequence."""
-        parameters = (getattr(self, name).chunk(len(self._hold_logits)) for name in self._names(layer, direction))
-        return [F.linear(x, *block) for block in zip(*parameters, strict=True)]
+        """The logits of each block."""
+        parameters = (getattr(self, name) for name in self._names(layer, direction))
+        return project(x, len(self._hold_logits), *parameters)
 
     def _between(self, layer: int, x: Tensor) -> Tensor:
         """Dropout after all layers but the last."""

@@ -7,7 +7,18 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils._pytree import tree_map
 
+from minrnn_lightning.nn.linear_views import is_quantized
+from minrnn_lightning.ops.eager import state_dtype
+
 State = Any  # a tree of tensors; floating-point ones are float32, or float64 for float64 inputs
+
+
+def zero_state(weight: Tensor, *shape: int) -> Tensor:
+    """Zeros in the type of the state of a model with this weight, on the device of the weight."""
+    dtype = state_dtype(weight.dtype)
+    if is_quantized(weight):
+        return torch.zeros(shape, dtype=dtype, device=weight.device)
+    return weight.new_zeros(shape, dtype=dtype)  # in a traced program on the device that the weight has then
 
 
 def select_state(state: State, rows: Tensor | slice) -> State:

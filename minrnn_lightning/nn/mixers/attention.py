@@ -6,6 +6,7 @@ from torch.nn import functional as F
 
 from minrnn_lightning.errors import InputError
 from minrnn_lightning.nn.mixers.base import Mixer, hidden_size, is_exporting
+from minrnn_lightning.nn.state import zero_state
 from minrnn_lightning.ops.eager import state_dtype
 
 HEAD = 64  # channels of a head by default
@@ -82,8 +83,7 @@ class AttentionMixer(Mixer):
     def initial_state(self, batch_size: int) -> Cache:
         """No step, or a window of steps that are not visible."""
         steps = self.window or 0
-        dtype = state_dtype(self.out.weight.dtype)
-        empty = self.out.weight.new_zeros(batch_size, steps, self.kv_heads, self.head_dim, dtype=dtype)
+        empty = zero_state(self.out.weight, batch_size, steps, self.kv_heads, self.head_dim)
         return empty, empty, torch.zeros(batch_size, steps, dtype=torch.bool, device=empty.device)
 
     def _mix(self, x: Tensor, state: Cache, reset: Tensor | None, block: int | None) -> tuple[Tensor, Cache]:

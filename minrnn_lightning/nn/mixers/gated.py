@@ -6,16 +6,17 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from minrnn_lightning.errors import InputError
 from minrnn_lightning.nn.functional import activate
+from minrnn_lightning.nn.fused import apply_linear
+from minrnn_lightning.nn.linear_views import LinearViews, project
 from minrnn_lightning.nn.mixers.base import Mixer
-from minrnn_lightning.nn.state import State
+from minrnn_lightning.nn.state import State, zero_state
 from minrnn_lightning.ops import Activation, state_dtype
 
 
-class Logits(nn.Module):
+class Logits(LinearViews):
     """The linear map from the input to the logits of gates and candidate, and the learned initial state.
 
     Parameters have the names, shapes and initial values of those of ``MinGRU`` and ``MinLSTM``, so that the weights of
@@ -46,9 +47,8 @@ class Logits(nn.Module):
 
     def forward(self, x: Tensor, direction: str = "") -> list[Tensor]:
         """(..., dim) to the logits of each block, (..., hidden)."""
-        # One product per block of rows, so that backward need not concatenate gradients as long as the sequence.
-        parameters = (getattr(self, f"{name}_ih_l0{direction}").chunk(self.blocks) for name in ("weight", "bias"))
-        return [F.linear(x, weight, bias) for weight, bias in zip(*parameters, strict=True)]
+        weight, bias = (getattr(self, f"{name}_ih_l0{direction}") for name in ("weight", "bias"))
+        return project(x, self.blocks, weight, bias)
 
     def biases(self) -> list[tuple[Tensor, ...]]:
         """The bias of each block, for each direction."""
@@ -124,17 +124,15 @@ class GatedMixer(Mixer):
 
     def output(self, h: Tensor, x: Tensor) -> Tensor:
         """From the hidden state (..., hidden) at inputs (..., dim) to the output (..., dim): a linear map of h."""
-        y: Tensor = self.out(h)
-        return y
+        return apply_linear(self.out, h)
 
     def initial_state(self, batch_size: int) -> Tensor:
         """The learned state, or else zeros, (batch, hidden)."""
         self._refuse(self.bidirectional)
         (start,) = self._starts()
-        dtype = state_dtype(self.out.weight.dtype)
         if start is None:
-            return self.out.weight.new_zeros(batch_size, self.hidden, dtype=dtype)
-        return start.to(dtype).expand(batch_size, -1)
+            return zero_state(self.out.weight, batch_size, self.hidden)
+        return start.to(state_dtype(self.out.weight.dtype)).expand(batch_size, -1)
 
     def _starts(self) -> list[Tensor | None]:
         """The learned initial state of each direction, (hidden,), or None."""

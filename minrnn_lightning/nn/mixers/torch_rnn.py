@@ -9,6 +9,7 @@ from torch._compile import _disable_dynamo
 from torch.nn.utils.rnn import pack_sequence, unpack_sequence
 
 from minrnn_lightning.nn.mixers.base import Mixer, hidden_size, is_exporting
+from minrnn_lightning.nn.state import zero_state
 from minrnn_lightning.ops.decomposition import exporting_to_onnx, loop
 from minrnn_lightning.ops.eager import state_dtype
 
@@ -53,8 +54,7 @@ class TorchRNNMixer(Mixer):
     def initial_state(self, batch_size: int) -> tuple[Tensor, ...]:
         """Zeros."""
         names = "h" if self.rnn.mode == "GRU" else "hc"
-        weight, shape = self.out.weight, (batch_size, self.rnn.hidden_size)
-        return tuple(weight.new_zeros(shape, dtype=state_dtype(weight.dtype)) for _ in names)
+        return tuple(zero_state(self.out.weight, batch_size, self.rnn.hidden_size) for _ in names)
 
     @property
     def _weights(self) -> list[Tensor]:
