@@ -24,6 +24,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PAGES = ROOT / "build" / "pages"
 LINK = re.compile(r"(!?\[(?:[^\[\]]|\[[^\]]*\])*\])\((?!\w+:)([^)#\s]*)(#[^)\s]*)?\)")
 CODE = re.compile(r"(^ *```.*?^ *```|^(?: {4}[^\n]*\n)+|`(?:[^`\n]|\n(?!\n))+`)", re.DOTALL | re.MULTILINE)
+FENCE = re.compile(r"^```(\w*)\n(.*?^```)$", re.DOTALL | re.MULTILINE)
 MATH = re.compile(r"\$\$(.+?)\$\$|\$([^$\n]+)\$", re.DOTALL)
 
 
@@ -92,6 +93,11 @@ def outside_code(pattern: re.Pattern[str], replace: Callable[[re.Match[str]], st
     return "".join(part if index % 2 else pattern.sub(replace, part) for index, part in enumerate(parts))
 
 
+def with_commands(text: str) -> str:
+    """The text with blocks of commands, which name no language, as those of a shell."""
+    return FENCE.sub(lambda found: f"```{found[1] or 'bash'}\n{found[2]}", text)
+
+
 def mathml(found: re.Match[str]) -> str:
     """A formula as browsers show it without a script."""
     return convert(found[1] or found[2], display="block" if found[1] else "inline")
@@ -103,7 +109,7 @@ def assemble() -> None:
     pages = sources()
     for source, target in pages.items():
         text = notebook_text(source) if source.suffix == ".ipynb" else source.read_text(encoding="utf-8")
-        text = outside_code(MATH, mathml, with_links(text, source, target, pages))
+        text = with_commands(outside_code(MATH, mathml, with_links(text, source, target, pages)))
         (PAGES / target).parent.mkdir(parents=True, exist_ok=True)
         (PAGES / target).write_text(text, encoding="utf-8")
     (PAGES / "reference").mkdir()
