@@ -1,0 +1,171 @@
+"""A step in one kernel: as exact as the operators, and left to them where something else is asked for."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+from torch.autograd import forward_ad
+from torch.func import functional_call, vmap
+from torch.nn.utils import parametrizations
+
+from minrnn_lightning import ops
+from minrnn_lightning.nn import Backbone, backbone
+from minrnn_lightning.nn.fused_step import MOST_ROWS
+from minrnn_lightning.ops.cpu import step_kernels
+
+CASES = [  # options of the backbone, of the mixer, batch size
+    ({"dim": 32}, {}, 1),
+    ({"dim": 17, "expansion": 1.5}, {"activation": "identity", "signed": True}, 5),
+    ({"dim": 16, "kernel_size": 0, "mlp_ratio": 0}, {"learn_initial_state": True}, 9),
+    ({"dim": 20, "mixer": "minlstm"}, {}, 7),
+    ({"dim": 16, "mixer": "minlstm", "kernel_size": 1}, {"normalize": False, "signed": True}, 4),
+    ({"dim": 16, "mixer": "minlstm", "mlp_ratio": 1.5}, {"activation": "identity", "signed": True}, 3),
+    ({"dim": 16, "mixer": "minlstm", "kernel_size": 2}, {"normalize": False}, MOST_ROWS),
+]
+
+
+@pytest.fixture
+def fused(monkeypatch):
+    """For every step since it was made, whether the kernel ran."""
+    ran, function = [], backbone.fused_step
+
+    def watched(*args):
+        result = function(*args)
+        ran.append(result is not None)
+        return result
+
+    monkeypatch.setattr(backbone, "fused_step", watched)
+    return ran
+
+
+def build(dim=16, mixer="mingru", args=None, **options):
+    torch.manual_seed(0)
+    model = Backbone(dim, 2, mixer, mixer_args={mixer: args or {}}, **options)
+    with torch.no_grad():
+        for parameter in model.parameters():  # norms and biases too are not those of the start
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    return model.eval()
+
+
+def trees(state):
+    return [leaf for block in state for leaf in torch.utils._pytree.tree_leaves(block)]
+
+
+@pytest.mark.parametrize(("options", "args", "batch"), CASES)
+def test_a_step_equals_the_operators_in_float64(options, args, batch, fused):
+    model = build(args=args, **options)
+    exact = copy.deepcopy(model).double()
+    x = 2 * torch.randn(batch, 6, options["dim"])
+    errors = torch.zeros(2, dtype=torch.float64)
+    with torch.no_grad():
+        states = [model.initial_state(batch), model.initial_state(batch), exact.initial_state(batch)]
+        for t in range(6):
+            reset = torch.arange(batch) % 2 == t % 2 if t % 3 == 2 and not args.get("learn_initial_state") else None
+            y, states[0] = model.step(x[:, t], states[0], reset)
+            with ops.use_kernel("torch"):
+                operators, states[1] = model.step(x[:, t], states[1], reset)
+            expected, states[2] = exact.step(x[:, t].double(), states[2], reset)
+            errors = torch.stack([errors, torch.stack([(z - expected).abs().max() for z in (y, operators)])]).amax(0)
+        for one, other in zip(trees(states[0]), trees(states[2]), strict=True):
+            assert one.dtype == torch.float32
+            assert one.shape == other.shape
+            torch.testing.assert_close(one, other.float(), rtol=1e-5, atol=2e-6)
+    assert fused[::3] == [True] * 6
+    assert not any(fused[1::3] + fused[2::3])
+    assert errors[0] <= errors[1] + 4 * torch.finfo(torch.float32).eps
+
+
+def test_gelu_is_as_exact_as_that_of_pytorch():
+    x = torch.linspace(-20, 20, 20_001)
+    y = x.clone()
+    step_kernels.activate(y.numpy(), len(y))
+    errors = [(z - nn.functional.gelu(x.double())).abs().max() for z in (y, nn.functional.gelu(x))]
+    assert errors[0] <= errors[1]
+    special = torch.tensor([float("nan"), float("inf"), -1e30])
+    step_kernels.activate(special.numpy(), 3)
+    assert special[0].isnan()
+    assert special[1] == float("inf")
+    assert special[2] > -1e-7
+
+
+def test_weights_are_read_in_every_step(fused):
+    model = build()
+    x, state = torch.randn(2, 16), model.initial_state(2)
+    with torch.no_grad():
+        before = model.step(x, state)[0]
+        model.norm.bias.add_(1)
+        torch.testing.assert_close(model.step(x, state)[0], before + 1)
+        model.norm.bias.data = model.norm.bias.data - 1  # another tensor in the same parameter
+        torch.testing.assert_close(model.step(x, state)[0], before)
+        model.load_state_dict(build(args={"timescale": 2.0}).state_dict())
+        with ops.use_kernel("torch"):
+            expected = model.step(x, state)[0]
+        torch.testing.assert_close(model.step(x, state)[0], expected)
+        changed = {"norm.bias": model.norm.bias + 2}
+        stepped = functional_call(
+            Stepped(model), {f"model.{name}": value for name, value in changed.items()}, (x, state)
+        )
+        torch.testing.assert_close(stepped, expected + 2)
+    assert fused == [True, True, True, False, True, True]
+
+
+class Stepped(nn.Module):
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, x, state):
+        return self.model.step(x, state)[0]
+
+
+def hook(model):
+    model.blocks[0].mlp[1].register_forward_hook(lambda module, args, output: torch.zeros_like(output))
+
+
+def replace(model):
+    model.blocks[1].mlp[1] = nn.ReLU()
+
+
+def parametrize(model):
+    parametrizations.weight_norm(model.blocks[0].mixer.out)
+
+
+def transpose(model):
+    weight = model.blocks[0].mlp[0].weight
+    weight.data = weight.data.t().contiguous().t()
+
+
+@pytest.mark.parametrize("change", [hook, replace, parametrize, transpose])
+def test_changed_modules_are_left_to_the_operators(change, fused):
+    model = build()
+    change(model)
+    x, state = torch.randn(2, 16), model.initial_state(2)
+    with torch.no_grad():
+        y, _ = model.step(x, state)
+        whole, _ = model(x[:, None])
+    assert fused == [False]
+    torch.testing.assert_close(y, whole[:, 0], rtol=1e-4, atol=1e-5)
+
+
+def test_what_needs_the_operators_gets_them(fused):
+    model = build()
+    x, state = torch.randn(2, 16), model.initial_state(2)
+    assert model.step(x, state)[0].requires_grad
+    with torch.no_grad():
+        y = model.step(x, state)[0]
+        mapped = vmap(lambda x_t: model.step(x_t, state)[0])(torch.stack([x, x]))
+        torch.testing.assert_close(mapped, torch.stack([y, y]))
+        with torch.autocast("cpu", torch.bfloat16):
+            assert (model.step(x, state)[0] - y).abs().max() > 1e-4
+        with forward_ad.dual_level():
+            tangent = forward_ad.unpack_dual(model.step(forward_ad.make_dual(x, x), state)[0]).tangent
+        assert tangent.abs().max() > 0
+        traced = torch.jit.trace(lambda x_t: model.step(x_t, state)[0], x, check_trace=False)
+        torch.testing.assert_close(traced(x + 1), model.step(x + 1, state)[0])
+        assert model.step(torch.zeros(0, 16), model.initial_state(0))[0].shape == (0, 16)
+        many = MOST_ROWS * torch.get_num_threads() + 1
+        model.step(torch.randn(many, 16), model.initial_state(many))
+        narrow = model.bfloat16().step(x.bfloat16(), state)[0]
+    assert narrow.dtype == torch.bfloat16
+    assert fused == [False, True, False, False, False, False, True, False, False, False]
