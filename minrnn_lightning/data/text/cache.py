@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -19,6 +20,9 @@ from minrnn_lightning.data.text.documents import MarkedBlock
 from minrnn_lightning.data.text.sources import BLOCK
 from minrnn_lightning.data.text.tokenizer import BlockEncoder
 from minrnn_lightning.errors import InputError
+from minrnn_lightning.memory import peak_memory
+
+LONG = 8  # blocks from which on the progress of a preparation is shown
 
 
 class FinishedBlocks:
@@ -97,7 +101,20 @@ def _save(file: Path, array: npt.NDArray[Any]) -> None:
 
 def with_progress(blocks: Iterable[str], length: int, description: str) -> Iterable[str]:
     """The blocks of a text, with a progress bar on stderr where there are many."""
-    total = -(-length // BLOCK)
-    if total < 8:
+    if length < LONG * BLOCK:
         return blocks
-    return track(blocks, description, total, console=Console(stderr=True))
+    return track(blocks, description, -(-length // BLOCK), console=Console(stderr=True))
+
+
+def print_cost(length: int, seconds: float) -> None:
+    """Print what the preparation of a long text took, on stderr.
+
+    Args:
+        length: Characters of the text, or bytes.
+        seconds: Time of the preparation.
+    """
+    if length >= LONG * BLOCK:
+        peak = peak_memory()
+        memory = "" if peak is None else f", peak memory of the process {peak:,.0f} MB"
+        speed = f"{length / seconds / 1e6:.1f} million a second"
+        print(f"Prepared {length:,} characters in {seconds:,.0f} s, {speed}{memory}", file=sys.stderr)

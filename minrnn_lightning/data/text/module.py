@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import time
 from collections.abc import Iterator
 from functools import cached_property
 from itertools import chain
@@ -21,7 +22,7 @@ from minrnn_lightning.batches import TextBatch
 from minrnn_lightning.checkpoint import tokenizer_of
 from minrnn_lightning.data.download import atomic_folder
 from minrnn_lightning.data.module import BaseDataModule, writable
-from minrnn_lightning.data.text.cache import FinishedBlocks, with_progress
+from minrnn_lightning.data.text.cache import FinishedBlocks, print_cost, with_progress
 from minrnn_lightning.data.text.documents import (
     MarkedBlock,
     check_lengths,
@@ -190,6 +191,7 @@ class TextDataModule(BaseDataModule):
         """Tokenise the text, unless that was done before."""
         if self.folder.is_dir():
             return
+        start = time.perf_counter()
         texts = self.split_texts()
         finished = FinishedBlocks(self.folder.with_name(f"{self.folder.name}.{BLOCK}"))
         with finished.kept():
@@ -205,6 +207,7 @@ class TextDataModule(BaseDataModule):
             except FileNotFoundError:
                 if not self.folder.is_dir():  # else another process was faster, with the same contents
                     raise
+        print_cost(sum(text.length for text in texts.values()), time.perf_counter() - start)
 
     def _marked_blocks(self, name: str, texts: dict[str, Text]) -> Iterator[MarkedBlock]:
         """The blocks of a split, none of which ends within a piece that is tokenised by itself."""

@@ -149,7 +149,7 @@ def test_lengths_of_documents(monkeypatch, block):
 
 
 @pytest.mark.parametrize("kind", ["char", "byte", "bpe"])
-def test_memory_does_not_grow_with_the_text(tmp_path, monkeypatch, kind):
+def test_memory_does_not_grow_with_the_text(tmp_path, monkeypatch, capsys, kind):
     """Of Python and NumPy; byte pairs are learned in memory that is not counted here."""
     for module in (sources, documents, cache):
         monkeypatch.setattr(module, "BLOCK", 1 << 14)
@@ -163,3 +163,5 @@ def test_memory_does_not_grow_with_the_text(tmp_path, monkeypatch, kind):
         tracemalloc.stop()
     assert peaks[1] < 1.25 * peaks[0]
     assert peaks[1] > 1 << 14
+    cost = r"Prepared [\d,]+ characters in \d+ s, [\d.]+ million a second, peak memory of the process [\d,]+ MB\n"
+    assert len(re.findall(cost, capsys.readouterr().err)) == 1  # not of the short one
