@@ -13,6 +13,7 @@ from minrnn_lightning.memory import check_memory
 from minrnn_lightning.nn.chunks import split_steps
 from minrnn_lightning.nn.conv import CausalConv
 from minrnn_lightning.nn.dropout import Dropout
+from minrnn_lightning.nn.fused import norm_mlp
 from minrnn_lightning.nn.fused_step import fused_step
 from minrnn_lightning.nn.mixers import MIXERS, Mixer, mixer_name
 from minrnn_lightning.nn.mixers.base import is_exporting
@@ -51,13 +52,12 @@ class Block(nn.Module):
     ) -> tuple[Tensor, State]:
         """(batch, length, dim) to the same, and the state after the last step."""
         before, state = (None, None) if state is None else state
-        y = self.mixer_norm(x)
         if self.conv is None:
-            before = ()
+            y, before = self.mixer_norm(x), ()
         else:
-            y, before = self.conv(y, before, reset)
+            x, y, before = self.conv.after_norm(self.mixer_norm, x, before, reset)
         y, state = self.mixer(y, state, reset, **self._time(delta_t))
-        return self._add_mlp(self._add(x, y)), (before, state)
+        return self._add_mlp(self.dropout.add(x, y)), (before, state)
 
     def step(
         self, x_t: Tensor, state: State, reset: Tensor | None = None, *, delta_t: Tensor | None = None
@@ -70,7 +70,7 @@ class Block(nn.Module):
         if self.conv is not None:
             y, before = self.conv.step(y, before)
         y, state = self.mixer.step(y, state, **self._time(delta_t))
-        return self._add_mlp(self._add(x_t, y)), (before, state)
+        return self._add_mlp(self.dropout.add(x_t, y)), (before, state)
 
     def initial_state(self, batch_size: int) -> State:
         """The state before the first step: the convolution's, () without one, and the mixer's."""
@@ -87,11 +87,10 @@ class Block(nn.Module):
         return {"delta_t": delta_t}
 
     def _add_mlp(self, x: Tensor) -> Tensor:
-        return x if self.mlp is None else self._add(x, self.mlp(self.mlp_norm(x)))
-
-    def _add(self, x: Tensor, y: Tensor) -> Tensor:
-        y = self.dropout(y).to(x.dtype)  # a sum of two types takes twice as long as the cast and the sum
-        return x + y
+        if self.mlp is None:
+            return x
+        x, y = norm_mlp(x, self.mlp_norm, self.mlp)
+        return self.dropout.add(x, y)
 
 
 class Backbone(Shardable):

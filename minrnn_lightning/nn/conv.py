@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.autograd.forward_ad import _set_fwd_grad_enabled, unpack_dual
 from torch.nn import functional as F
 
+from minrnn_lightning.nn.fused import can_fuse, norm_conv
 from minrnn_lightning.nn.sequence_parallel import Shardable
 from minrnn_lightning.nn.state import where
 from minrnn_lightning.ops.eager import state_dtype
@@ -60,6 +61,22 @@ class CausalConv(Shardable):
             y = y + self.weight[lag] * (padded[:, past - lag : past - lag + length] * visible[lag].unsqueeze(-1))
         kept = torch.stack([visible[lag][:, -1] for lag in range(past - 1, -1, -1)], 1) if past else reset[:, :0]
         return y.to(x.dtype), padded[:, length:] * kept.unsqueeze(-1) if last is None else last
+
+    def after_norm(
+        self, norm: nn.LayerNorm, x: Tensor, state: Tensor | None = None, reset: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """``x`` once more, to be used instead of it from here on, and ``forward`` of norm(x)."""
+        past = self.kernel_size - 1
+        carries_gradient = state is not None and state.requires_grad
+        if self.group is not None or x.shape[1] < max(past, 1) or carries_gradient or not can_fuse(x, norm, self):
+            return x, *self(norm(x), state, reset)
+        x, y = norm_conv(x, norm, self.weight, self.bias, state, reset)
+        last = x[:, x.shape[1] - past :]
+        after = F.layer_norm(last.to(state_dtype(x.dtype)), norm.normalized_shape, norm.weight, norm.bias, norm.eps)
+        if reset is not None and past:
+            visible = _visible(reset[:, -past:], past)
+            after = after * torch.stack([visible[lag][:, -1] for lag in range(past - 1, -1, -1)], 1).unsqueeze(-1)
+        return x, y, after
 
     def step(self, x_t: Tensor, state: Tensor, reset: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """One step of ``forward``: (batch, dim) and the state to the same; ``reset`` is (batch,)."""

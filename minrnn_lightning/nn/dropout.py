@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor, nn
 
+from minrnn_lightning.nn.fused import add_dropped, can_fuse
+
 
 class Dropout(nn.Dropout):
     """``nn.Dropout``; on CPUs the probability is rounded to a multiple of 1/256, unless that would be 0 or 1.
@@ -12,10 +14,36 @@ class Dropout(nn.Dropout):
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002
         """Zero elements at random and scale the others up, in training only."""
-        dropped = round(self.p * 256)
-        if not self.training or dropped in (0, 256) or not input.is_cpu or torch.compiler.is_compiling():
+        dropped = self._dropped(input)
+        if dropped is None:
             return super().forward(input)
-        draws = torch.empty(-(-input.numel() // 8), dtype=torch.int64).random_(-(2**63), None)
-        keep = draws.view(torch.uint8)[: input.numel()].view(input.shape) >= dropped
-        kept = keep.view(torch.int8).to(input.dtype)  # from bool it would take five times as long
+        kept = (_draw(input) >= dropped).view(torch.int8).to(input.dtype)  # from bool it would take five times as long
         return input * kept.mul_(256 / (256 - dropped))  # one factor: one product forward and one backward
+
+    def add(self, x: Tensor, y: Tensor) -> Tensor:
+        """``x`` plus what this makes of ``y``, of the same shape, in the type of ``x``."""
+        dropped = self._dropped(y) if self.training and self.p else 0
+        if (
+            type(self) is Dropout
+            and dropped is not None
+            and x.shape == y.shape
+            and x.dim() == 3
+            and can_fuse(x, self)
+            and can_fuse(y)
+        ):
+            return add_dropped(x, y, _draw(y) if dropped else None, dropped)
+        y = self(y).to(x.dtype)  # a sum of two types takes twice as long as the cast and the sum
+        return x + y
+
+    def _dropped(self, x: Tensor) -> int | None:
+        """How many of 256 elements are dropped; None where PyTorch's dropout is to do it."""
+        dropped = round(self.p * 256)
+        if not self.training or dropped in (0, 256) or not x.is_cpu or torch.compiler.is_compiling():
+            return None
+        return dropped
+
+
+def _draw(x: Tensor) -> Tensor:
+    """Random numbers from 0 to 255 in the shape of ``x``, uint8."""
+    draws = torch.empty(-(-x.numel() // 8), dtype=torch.int64).random_(-(2**63), None)
+    return draws.view(torch.uint8)[: x.numel()].view(x.shape)

@@ -7,6 +7,8 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from minrnn_lightning.nn.fused import linear
+
 WEIGHT = re.compile(r"weight_(ih_l\d+(?:_reverse)?)")
 
 
@@ -72,4 +74,4 @@ def project(x: Tensor, blocks: int, weight: Tensor, bias: Tensor | None = None) 
     # One product per block of rows, so that backward need not concatenate gradients as long as the sequence.
     if bias is None:
         return [F.linear(x, rows) for rows in weight.chunk(blocks)]
-    return [F.linear(x, rows, shift) for rows, shift in zip(weight.chunk(blocks), bias.chunk(blocks), strict=True)]
+    return [linear(x, rows, shift) for rows, shift in zip(weight.chunk(blocks), bias.chunk(blocks), strict=True)]

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from minrnn_lightning.errors import InputError
 from minrnn_lightning.nn.functional import activate
+from minrnn_lightning.nn.fused import apply_linear
 from minrnn_lightning.nn.linear_views import LinearViews, project
 from minrnn_lightning.nn.mixers.base import Mixer
 from minrnn_lightning.nn.state import State, zero_state
@@ -123,8 +124,7 @@ class GatedMixer(Mixer):
 
     def output(self, h: Tensor, x: Tensor) -> Tensor:
         """From the hidden state (..., hidden) at inputs (..., dim) to the output (..., dim): a linear map of h."""
-        y: Tensor = self.out(h)
-        return y
+        return apply_linear(self.out, h)
 
     def initial_state(self, batch_size: int) -> Tensor:
         """The learned state, or else zeros, (batch, hidden)."""

@@ -1,0 +1,134 @@
+"""The fused kernels of a block compute what PyTorch's operators do, and nothing else reaches them."""
+
+import copy
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.testing import assert_close
+from torch.utils.flop_counter import FlopCounterMode
+
+from minrnn_lightning.nn import fused
+from minrnn_lightning.nn.backbone import Block
+from minrnn_lightning.nn.mixers.mingru import MinGRUMixer
+from minrnn_lightning.nn.state import State
+
+BATCH, LENGTH, DIM = 4, 130, 64  # three units of work for each row; large enough for the kernels
+
+
+def make_block(kernel_size: int = 4, dropout: float = 0.0) -> Block:
+    torch.manual_seed(0)
+    mixer = MinGRUMixer(DIM, activation="identity")  # the slope of g jumps at 0: rounding errors would be large
+    block = Block(DIM, mixer, kernel_size=kernel_size, mlp_ratio=2, dropout=dropout)
+    for parameter in block.parameters():
+        nn.init.normal_(parameter, std=0.3)
+    return block
+
+
+def run(block: Block, x: Tensor, state: State = None, reset: Tensor | None = None) -> list[Tensor]:
+    """Output, states and gradients of a block."""
+    torch.manual_seed(1)
+    x = x.clone().requires_grad_()
+    y, (before, h) = block(x, state, reset)
+    made = [y, before, h]
+    weights = [torch.linspace(-1, 1, each.numel(), dtype=each.dtype).view(each.shape) for each in made]
+    gradients = torch.autograd.grad(made, [x, *block.parameters()], weights)
+    return [each.detach() for each in (*made, *gradients)]
+
+
+@pytest.fixture
+def eagerly(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[Tensor]]:
+    """``run`` by PyTorch's operators."""
+
+    def run_eagerly(*args: object) -> list[Tensor]:
+        with monkeypatch.context() as context:
+            context.setattr(fused, "MIN_ELEMENTS", 1 << 60)
+            return run(*args)  # type: ignore[arg-type]
+
+    return run_eagerly
+
+
+def compare(actual: list[Tensor], exact: list[Tensor], tolerance: float) -> None:
+    for one, other in zip(actual, exact, strict=True):
+        scale = other.double().norm() / max(other.numel(), 1) ** 0.5 + 1e-3
+        assert_close(one.double() / scale, other.double() / scale, rtol=0, atol=tolerance)
+
+
+def error(actual: list[Tensor], exact: list[Tensor]) -> float:
+    """Sum of the relative errors."""
+    return sum(float((one - other).norm() / other.norm()) for one, other in zip(actual, exact, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("kernel_size", "with_state", "with_reset"), [(4, False, False), (4, True, True), (1, False, True)]
+)
+def test_equals_the_operators_in_float64(kernel_size: int, with_state: bool, with_reset: bool) -> None:
+    block = make_block(kernel_size)
+    x = torch.randn(BATCH, LENGTH, DIM)
+    state = (torch.randn(BATCH, kernel_size - 1, DIM), torch.rand(BATCH, DIM)) if with_state else None
+    reset = torch.rand(BATCH, LENGTH) < 0.2 if with_reset else None
+    assert fused.can_fuse(x, block.mixer_norm, block.conv)
+    actual = run(block, x, state, reset)
+    wide = None if state is None else tuple(each.double() for each in state)
+    compare(actual, run(copy.deepcopy(block).double(), x.double(), wide, reset), 3e-4)
+
+
+def test_dropout_takes_the_same_random_numbers(eagerly: Callable[..., list[Tensor]]) -> None:
+    block, x = make_block(dropout=0.3), torch.randn(BATCH, LENGTH, DIM)
+    compare(run(block, x), eagerly(block, x), 1e-4)
+    assert (block.dropout.add(torch.zeros_like(x), torch.ones_like(x)) == 0).float().mean().sub(77 / 256).abs() < 0.02
+
+
+def test_mixed_precision(eagerly: Callable[..., list[Tensor]]) -> None:
+    block, x = make_block(dropout=0.3), torch.randn(BATCH, LENGTH, DIM)
+    exact = eagerly(block, x)
+    with torch.autocast("cpu", torch.bfloat16):
+        actual, rounded = run(block, x), eagerly(block, x)
+    assert [each.dtype for each in actual] == [each.dtype for each in rounded]
+    assert error(actual, exact) < 1.1 * error(rounded, exact)  # no less exact, by fewer roundings
+
+
+def test_second_derivatives(eagerly: Callable[..., list[Tensor]], monkeypatch: pytest.MonkeyPatch) -> None:
+    block, x = make_block(dropout=0.3), torch.randn(BATCH, LENGTH, DIM)
+
+    def second() -> list[Tensor]:
+        torch.manual_seed(1)
+        inputs = [x.clone().requires_grad_(), *block.parameters()]
+        y, _ = block(inputs[0])
+        gradients = torch.autograd.grad(y.sin().sum(), inputs, create_graph=True)
+        return list(torch.autograd.grad(sum(g.square().mean() for g in gradients), inputs))
+
+    actual = second()
+    monkeypatch.setattr(fused, "MIN_ELEMENTS", 1 << 60)
+    compare(actual, second(), 1e-4)
+
+
+def test_sums_do_not_depend_on_the_number_of_threads() -> None:
+    block, x, threads = make_block(), torch.randn(BATCH, LENGTH, DIM), torch.get_num_threads()
+    norm, conv = block.mixer_norm, block.conv
+    gradients = []
+    try:
+        for number in (1, 2):
+            torch.set_num_threads(number)
+            _, y = fused.norm_conv(x, norm, conv.weight, conv.bias)
+            gradients.append(torch.autograd.grad(y.sin().sum(), [*norm.parameters(), *conv.parameters()]))
+    finally:
+        torch.set_num_threads(threads)
+    assert all(map(torch.equal, *gradients))
+
+
+def test_what_takes_operators_one_by_one_gets_them() -> None:
+    block, x = make_block(), torch.randn(BATCH, LENGTH, DIM)
+    assert fused.can_fuse(x, block.mixer_norm)
+    assert not fused.can_fuse(x.double(), block.mixer_norm)
+    assert not fused.can_fuse(x[:1, :1], block.mixer_norm)
+    with FlopCounterMode(display=False):
+        assert not fused.can_fuse(x, block.mixer_norm)
+    torch.func.vmap(lambda row: pytest.fail("fused") if fused.can_fuse(row) else row)(torch.stack([x, x]))
+    with torch.autograd.forward_ad.dual_level():
+        assert not fused.can_fuse(x, block.mixer_norm)
+    handle, calls = block.mixer_norm.register_forward_hook(lambda *_: calls.append(1)), []
+    block(x)
+    handle.remove()
+    assert calls
