@@ -107,10 +107,19 @@ def read_pretrained(name: str | Path) -> dict[str, Any]:
     training = config.get("training", {})
     checkpoint |= {"state_dict": tensors, "training": training}
     checkpoint["pytorch-lightning_version"] = config.get("versions", {}).get("lightning") or version("lightning")
-    if (folder / TOKENIZER).is_file():
-        text = (folder / TOKENIZER).read_text(encoding="utf-8")
+    if (folder / TOKENIZER).exists():
+        text = _read_vocabulary(folder / TOKENIZER)
         checkpoint[training.get("data", "TextDataModule")] = {"tokenizer": text, "corpus": training.get("corpus")}
     return checkpoint
+
+
+def _read_vocabulary(file: Path) -> str:
+    if not file.is_file():
+        raise InputError(f"{file} must be a file with the vocabulary, got a folder: save the model there again")
+    try:
+        return file.read_text(encoding="utf-8")
+    except ValueError as error:
+        raise InputError(f"{file} is damaged: {error}") from error
 
 
 def read_config(folder: Path) -> dict[str, Any]:

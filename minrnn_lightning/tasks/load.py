@@ -10,7 +10,7 @@ from minrnn_lightning import tasks
 from minrnn_lightning.annotations import accepted, fits, type_hints
 from minrnn_lightning.checkpoint import CheckpointError, check_fits, read_checkpoint
 from minrnn_lightning.errors import InputError
-from minrnn_lightning.hub import PACKAGE
+from minrnn_lightning.hub import CONFIG, PACKAGE, is_pretrained
 from minrnn_lightning.nn.mixers import MIXERS
 from minrnn_lightning.tasks.task import Task
 
@@ -39,6 +39,8 @@ def load_task(path: str | Path, task_class: type[T], use: str) -> tuple[T, dict[
     if not issubclass(saved, task_class):
         raise CheckpointError(f"{path} holds a {saved.__name__}; only a {task_class.__name__} can {use}")
     hyper_parameters = checkpoint.get("hyper_parameters", {})
+    if is_pretrained(path) and name in tasks.__all__:
+        _refuse_unknown(saved, hyper_parameters, path)
     _refuse_imports(hyper_parameters.get("mixer"), path)
     values = _arguments(task_class, hyper_parameters, path)
     try:
@@ -60,8 +62,7 @@ def _arguments(task_class: type[Task], saved: Mapping[str, Any], path: str | Pat
     Raises:
         CheckpointError: One that the class needs is missing, or a value is of another type than that of its argument.
     """
-    parameters = {**inspect.signature(Task).parameters, **inspect.signature(task_class).parameters}
-    named = {name: p for name, p in parameters.items() if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)}
+    named = _named(task_class)
     hints = type_hints(task_class)
     for name, parameter in named.items():
         if name not in saved and parameter.default is parameter.empty:
@@ -72,6 +73,21 @@ def _arguments(task_class: type[Task], saved: Mapping[str, Any], path: str | Pat
                 f"got {saved[name]!r}"
             )
     return {name: saved[name] for name in named if name in saved}
+
+
+def _named(task_class: type[Task]) -> dict[str, inspect.Parameter]:
+    parameters = {**inspect.signature(Task).parameters, **inspect.signature(task_class).parameters}
+    return {name: p for name, p in parameters.items() if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)}
+
+
+def _refuse_unknown(task_class: type[Task], saved: Mapping[str, Any], path: str | Path) -> None:
+    """Refuse a hyper-parameter that a class of this package does not have: the model would be another one."""
+    unknown = sorted(saved.keys() - _named(task_class).keys())
+    if unknown:
+        raise CheckpointError(
+            f"{path} is not a model of this version's {task_class.__name__}: it has no hyper-parameter {unknown[0]}; "
+            f"correct {CONFIG}, or use the version of minrnn-lightning that it names"
+        )
 
 
 def _refuse_imports(mixer: Any, path: str | Path) -> None:

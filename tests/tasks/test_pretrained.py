@@ -188,6 +188,15 @@ BAD = {
         lambda f: (f / "model.safetensors").rename(f / "x") and (f / "model.safetensors").mkdir(),
         "holds no model.safetensors",
     ),
+    "unknown hyper-parameter": (
+        lambda f: (f / "config.json").write_text((f / "config.json").read_text().replace('"dim"', '"dimm": 1, "dim"')),
+        "is not a model of this version's LanguageTask: it has no hyper-parameter dimm; correct config.json",
+    ),
+    "folder as vocabulary": (
+        lambda f: (f / "tokenizer.json").unlink() or (f / "tokenizer.json").mkdir(),
+        "tokenizer.json must be a file with the vocabulary, got a folder",
+    ),
+    "no text": (lambda f: (f / "tokenizer.json").write_bytes(b"\xff"), "tokenizer.json is damaged: "),
     "vocabulary": (lambda f: (f / "tokenizer.json").write_text("{"), "holds a vocabulary that cannot be read"),
 }
 
