@@ -32,6 +32,10 @@ ACTING = ["--data.num_envs=2", "--data.length=8", "--data.epochs=1", "--data.min
 SMALL = {  # what makes a command small, by words that it contains; the first that fits
     "--print_config": [],
     "hardware/ddp": ["--print_config"],
+    "hardware/sequence_parallel": ["--print_config"],
+    "StreamingTextDataModule": [*RUN, *MODEL, "--data.length=16", "--data.batch_size=4", "--data.held_out_rows=20"],
+    "--model.chunk": [*TEXT, "--model.chunk=8"],
+    "benchmark chunks": ["--lengths=8", "--chunk=4", "--dim=4", "--repeats=1"],
     "compare --config rl/": [*RUN, *ACTING, "--mixers=minrnn_lightning.nn.mixers.PointwiseMixer"],
     "rl/ppo_memory": [*RUN, *ACTING],
     "rl/hopper_selfmade": [*RUN, *MODEL, "--data.length=16", "--trainer.callbacks=null"],
