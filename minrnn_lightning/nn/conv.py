@@ -68,7 +68,7 @@ class CausalConv(Shardable):
         """``x`` once more, to be used instead of it from here on, and ``forward`` of norm(x)."""
         past = self.kernel_size - 1
         carries_gradient = state is not None and state.requires_grad
-        if self.group is not None or x.shape[1] < max(past, 1) or carries_gradient or not can_fuse(x, norm, self):
+        if self.group is not None or carries_gradient or not can_fuse(x, norm, self) or x.shape[1] < max(past, 1):
             return x, *self(norm(x), state, reset)
         x, y = norm_conv(x, norm, self.weight, self.bias, state, reset)
         last = x[:, x.shape[1] - past :]

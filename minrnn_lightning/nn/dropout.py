@@ -23,15 +23,9 @@ class Dropout(nn.Dropout):
     def add(self, x: Tensor, y: Tensor) -> Tensor:
         """``x`` plus what this makes of ``y``, of the same shape, in the type of ``x``."""
         dropped = self._dropped(y) if self.training and self.p else 0
-        if (
-            type(self) is Dropout
-            and dropped is not None
-            and x.shape == y.shape
-            and x.dim() == 3
-            and can_fuse(x, self)
-            and can_fuse(y)
-        ):
-            return add_dropped(x, y, _draw(y) if dropped else None, dropped)
+        fits = type(self) is Dropout and dropped is not None and can_fuse(x, self) and can_fuse(y)
+        if fits and x.dim() == 3 and x.shape == y.shape:
+            return add_dropped(x, y, _draw(y) if dropped else None, dropped or 0)
         y = self(y).to(x.dtype)  # a sum of two types takes twice as long as the cast and the sum
         return x + y
 

@@ -26,12 +26,12 @@ def can_fuse(x: Tensor, *modules: nn.Module) -> bool:
     """
     return (
         type(x) is Tensor
+        and not torch.compiler.is_compiling()
+        and not torch.jit.is_tracing()  # type: ignore[attr-defined,no-untyped-call]
         and x.is_cpu
         and x.dtype in TYPES
         and product_dtype(x) in TYPES
         and x.numel() >= MIN_ELEMENTS
-        and not torch.compiler.is_compiling()
-        and not torch.jit.is_tracing()  # type: ignore[attr-defined,no-untyped-call]
         and not torch._C._are_functorch_transforms_active()
         and not torch._C._len_torch_function_stack()
         and not torch._C._len_torch_dispatch_stack()
@@ -112,7 +112,7 @@ def apply_linear(module: nn.Linear, x: Tensor) -> Tensor:
 
 def norm_mlp(x: Tensor, norm: nn.LayerNorm, mlp: nn.Sequential) -> tuple[Tensor, Tensor]:
     """Return x once more, see ``norm_conv``, and mlp(norm(x)); ``mlp`` is a linear map, GELU and a linear map."""
-    if x.dim() != 3 or not can_fuse(x, norm, mlp):
+    if not can_fuse(x, norm, mlp) or x.dim() != 3:
         return x, mlp(norm(x))
     x, y = norm_conv(x, norm)
     first, gelu, second = mlp
