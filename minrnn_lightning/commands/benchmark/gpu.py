@@ -75,8 +75,8 @@ RUNS: dict[str, Run] = {  # by their name in --parts
     "scan-small": ("scan", partial(scan, batch_size=64, dim=256, lengths="128,2048", dtype="bfloat16")),
     "scan-million": ("scan", partial(scan, batch_size=1, dim=256, lengths="1048576")),
     "accuracy": ("accuracy", lambda device, repeats, output: accuracy("64,1024,16384", device=device, output=output)),
-    "layer": ("layer", partial(layer, batch_size=64, dim=256, lengths="256,1024,4096")),  # the paper's figure 1
-    "layer-bfloat16": ("layer", partial(layer, batch_size=64, dim=256, lengths="1024", dtype="bfloat16")),
+    "layer": ("layer", partial(layer, batch_size="64", dim="256", lengths="256,1024,4096")),  # the paper's figure 1
+    "layer-bfloat16": ("layer", partial(layer, batch_size="64", dim="256", lengths="1024", dtype="bfloat16")),
     "resets": ("resets", resets),
     "step": ("step", partial(step, batch_size="1,64", layers="mingru,minlstm,gru,lstm,attention")),
     "generate": ("generate", partial(generate, lengths="1024")),

@@ -1,6 +1,8 @@
 """``minrnn benchmark layer``: time and memory of one layer against the length, as in the paper's figure 1."""
 
+import itertools
 import sys
+import time
 from collections.abc import Callable
 
 import torch
@@ -15,10 +17,12 @@ from minrnn_lightning.commands.benchmark.measure import (
     parse_choice,
     parse_device,
     parse_lengths,
+    parse_sizes,
     time_and_memory,
 )
 from minrnn_lightning.commands.benchmark.report import Report
-from minrnn_lightning.nn import MinGRU, MinLSTM
+from minrnn_lightning.errors import InputError
+from minrnn_lightning.nn import Backbone, MinGRU, MinLSTM
 
 BASE = "its matrix products alone (two nn.Linear)"
 
@@ -56,9 +60,11 @@ COMPILED = ("mingru", "minlstm", "logspace", "mingru-pytorch", "mingru-scans")
 
 def layer(
     lengths: str = "512,2048",
-    batch_size: int = 16,
-    dim: int = 256,
+    batch_size: str = "16",
+    dim: str = "256",
     layers: str = "",
+    blocks: int = 0,
+    processor_time: bool = False,
     compile: bool = False,  # noqa: A002
     dtype: DType = "float32",
     repeats: int = 9,
@@ -70,14 +76,18 @@ def layer(
 
     The layers take turns within each repeat, so that a noisy machine disturbs them alike; the table gives medians,
     the fastest and the slowest. The memory is that of tensors, beyond input and parameters; on the CPU it leaves out
-    what does not come from PyTorch's allocator, such as buffers of oneDNN.
+    what does not come from PyTorch's allocator, such as buffers of oneDNN. The bytes that are kept are those of the
+    tensors that autograd holds from forward to backward, beside input and parameters.
 
     Args:
         lengths: Lengths of the sequences, separated by commas.
-        batch_size: Number of sequences.
-        dim: Features of input and state.
+        batch_size: Numbers of sequences, separated by commas.
+        dim: Features of input and state, separated by commas.
         layers: Layers, separated by commas: products, mingru, minlstm, gru, lstm, loop (of nn.GRUCell), attention,
             logspace (the paper's scan), mingru-pytorch, mingru-scans; all of them if not given.
+        blocks: Also measure a backbone of so many blocks, of minGRU and of minLSTM; none if 0.
+        processor_time: Count the time that the process has a processor, for a machine that others use too, instead of
+            the time that elapses; for one thread on the CPU (OMP_NUM_THREADS=1).
         compile: Also measure the minimal ones compiled by torch.compile.
         dtype: Type of input and parameters.
         repeats: Number of times that each layer is timed.
@@ -86,22 +96,61 @@ def layer(
         compare: The layer.json of an earlier run; adds the ratio to it.
 
     Raises:
-        InputError: A size is below 1, or a layer or the device is unknown.
+        InputError: A size is below 1, a layer or the device is unknown, or processor_time is not for this device and
+            number of threads.
     """
     chosen, torch_device = parse_choice("layers", layers, LAYERS), parse_device(device)
     torch_dtype, sequence_lengths = getattr(torch, dtype), parse_lengths(lengths)
-    check_sizes(batch_size=batch_size, dim=dim, repeats=repeats)
-    about = {"dtype": dtype, "batch_size": batch_size, "dim": dim, "repeats": repeats}
+    batches, dims = parse_sizes("batch_size", batch_size, "8,64"), parse_sizes("dim", dim, "128,256")
+    check_sizes(repeats=repeats)
+    if blocks < 0:
+        raise InputError(f"blocks must be at least 0, got {blocks}")
+    if processor_time and (torch.get_num_threads() > 1 or torch_device.type != "cpu"):
+        raise InputError(
+            f"processor_time is for one thread on the CPU, got {torch.get_num_threads()} threads and device {device}: "
+            "set OMP_NUM_THREADS=1"
+        )
+    about: dict[str, object] = {"dtype": dtype, "repeats": repeats}
+    single = {"batch_size": batches, "dim": dims}  # what is the same for all rows, see ``AXES``
+    about |= {name: sizes[0] for name, sizes in single.items() if len(sizes) == 1}
+    about |= {"blocks": blocks} if blocks else {}
+    about |= {"clock": "time on a processor"} if processor_time else {}
+    clock = time.process_time if processor_time else time.perf_counter
     report = Report("layer", ["ms", "peak_mb"], about, torch_device, output, compare)
-    for length in sequence_lengths:
+    for width, batch, length in itertools.product(dims, batches, sequence_lengths):
         torch.manual_seed(0)
-        x = torch.randn(batch_size, length, dim, dtype=torch_dtype, device=torch_device, requires_grad=True)
+        x = torch.randn(batch, length, width, dtype=torch_dtype, device=torch_device, requires_grad=True)
         ones = torch.ones_like(x)
-        modules = {name: module.to(torch_device, torch_dtype) for name, module in build(chosen, dim, compile).items()}
+        built = {**build(chosen, width, compile), **build_backbones(width, blocks)}
+        modules = {name: module.to(torch_device, torch_dtype) for name, module in built.items()}
         steps = {name: forward_backward(module, x, ones) for name, module in modules.items()}
-        rows = time_and_memory(steps, repeats, torch_device, length, batch_size)
-        report.add(f"Length {length:,}, forward + backward", rows, [BASE, "MinGRU"])
+        rows = time_and_memory(steps, repeats, torch_device, length, batch, clock)
+        axes = {name: size for name, size in (("batch_size", batch), ("dim", width)) if name not in about}
+        for row in rows:
+            row |= {"kept_bytes": kept_bytes(modules[row["name"]], x) / (batch * length), **axes}
+        where = "".join(f", {name} {size}" for name, size in axes.items())
+        report.add(f"Length {length:,}{where}, forward + backward", rows, [BASE, "MinGRU"])
     report.save()
+
+
+def build_backbones(dim: int, blocks: int) -> dict[str, nn.Module]:
+    """Backbones of so many blocks to measure; none for 0."""
+    mixers = {"minGRU": "mingru", "minLSTM": "minlstm"} if blocks else {}
+    return {f"backbone of {blocks} × {name}": Backbone(dim, blocks, mixer) for name, mixer in mixers.items()}
+
+
+def kept_bytes(module: nn.Module, x: Tensor) -> int:
+    """Bytes that autograd keeps for the backward pass of a module, beside input and parameters; no memory twice."""
+    own = {each.untyped_storage().data_ptr() for each in (x, *module.parameters())}
+    kept: dict[int, torch.UntypedStorage] = {}
+
+    def note(saved: Tensor) -> Tensor:
+        kept[saved.untyped_storage().data_ptr()] = saved.untyped_storage()
+        return saved
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda saved: saved):
+        module(x)
+    return sum(storage.nbytes() for address, storage in kept.items() if address not in own)
 
 
 def build(chosen: list[str], dim: int, compile: bool = False) -> dict[str, nn.Module]:  # noqa: A002

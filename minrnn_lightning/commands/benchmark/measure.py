@@ -26,7 +26,12 @@ os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # torch's profiler writes to st
 
 
 def time_and_memory(
-    steps: Mapping[str, Step], repeats: int, device: torch.device, length: int, batch_size: int
+    steps: Mapping[str, Step],
+    repeats: int,
+    device: torch.device,
+    length: int,
+    batch_size: int,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> list[dict[str, Any]]:
     """Measure every step that can run: once as a warm-up, once for its memory, then timed in turns.
 
@@ -36,6 +41,7 @@ def time_and_memory(
         device: Device on which they run.
         length: Time steps of the sequences.
         batch_size: Number of sequences.
+        clock: Returns seconds; those that elapse by default.
 
     Returns:
         A row of a report for each of them.
@@ -44,7 +50,7 @@ def time_and_memory(
     peaks = {name: peak_memory(step, device) for name, step in able.items()}
     return [
         measurement(name, length, seconds, batch_size, peaks[name])
-        for name, seconds in in_turns(able, repeats, device).items()
+        for name, seconds in in_turns(able, repeats, device, clock).items()
     ]
 
 

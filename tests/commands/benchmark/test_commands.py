@@ -41,7 +41,7 @@ NAMES = {
 }
 TIMES = {"ms", "ms_min", "ms_max", "us_per_token"}
 FIGURES = {
-    "layer": TIMES | {"peak_mb"},
+    "layer": TIMES | {"peak_mb", "kept_bytes"},
     "scan": TIMES | {"peak_mb"},
     "generate": {"ms", "ms_min", "ms_max", "tokens_per_s", "state_kb", "parameters_m"},
     "step": TIMES
@@ -218,7 +218,8 @@ def test_help(minrnn, kind):
 @pytest.mark.parametrize(
     ("words", "parts"),
     [
-        (["layer", "--dim=0"], ["dim must be at least 1, got 0"]),
+        (["layer", "--dim=0"], ["dim must be whole numbers from 1", "128,256", "'0'"]),
+        (["layer", "--blocks=-1"], ["blocks must be at least 0, got -1"]),
         (["scan", "--repeats=-3"], ["repeats must be at least 1, got -3"]),
         (["generate", "--steps=0"], ["steps must be at least 1, got 0"]),
         (["layer", "--lengths=many"], ["lengths", "512,2048", "'many'"]),
