@@ -4,9 +4,7 @@ import csv
 import os
 import signal
 import subprocess
-import sys
 import time
-from pathlib import Path
 
 import pytest
 import torch
@@ -224,12 +222,7 @@ def test_ctrl_c_in_the_shell(small, tmp_path, words):
     last = tmp_path / "runs/version_0/checkpoints/last.ckpt"
     words = [*words, "--trainer.max_steps=1000000", "--trainer.val_check_interval=5", "--trainer.limit_val_batches=1"]
     with start(["minrnn", "fit", *small, *words], tmp_path / "out") as process:
-        end = time.monotonic() + 300
-        while not last.exists() and process.is_alive() and time.monotonic() < end:
-            time.sleep(0.1)
-        seen = last.stat().st_mtime_ns
-        os.killpg(process.pid, signal.SIGINT)  # as the terminal does
-        code, errors = finish(process), (tmp_path / "out").read_text()
+        code, errors, seen = interrupt(process, last, tmp_path / "out")
     check_interrupted(code, errors, last, seen)
 
 
@@ -239,17 +232,21 @@ def test_ctrl_c_in_the_shell_with_two_processes(small, tmp_path):
     last = tmp_path / "runs/version_0/checkpoints/last.ckpt"
     words = ["--trainer.strategy=ddp", "--trainer.devices=2", "--trainer.max_steps=1000000"]
     words += ["--trainer.val_check_interval=5", "--trainer.limit_val_batches=1"]
-    program = [Path(sys.executable).parent / "minrnn", "fit", *small, *words]
-    process = subprocess.Popen(program, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    with start(["minrnn", "fit", *small, *words], tmp_path / "out") as process:
+        code, errors, seen = interrupt(process, last, tmp_path / "out")
+    check_interrupted(code, errors, last, seen)
+    assert "MEMBER: 2/2" in errors
+    assert [path.name for path in (tmp_path / "runs").iterdir()] == ["version_0"]
+
+
+def interrupt(process, last, out):
+    """Press Ctrl-C, which the terminal sends to all of its processes, after the first checkpoint."""
     end = time.monotonic() + 300
-    while not last.exists() and process.poll() is None and time.monotonic() < end:
+    while not last.exists() and process.is_alive() and time.monotonic() < end:
         time.sleep(0.1)
     seen = last.stat().st_mtime_ns
     os.killpg(process.pid, signal.SIGINT)
-    errors = process.communicate(timeout=300)[1]
-    check_interrupted(process.returncode, errors, last, seen)
-    assert "MEMBER: 2/2" in errors
-    assert [path.name for path in (tmp_path / "runs").iterdir()] == ["version_0"]
+    return finish(process), out.read_text(), seen
 
 
 def check_interrupted(code, errors, last, seen):
