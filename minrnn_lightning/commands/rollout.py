@@ -98,14 +98,12 @@ def parse_targets(text: str) -> list[float | None]:
         InputError: One of them is not a finite number.
     """
     try:
-        targets: list[float | None] = [float(number) for number in text.split(",")]
-        if not all(math.isfinite(float(number)) for number in text.split(",")):
-            raise ValueError
-        return targets
-    except ValueError as error:
-        raise InputError(
-            f"target_return must be numbers separated by commas, such as 3600,1800, got {text!r}"
-        ) from error
+        targets = [float(number) for number in text.split(",")]
+    except ValueError:
+        targets = [math.nan]
+    if not all(map(math.isfinite, targets)):
+        raise InputError(f"target_return must be numbers separated by commas, such as 3600,1800, got {text!r}")
+    return [*targets]
 
 
 def check_file(option: str, name: str | None, endings: Sequence[str]) -> Path | None:
