@@ -154,7 +154,9 @@ def check_gates(
     """``check_sequences`` for the arguments of ``gated_scan``."""
     if activation not in ("positive", "identity"):
         raise InputError(f"activation is {activation!r}; it can be 'positive' or 'identity'")
-    sequences = {"gate": gate, "candidate": candidate} | ({} if forget is None else {"forget": forget})
+    sequences = {"gate": gate, "candidate": candidate}
+    if forget is not None:
+        sequences["forget"] = forget  # torch 2.6 does not compile | of dictionaries
     return check_sequences(sequences, initial, reset)
 
 
