@@ -25,6 +25,18 @@ class TwoLinear(nn.Module):
         return [self.gate(x), self.candidate(x)]
 
 
+class ThreeLinear(TwoLinear):
+    """The three matrix products of a minLSTM layer alone."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__(dim)
+        self.forget = nn.Linear(dim, dim)
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        """(batch, length, dim) to three of the same."""
+        return [*super().forward(x), self.forget(x)]
+
+
 class LogSpaceMinGRU(TwoLinear):
     """minGRU computed as the paper does: the same two products, then the log-space scan."""
 

@@ -8,7 +8,13 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from minrnn_lightning.commands.benchmark.baselines import CausalAttention, GRUCellLoop, LogSpaceMinGRU, TwoLinear
+from minrnn_lightning.commands.benchmark.baselines import (
+    CausalAttention,
+    GRUCellLoop,
+    LogSpaceMinGRU,
+    ThreeLinear,
+    TwoLinear,
+)
 from minrnn_lightning.commands.benchmark.measure import (
     DType,
     Step,
@@ -45,6 +51,7 @@ LAYERS: dict[
     str, tuple[str, Callable[[int], nn.Module]]
 ] = {  # by their name in --layers: name in tables, and what makes one of a width
     "products": (BASE, TwoLinear),
+    "products3": ("those of MinLSTM (three nn.Linear)", ThreeLinear),
     "mingru": ("MinGRU", lambda dim: MinGRU(dim, dim, batch_first=True)),
     "minlstm": ("MinLSTM", lambda dim: MinLSTM(dim, dim, batch_first=True)),
     "gru": ("nn.GRU", lambda dim: nn.GRU(dim, dim, batch_first=True)),
@@ -76,14 +83,14 @@ def layer(
 
     The layers take turns within each repeat, so that a noisy machine disturbs them alike; the table gives medians,
     the fastest and the slowest. The memory is that of tensors, beyond input and parameters; on the CPU it leaves out
-    what does not come from PyTorch's allocator, such as buffers of oneDNN. The bytes that are kept are those of the
-    tensors that autograd holds from forward to backward, beside input and parameters.
+    what does not come from PyTorch's allocator, such as buffers of oneDNN. With ``blocks``, a column
+    has the bytes of the tensors that autograd keeps from forward to backward, beside input and parameters.
 
     Args:
         lengths: Lengths of the sequences, separated by commas.
         batch_size: Numbers of sequences, separated by commas.
         dim: Features of input and state, separated by commas.
-        layers: Layers, separated by commas: products, mingru, minlstm, gru, lstm, loop (of nn.GRUCell), attention,
+        layers: Layers, separated by commas: products, products3, mingru, minlstm, gru, lstm, loop (of nn.GRUCell), attention,
             logspace (the paper's scan), mingru-pytorch, mingru-scans; all of them if not given.
         blocks: Also measure a backbone of so many blocks, of minGRU and of minLSTM; none if 0.
         processor_time: Count the time that the process has a processor, for a machine that others use too, instead of
@@ -127,7 +134,9 @@ def layer(
         rows = time_and_memory(steps, repeats, torch_device, length, batch, clock)
         axes = {name: size for name, size in (("batch_size", batch), ("dim", width)) if name not in about}
         for row in rows:
-            row |= {"kept_bytes": kept_bytes(modules[row["name"]], x) / (batch * length), **axes}
+            row |= axes
+            if blocks:
+                row["kept_bytes"] = kept_bytes(modules[row["name"]], x) / (batch * length)
         where = "".join(f", {name} {size}" for name, size in axes.items())
         report.add(f"Length {length:,}{where}, forward + backward", rows, [BASE, "MinGRU"])
     report.save()

@@ -36,7 +36,7 @@ COLUMNS = {  # measurements, where a row has them, with their heads; a spread is
     "difference": "largest difference",
     "file_kb": "file, kB",
     "peak_mb": "peak memory, MB",
-    "kept_bytes": "kept, bytes per token",
+    "kept_bytes": "kept, B/token",
     "tokens_per_s": "tokens/s",
     "env_steps_per_s": "environment steps/s",
     "state_kb": "state, kB",
