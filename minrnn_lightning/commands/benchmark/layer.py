@@ -90,8 +90,8 @@ def layer(
         lengths: Lengths of the sequences, separated by commas.
         batch_size: Numbers of sequences, separated by commas.
         dim: Features of input and state, separated by commas.
-        layers: Layers, separated by commas: products, products3, mingru, minlstm, gru, lstm, loop (of nn.GRUCell), attention,
-            logspace (the paper's scan), mingru-pytorch, mingru-scans; all of them if not given.
+        layers: Layers, separated by commas: products, products3, mingru, minlstm, gru, lstm, loop (of nn.GRUCell),
+            attention, logspace (the paper's scan), mingru-pytorch, mingru-scans; all of them if not given.
         blocks: Also measure a backbone of so many blocks, of minGRU and of minLSTM; none if 0.
         processor_time: Count the time that the process has a processor, for a machine that others use too, instead of
             the time that elapses; for one thread on the CPU (OMP_NUM_THREADS=1).
