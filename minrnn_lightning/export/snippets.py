@@ -1,58 +1,73 @@
-"""About ten lines of Python that use an exported file, without this package."""
+"""At most ten lines of Python that use an exported file, without this package."""
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 from minrnn_lightning.export.modules import FlatModule
 
-LOAD = {  # by format: imports, and the lines that load a file and define ``about``, its metadata, and ``run``
-    "onnx": """\
+
+class Runtime(NamedTuple):
+    """How a program of one format is loaded and run."""
+
+    load: str  # imports, and the lines that define ``about``, the metadata
+    run: str  # the outputs, from the list ``inputs``
+    zeros: str  # an input, from ``x``, its description in the metadata, and ``sizes``
+    initial: str  # an initial state, from ``v``, its values, and ``x``, zeros
+
+
+TORCH = {
+    "run": "model(*inputs)",
+    "zeros": 'torch.zeros([sizes.get(n, n) for n in x["shape"]], dtype=getattr(torch, x["type"]))',
+    "initial": "x + torch.tensor(v, dtype=x.dtype)",
+}
+LOAD = {  # by format
+    "onnx": Runtime(
+        load="""\
 import json
 import numpy as np
 import onnxruntime
 
 session = onnxruntime.InferenceSession({path})
 about = session.get_modelmeta().custom_metadata_map
-run = lambda inputs: session.run(None, inputs)
 """,
-    "torch": """\
+        run="session.run(None, dict(zip(tensors, inputs)))",
+        zeros='np.zeros([sizes.get(n, n) for n in x["shape"]], x["type"])',
+        initial="x + np.array(v, x.dtype)",
+    ),
+    "torch": Runtime(
+        load="""\
 import json
-import numpy as np
 import torch
 
-about = {{{names}}}
-module = torch.export.load({path}, extra_files=about).module()
-run = lambda inputs: [y.numpy() for y in module(*map(torch.from_numpy, inputs.values()))]
+about = {{"inputs": "", "initial_state": ""}}
+model = torch.export.load({path}, extra_files=about).module()
 """,
-    "aotinductor": """\
+        **TORCH,
+    ),
+    "aotinductor": Runtime(
+        load="""\
 import json
-import numpy as np
 import torch
 
-package = torch._inductor.aoti_load_package({path})
-about = package.get_metadata()
-run = lambda inputs: [y.numpy() for y in package(*map(torch.from_numpy, inputs.values()))]
+model = torch._inductor.aoti_load_package({path})
+about = model.get_metadata()
 """,
-    "executorch": """\
+        **TORCH,
+    ),
+    "executorch": Runtime(
+        load="""\
 import json
-import numpy as np
 import torch
 from executorch.runtime import Runtime
 
-program = Runtime.get().load_program({path})
-about, forward = json.loads(program.load_method("metadata").execute([])[0]), program.load_method("forward")
-run = lambda inputs: [y.numpy() for y in forward.execute([torch.from_numpy(x) for x in inputs.values()])]
+about, model = map(Runtime.get().load_program({path}).load_method, ("metadata", "forward"))
+about = json.loads(about.execute([])[0])
 """,
+        **{**TORCH, "run": "model.execute(inputs)"},
+    ),
 }
-INPUTS = """\
-sizes = {"batch": 1, "length": 16, "past": 0}
-inputs = {}
-for name, tensor in json.loads(about["inputs"]).items():
-    inputs[name] = np.zeros([sizes.get(size, size) for size in tensor["shape"]], tensor["type"])
-"""
-START = """\
-for name, values in json.loads(about["initial_state"]).items():
-    inputs[name] += np.array(values, inputs[name].dtype)
-"""
+SIZES = {"batch": 1, "length": 16, "past": 0}  # for each size that varies
 
 
 def snippet(module: FlatModule, format: str, path: str) -> str:  # noqa: A002
@@ -63,17 +78,25 @@ def snippet(module: FlatModule, format: str, path: str) -> str:  # noqa: A002
         format: A name in ``LOAD``.
         path: The file.
     """
-    names = ["inputs", *(["initial_state"] if module.starts else [])]
-    text = LOAD[format].format(path=repr(path), names=", ".join(f'"{name}": ""' for name in names))
-    text += INPUTS + (START if module.starts else "")
-    given = ", ".join(each.name for each in module.inputs[: module.given])
-    result = module.outputs[0]
+    runtime, given = LOAD[format], module.given
+    varying = {name for each in module.inputs for name in each.varying.values()}
+    state, result = f"inputs[{given}:{given + len(module.starts)}]", module.outputs[0]
+    text = runtime.load.format(path=repr(path))
+    text += f"""\
+tensors, sizes = json.loads(about["inputs"]), { {name: size for name, size in SIZES.items() if name in varying} }
+inputs = [{runtime.zeros} for x in tensors.values()]
+"""
+    names = ", ".join(each.name for each in module.inputs[:given])
+    if any(each.name == "lengths" for each in module.inputs):
+        text += f"inputs[1][:] = {SIZES['length']}\n"
     if not module.starts:
-        lengths = 'inputs["lengths"][:] = 16\n' if any(each.name == "lengths" for each in module.inputs) else ""
-        return f"{text}{lengths}({result},) = run(inputs)  # of {given}\nprint({result}.shape)\n"
-    carry = "inputs.update({f'state_{i}': leaf for i, leaf in enumerate(state)})\n"
-    if type(module).__name__.endswith("Sequence"):
-        return f"{text}{result}, *state = run(inputs)  # of {given}\n{carry}print({result}.shape)\n"
-    reset = '    inputs["reset"][:] = step == 0\n' if module.has_reset else ""
-    loop = f"for step in range(3):  # set {given} here\n{reset}    {result}, *state = run(inputs)\n    {carry}"
-    return f"{text}{loop}print({result}.shape)\n"
+        return f"{text}({result},) = {runtime.run}  # of {names}\n"
+    sequence = type(module).__name__.endswith("Sequence")
+    if any(module.initial_values().values()) and (sequence or not module.has_reset):  # a reset starts with it too
+        values = 'json.loads(about["initial_state"]).values()'
+        text += f"{state} = [{runtime.initial} for x, v in zip({state}, {values})]\n"
+    run = f"{result}, *{state} = {runtime.run}"
+    if sequence:
+        return f"{text}{run}  # of {names}\n"
+    reset = "    inputs[-1][:] = step == 0\n" if module.has_reset else ""
+    return f"{text}for step in range(3):  # set inputs[:{given}], {names}, here\n{reset}    {run}\n"

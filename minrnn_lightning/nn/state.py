@@ -51,6 +51,9 @@ def where(mask: Tensor, state: State, other: State) -> State:
         if one.shape != two.shape:
             steps = max(one.shape[1], two.shape[1])
             one, two = (F.pad(x, (0, 0) * (x.dim() - 2) + (steps - x.shape[1], 0)) for x in (one, two))
-        return torch.where(mask.view(-1, *[1] * (one.dim() - 1)), one, two)
+        rows = mask.view(-1, *[1] * (one.dim() - 1))
+        if one.dtype == torch.bool:  # for which onnxruntime has no Where
+            return rows & one | ~rows & two
+        return torch.where(rows, one, two)
 
     return tree_map(choose, state, other)

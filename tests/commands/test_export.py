@@ -55,7 +55,7 @@ def test_the_printed_lines_use_the_file(task, mode, tmp_path, capsys):
 def test_the_printed_lines_of_other_formats_use_the_file(format_, task, mode, tmp_path, capsys):
     if format_ == "executorch":
         pytest.importorskip("executorch.runtime")
-    file = str(tmp_path / "model.pt2")
+    file = str(tmp_path / ("model.pte" if format_ == "executorch" else "model.pt2"))
     arguments = ["--checkpoint", unpack(task, tmp_path), "--output", file, "--mode", mode, "--format", format_]
     main(["export", *arguments])
     names = {}
