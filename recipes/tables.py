@@ -228,6 +228,30 @@ def small_steps(name: str) -> list[Row]:
     return list(stacks.values())
 
 
+def short_sequences(name: str) -> list[Row]:
+    """One row for each width and batch size of ``minrnn benchmark layer``: how many times as fast minimal layers are."""
+    record = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+    times: dict[tuple[int, int, int], dict[str, float]] = {}
+    for row in record["rows"]:
+        times.setdefault((row["dim"], row["batch_size"], row["length"]), {})[row["name"]] = row["ms"]
+    found: dict[tuple[int, int], Row] = {}
+    for (dim, batch, length), ms in times.items():
+        cells = found.setdefault((dim, batch), {"dim": str(dim), "batch": str(batch)})
+        cells[f"T {length}"] = f"{ms['nn.GRU'] / ms['MinGRU']:.1f}, {ms['nn.LSTM'] / ms['MinLSTM']:.1f}"
+    return list(found.values())
+
+
+def memory(name: str) -> list[Row]:
+    """One row for each module of ``minrnn benchmark layer --blocks``: peak by length, and bytes kept for backward."""
+    record = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+    found: dict[str, Row] = {}
+    for row in record["rows"]:
+        cells = found.setdefault(row["name"], {"": row["name"]})
+        cells[f"T {row['length']:,}: peak MB"] = f"{row['peak_mb']:.3g}"
+        cells["kept, bytes per token"] = f"{row['kept_bytes']:,.0f}"  # that of the longest, without the initial state
+    return [{head: row[head] for head in sorted(row, key="kept, bytes per token".__eq__)} for row in found.values()]
+
+
 def exported(name: str) -> list[Row]:
     """One row for each mode and runtime of ``minrnn benchmark export``: times eager, largest difference, size."""
     record = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
@@ -268,6 +292,7 @@ def table(name: str) -> str:
     """A table in Markdown."""
     forms = {"formal_languages": formal_languages, "parity": parity, "benchmarks/step": single_steps}
     forms |= {"benchmarks/step_small": small_steps, "benchmarks/export": exported, "benchmarks/gpu": on_gpu}
+    forms |= {"benchmarks/layer_short": short_sequences, "benchmarks/layer_memory": memory}
     forms |= dict.fromkeys(THRESHOLDS, online) | {"rl/tmaze10_longer": other_lengths, UPDATES: updates}
     rows = forms.get(name, compared)(name)
     lines = ["| " + " | ".join(rows[0]) + " |", "|---" * len(rows[0]) + "|"]
