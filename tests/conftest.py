@@ -33,12 +33,14 @@ def pytest_collection_finish(session):
 
 def compile_kernels(share: int, shares: int) -> None:
     """Compile every n-th kernel for CPUs into Numba's cache."""
-    from minrnn_lightning.ops.cpu import kernels
+    from minrnn_lightning.ops.cpu import kernels, step_kernels
 
     entries = kernels.forward_entry, kernels.ends_entry, kernels.backward_entry
     every = itertools.product(("float32", "float64", "uint16"), entries, (None, True))
     for stored, entry, gates in itertools.islice(every, share, None, shares):
         kernels.compiled(entry, stored, gates)
+    if share == 0:
+        step_kernels.compiled()
 
 
 LIMIT = 600  # seconds that a child process of a test may take
