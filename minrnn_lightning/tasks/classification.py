@@ -64,7 +64,8 @@ class ClassificationTask(ScoredTask):
         """Compute the logits (batch, output_size) of a batch's inputs, lengths and times."""
         if self.pairs:
             times = None if delta_t is None else delta_t.flatten(0, 1)
-            a, b = self.encode(inputs.flatten(0, 1), lengths.flatten(), times).view(len(inputs), 2, -1).unbind(1)
+            hidden = self.encode(inputs.flatten(0, 1), lengths.flatten(), times)
+            a, b = hidden.unflatten(0, (inputs.shape[0], 2)).unbind(1)
             features = torch.cat([a, b, a * b, a - b], -1)
         else:
             features = self.encode(inputs, lengths, delta_t)

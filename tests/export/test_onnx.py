@@ -70,9 +70,9 @@ def test_layer_in_both_directions_with_learned_state(tmp_path):
     check(layer, tmp_path / "m.onnx", [(1, 1), (2, 17)], mode="sequence", reset=True)
 
 
-def test_classification(tmp_path):
+def test_classification_of_pairs(tmp_path):
     torch.manual_seed(0)
-    check(ClassificationTask(7, 5, **SMALL), tmp_path / "m.onnx", [(1, 1), (3, 17)], mode="sequence")
+    check(ClassificationTask(7, 5, pairs=True, **SMALL), tmp_path / "m.onnx", [(1, 1), (3, 17)], mode="sequence")
 
 
 @pytest.mark.parametrize("mode", ["step", "sequence"])
@@ -150,6 +150,12 @@ def test_mixers_whose_operators_onnx_has_not_run_as_loops(mixer, mode, tmp_path)
     torch.manual_seed(0)
     model = Backbone(4, 1, mixer, kernel_size=0, mlp_ratio=0)
     check(model, tmp_path / "m.onnx", [(1, 1), (3, 2), (2, 70)], mode=mode, reset=True)
+
+
+def test_attention_sees_nothing_before_a_reset(tmp_path):
+    torch.manual_seed(0)
+    model = Backbone(4, 1, "attention", kernel_size=0, mlp_ratio=0, mixer_args={"attention": {"window": 3}})
+    check(model, tmp_path / "m.onnx", [(3, 1)], mode="step", reset=True)
 
 
 def test_int8_weights_remain_int8(tmp_path):
