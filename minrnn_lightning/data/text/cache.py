@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import signal
 import sys
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -62,7 +66,9 @@ class FinishedBlocks:
                 target.write(tokenizer.to_str().encode())
         return Tokenizer.from_file(str(file))
 
-    def encode(self, split: str, blocks: Iterable[MarkedBlock], encoder: BlockEncoder, with_borders: bool) -> None:
+    def encode(
+        self, split: str, blocks: Iterable[MarkedBlock], encoder: BlockEncoder, with_borders: bool, workers: int = 0
+    ) -> None:
         """Tokenise the blocks of a split that are not there.
 
         Args:
@@ -70,14 +76,26 @@ class FinishedBlocks:
             blocks: Its text.
             encoder: The vocabulary.
             with_borders: Whether to save where documents start.
+            workers: Processes that tokenise a block each; 0 tokenises them in this process.
         """
-        for number, (text, starts) in enumerate(blocks):
-            file = self._file(split, number)
-            if not file.is_file():
-                tokens, borders = encoder.encode(text, starts)
-                if with_borders:
-                    _save(self._file(f"borders-{split}", number), borders)
-                _save(file, tokens)  # last: it says that the block is finished
+        missing = (
+            (self._file(split, number), block, self._file(f"borders-{split}", number) if with_borders else None)
+            for number, block in enumerate(blocks)
+            if not self._file(split, number).is_file()
+        )
+        if not workers:
+            for work in missing:
+                _encode(encoder, *work)
+            return
+        vocabulary = encoder.tokenizer.to_str(), encoder.kind
+        with ProcessPoolExecutor(workers, initializer=_start_worker, initargs=vocabulary) as pool:
+            running = deque[Future[None]]()
+            for work in missing:
+                running.append(pool.submit(_encode_in_worker, *work))
+                if len(running) > workers:  # no more blocks in memory than that
+                    running.popleft().result()
+            for block in running:
+                block.result()
 
     def join(self, split: str, file: Path, dtype: npt.DTypeLike) -> None:
         """Save the arrays of a split as one, (tokens,)."""
@@ -92,6 +110,29 @@ class FinishedBlocks:
 
     def _file(self, split: str, number: int) -> Path:
         return self.folder / f"{split}-{number:06}.npy"
+
+
+def _encode(encoder: BlockEncoder, file: Path, block: MarkedBlock, borders_file: Path | None) -> None:
+    """Save the tokens of a block, and where documents start in it if there is a file for that."""
+    tokens, borders = encoder.encode(*block)
+    if borders_file is not None:
+        _save(borders_file, borders)
+    _save(file, tokens)  # last: it says that the block is finished
+
+
+_worker: BlockEncoder  # in the processes that tokenise
+
+
+def _start_worker(vocabulary: str, kind: str) -> None:
+    """Prepare a process that tokenises."""
+    global _worker
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the main process is interrupted, and ends this one
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the processes are as many as the cores that shall be used
+    _worker = BlockEncoder(Tokenizer.from_str(vocabulary), kind)
+
+
+def _encode_in_worker(file: Path, block: MarkedBlock, borders_file: Path | None) -> None:
+    _encode(_worker, file, block, borders_file)
 
 
 def _save(file: Path, array: npt.NDArray[Any]) -> None:

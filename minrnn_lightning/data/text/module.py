@@ -22,7 +22,7 @@ from minrnn_lightning.batches import TextBatch
 from minrnn_lightning.checkpoint import tokenizer_of
 from minrnn_lightning.data.download import atomic_folder
 from minrnn_lightning.data.module import BaseDataModule, writable
-from minrnn_lightning.data.text.cache import FinishedBlocks, print_cost, with_progress
+from minrnn_lightning.data.text.cache import LONG, FinishedBlocks, print_cost, with_progress
 from minrnn_lightning.data.text.documents import (
     MarkedBlock,
     check_lengths,
@@ -77,7 +77,8 @@ class TextDataModule(BaseDataModule):
         vocab_size: Number of byte pairs with ``bpe``, 256 or more; the others do not need it.
         batch_size: Windows in a batch, per process.
         length: Tokens in a window.
-        num_workers: Worker processes that prepare batches; 0 prepares them in the training process.
+        num_workers: Worker processes that prepare batches, and tokenise the byte pairs of a long text; 0 prepares them
+            in the training process.
         data_dir: Folder for the tokenised text; by default ``$MINRNN_DATA_DIR``, else ``~/.cache/minrnn_lightning``.
         held_out: Share of the text, its end, for validation and test, where a Hub data set has no such splits itself.
         subset: Configuration of the Hub data set.
@@ -200,8 +201,10 @@ class TextDataModule(BaseDataModule):
             else:
                 tokenizer = self.learn_tokenizer(texts)
             encoder = BlockEncoder(tokenizer, self.vocabulary)
-            for name in texts:
-                finished.encode(name, self._marked_blocks(name, texts), encoder, self.documents is not None)
+            for name, text in texts.items():
+                workers = self.num_workers if self.vocabulary == "bpe" and text.length >= LONG * BLOCK else 0
+                blocks = self._marked_blocks(name, texts)
+                finished.encode(name, blocks, encoder, self.documents is not None, workers)
             try:
                 self._save(finished, encoder, list(texts))
             except FileNotFoundError:

@@ -13,6 +13,7 @@ from prepared_text import prepared
 
 from minrnn_lightning.data import TextDataModule
 from minrnn_lightning.data.text import cache, documents, sources
+from minrnn_lightning.data.text import module as module_of_text
 from minrnn_lightning.data.text.documents import check_lengths, mark_after
 from minrnn_lightning.data.text.tokenizer import BlockEncoder, bpe_tokenizer, char_tokenizer, end_between_pieces
 from minrnn_lightning.errors import InputError
@@ -127,6 +128,24 @@ def test_an_interrupted_preparation_goes_on(tmp_path, monkeypatch, kind):
         assert np.array_equal(data.splits[split], whole.splits[split])
         assert np.array_equal(data.borders[split], whole.borders[split])
     assert [folder.name for folder in (tmp_path / "data" / "tokens").iterdir()] == [data.folder.name]
+
+
+def test_processes_tokenise_as_one(tmp_path, monkeypatch):
+    for module in (sources, documents, cache, module_of_text):
+        monkeypatch.setattr(module, "BLOCK", 1000)
+    (tmp_path / "text.txt").write_text(TEXT * 5, encoding="utf-8", newline="")
+    options = {"tokenizer": "bpe", "vocab_size": 300, "documents": "line"}
+    here, encode = [], cache._encode
+    monkeypatch.setattr(cache, "_encode", lambda *args: here.append(args[1].name) or encode(*args))
+    one, several = (
+        prepared(str(tmp_path / "text.txt"), data_dir=str(tmp_path / str(workers)), num_workers=workers, **options)
+        for workers in (0, 2)
+    )
+    trained = [name for name in here if name.startswith("train")]
+    assert len(trained) == len(set(trained)) >= cache.LONG  # by the first preparation alone
+    for split in ("train", "validation"):
+        assert np.array_equal(several.splits[split], one.splits[split])
+        assert np.array_equal(several.borders[split], one.borders[split])
 
 
 def test_a_text_that_is_refused_leaves_nothing(tmp_path):
