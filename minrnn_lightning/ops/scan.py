@@ -116,7 +116,7 @@ def positive(x: Tensor) -> Tensor:
     """The paper's g: x + ½ for x ≥ 0 and σ(x) below, always above zero (section B.2.1).
 
     Args:
-        x: Any tensor.
+        x: Tensor of any shape.
     """
     return eager.candidate(x, "positive")
 

@@ -167,11 +167,11 @@ class PPOTask(Task):
         return self.backbone.initial_state(batch_size)
 
     def decide(self, outputs: Tensor) -> Tensor:
-        """The most likely actions, in the units of the environment."""
+        """The most likely actions, in the units of the environment, for outputs (..., output_size)."""
         return self.distribution.to_environment(self.distribution.mode(outputs))
 
     def normalized(self, observations: Tensor) -> Tensor:
-        """Observations with mean 0 and standard deviation 1 over those before."""
+        """Observations (..., input_size) with mean 0 and standard deviation 1 over those before."""
         x = (observations - self.observation_mean) / self.observation_std
         return x.clamp(-LARGEST, LARGEST) if self.normalize_observations else x
 
@@ -194,11 +194,11 @@ class PPOTask(Task):
         }
 
     def batch_loss(self, batch: RolloutBatch) -> Tensor:
-        """The loss of a batch."""
+        """The loss of a batch, a scalar."""
         return self.losses(batch)["loss"]
 
     def training_step(self, batch: RolloutBatch, batch_idx: int) -> Tensor:
-        """Loss of a minibatch, logged with its parts and what the data module reports of the rollouts."""
+        """The loss of a minibatch, a scalar, logged with its parts and what the data module reports of the rollouts."""
         losses = self.losses(batch)
         self.last_kl = losses["kl"]
         self.log("train/loss", losses["loss"], prog_bar=True)
@@ -230,7 +230,7 @@ class PPOTask(Task):
             self.log_dict(data_facts(self._trainer).statistics or {}, rank_zero_only=True)
 
     def predict_step(self, batch: EpisodeBatch, batch_idx: int) -> Tensor:
-        """The returns of the episodes."""
+        """The returns (episodes,)."""
         return batch.returns
 
     def update_observations(self, observations: Tensor) -> None:

@@ -80,7 +80,7 @@ class SequenceTask(CarryingTask):
         """The mean loss of logits (batch, length, output_size) and targets, a scalar to minimise."""
 
     def batch_loss(self, batch: Sequence[Tensor]) -> Tensor:
-        """The mean loss of a batch of inputs and targets."""
+        """The mean loss of a batch of inputs and targets (batch, length), a scalar."""
         logits = self.logits(batch) if hasattr(batch, "continues") else self(batch[0])[0]
         loss, group = self.loss(logits, batch[1]), self.backbone.group
         return loss if group is None else mean_of_parts(loss, (batch[1] != IGNORED).sum(), group)

@@ -78,13 +78,13 @@ class DeltaNetMixer(MatrixStateMixer):
     def recurrence(
         self, x: Tensor, q: Tensor, k: Tensor, v: Tensor, before: Tensor, reset: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        """See ``MatrixStateMixer``."""
+        """Outputs (batch, heads, length, value_size) and the state; see ``MatrixStateMixer``."""
         beta, log_decay = (each.transpose(1, 2) for each in self._coefficients(x))
         start = None if self.initial is None else self.initial.to(q.dtype)
         return delta_rule(_unit(q), _unit(k), v, beta, log_decay, before, reset, start=start)
 
     def recurrence_step(self, x_t: Tensor, q: Tensor, k: Tensor, v: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
-        """See ``MatrixStateMixer``."""
+        """Outputs (batch, heads, value_size) and the state; see ``MatrixStateMixer``."""
         beta, log_decay = self._coefficients(x_t)
         state = log_decay.exp()[..., None, None] * state
         k, v = _unit(k).unsqueeze(-1), v.unsqueeze(-2)
@@ -94,7 +94,7 @@ class DeltaNetMixer(MatrixStateMixer):
         return (state * _unit(q).unsqueeze(-1)).sum(-2), state
 
     def initial_state(self, batch_size: int) -> State:
-        """The state before the first step, with the learned matrices if there are any."""
+        """Zeros, or the learned matrices (batch, heads, key_size, value_size), after the window of the convolution."""
         *window, matrices = super().initial_state(batch_size)
         return (*window, matrices if self.initial is None else matrices + self.initial)
 
