@@ -65,7 +65,7 @@ class ClassificationTask(ScoredTask):
         if self.pairs:
             times = None if delta_t is None else delta_t.flatten(0, 1)
             hidden = self.encode(inputs.flatten(0, 1), lengths.flatten(), times)
-            a, b = hidden.unflatten(0, (inputs.shape[0], 2)).unbind(1)
+            a, b = hidden.view(inputs.shape[0], 2, -1).unbind(1)
             features = torch.cat([a, b, a * b, a - b], -1)
         else:
             features = self.encode(inputs, lengths, delta_t)
