@@ -127,6 +127,7 @@ def _start_worker(vocabulary: str, kind: str) -> None:
     """Prepare a process that tokenises."""
     global _worker
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the main process is interrupted, and ends this one
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the processes are as many as the cores that shall be used
     _worker = BlockEncoder(Tokenizer.from_str(vocabulary), kind)
 
