@@ -5,6 +5,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
 from torch.utils._pytree import tree_map
 from torch.utils.checkpoint import checkpoint
 
@@ -130,6 +131,8 @@ class Backbone(Shardable):
         chunk: int | None = None,
     ) -> None:
         super().__init__()
+        if chunk is not None and not isinstance(chunk, int):
+            raise InputError(f"chunk must be a whole number, or null for none, got {chunk!r}")
         if chunk is not None and chunk < 1:
             raise InputError(f"chunk must be at least 1, or null for none, got {chunk}")
         pattern = [mixer] if isinstance(mixer, str | type) else list(mixer or [])
@@ -185,8 +188,10 @@ class Backbone(Shardable):
             (batch, length, dim), and the state after the last step.
 
         Raises:
-            InputError: ``delta_t`` is given, and a mixer takes none.
+            InputError: ``delta_t`` is given, and a mixer takes none; or ``x`` is a ``PackedSequence``.
         """
+        if isinstance(x, PackedSequence):
+            raise InputError("x must be padded, got a PackedSequence; use pad_packed_sequence, or reset in packed rows")
         # An exported program computes all steps at once: the number of chunks would fix the length.
         if self.chunk is not None and x.shape[1] > self.chunk and not is_exporting():
             return self._in_chunks(self.chunk, x, state, reset, delta_t)

@@ -81,6 +81,9 @@ def test_split_steps():
 def test_bad_chunk():
     with pytest.raises(InputError, match=r"^chunk must be at least 1, or null for none, got 0$"):
         LanguageTask(5, 5, dim=8, depth=1, chunk=0)
+    for chunk in (1.5, "4"):
+        with pytest.raises(InputError, match=rf"^chunk must be a whole number, or null for none, got {chunk!r}$"):
+            Backbone(8, 1, chunk=chunk)
 
 
 def test_task_passes_it_on():
