@@ -4,10 +4,11 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from minrnn_lightning.nn.fused import linear
+from minrnn_lightning.nn.fused import linear, product_dtype
 
 WEIGHT = re.compile(r"weight_(ih_l\d+(?:_reverse)?)")
 
@@ -64,7 +65,8 @@ class LinearViews(nn.Module):
 
 def is_quantized(weight: Tensor) -> bool:
     """Whether a library has put tensors of its own, which have few operators, in the place of a weight."""
-    return hasattr(type(weight), "__tensor_flatten__")  # of its type, which torch.compile reads
+    kind = type(weight)  # torch.compile does not see the method of the tensor
+    return kind is not nn.Parameter and hasattr(kind, "__tensor_flatten__")
 
 
 def project(x: Tensor, blocks: int, weight: Tensor, bias: Tensor | None = None) -> list[Tensor]:
@@ -74,4 +76,5 @@ def project(x: Tensor, blocks: int, weight: Tensor, bias: Tensor | None = None) 
     # One product per block of rows, so that backward need not concatenate gradients as long as the sequence.
     if bias is None:
         return [F.linear(x, rows) for rows in weight.chunk(blocks)]
-    return [linear(x, rows, shift) for rows, shift in zip(weight.chunk(blocks), bias.chunk(blocks), strict=True)]
+    product = linear if product_dtype(x) == torch.bfloat16 else F.linear
+    return [product(x, rows, shift) for rows, shift in zip(weight.chunk(blocks), bias.chunk(blocks), strict=True)]
