@@ -108,6 +108,13 @@ def test_transformers(folder, monkeypatch):
     assert result["generated_text"].startswith("ROMEO:")
 
 
+def test_torchao(folder):
+    pytest.importorskip("torchao")
+    task = LanguageTask.from_pretrained("last.ckpt")
+    run("quantize_(task,", task=task)
+    assert "Int8" in type(task.backbone.blocks[0].mixer.rnn.weight_ih_l0).__name__
+
+
 def test_every_block_and_command_is_tested():
-    assert len(BLOCKS) == 6
+    assert len(BLOCKS) == 7
     assert len(COMMANDS) == 12

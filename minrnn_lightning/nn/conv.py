@@ -71,8 +71,9 @@ class CausalConv(Shardable):
         if self.group is not None or carries_gradient or not can_fuse(x, norm, self) or x.shape[1] < max(past, 1):
             return x, *self(norm(x), state, reset)
         x, y = norm_conv(x, norm, self.weight, self.bias, state, reset)
-        last = x[:, x.shape[1] - past :]
-        after = F.layer_norm(last.to(state_dtype(x.dtype)), norm.normalized_shape, norm.weight, norm.bias, norm.eps)
+        wide = state_dtype(x.dtype)
+        last, weight, bias = (each.to(wide) for each in (x[:, x.shape[1] - past :], norm.weight, norm.bias))
+        after = F.layer_norm(last, norm.normalized_shape, weight, bias, norm.eps)
         if reset is not None and past:
             visible = _visible(reset[:, -past:], past)
             after = after * torch.stack([visible[lag][:, -1] for lag in range(past - 1, -1, -1)], 1).unsqueeze(-1)

@@ -49,8 +49,9 @@ class LinearViews(nn.Module):
     def named_children(self) -> Iterator[tuple[str, nn.Module]]:
         """The modules within, and a ``LinearView`` of each weight and its bias."""
         yield from super().named_children()
-        for match in map(WEIGHT.fullmatch, list(self._parameters)):
-            if match and match[1] not in self._modules:
+        for name, weight in list(self._parameters.items()):
+            match = WEIGHT.fullmatch(name)
+            if match and match[1] not in self._modules and weight is not None and weight.dim() == 2:  # 1 in FSDP
                 yield match[1], LinearView(self, match[1])
 
     def __setattr__(self, name: str, value: Any) -> None:

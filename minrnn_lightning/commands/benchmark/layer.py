@@ -29,6 +29,7 @@ from minrnn_lightning.commands.benchmark.measure import (
 from minrnn_lightning.commands.benchmark.report import Report
 from minrnn_lightning.errors import InputError
 from minrnn_lightning.nn import Backbone, MinGRU, MinLSTM
+from minrnn_lightning.nn.backbone import MOST_BLOCKS
 
 BASE = "its matrix products alone (two nn.Linear)"
 
@@ -110,8 +111,8 @@ def layer(
     torch_dtype, sequence_lengths = getattr(torch, dtype), parse_lengths(lengths)
     batches, dims = parse_sizes("batch_size", batch_size, "8,64"), parse_sizes("dim", dim, "128,256")
     check_sizes(repeats=repeats)
-    if blocks < 0:
-        raise InputError(f"blocks must be at least 0, got {blocks}")
+    if not 0 <= blocks <= MOST_BLOCKS:
+        raise InputError(f"blocks must be from 0 to {MOST_BLOCKS}, got {blocks}")
     if processor_time and (torch.get_num_threads() > 1 or torch_device.type != "cpu"):
         raise InputError(
             f"processor_time is for one thread on the CPU, got {torch.get_num_threads()} threads and device {device}: "

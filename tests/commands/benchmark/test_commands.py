@@ -227,7 +227,7 @@ def test_help(minrnn, kind):
     ("words", "parts"),
     [
         (["layer", "--dim=0"], ["dim must be at least 1, got '0'"]),
-        (["layer", "--blocks=-1"], ["blocks must be at least 0, got -1"]),
+        (["layer", "--blocks=-1"], ["blocks must be from 0 to 10000, got -1"]),
         (["scan", "--repeats=-3"], ["repeats must be at least 1, got -3"]),
         (["generate", "--steps=0"], ["steps must be at least 1, got 0"]),
         (["layer", "--lengths=many"], ["lengths", "512,2048", "'many'"]),
