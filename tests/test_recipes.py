@@ -4,8 +4,6 @@ import os
 import re
 import runpy
 import shlex
-import subprocess
-import sys
 import textwrap
 from functools import partial
 from pathlib import Path
@@ -194,11 +192,10 @@ def test_ddp(tmp_path):
     recipes = ["--config", recipes_folder() / "shakespeare.yaml", "--config", recipes_folder() / "hardware/ddp.yaml"]
     args = [*REDUCED, "--model.dim=16", "--model.depth=1", "--trainer.max_steps=3", "--trainer.val_check_interval=2"]
     args += ["--trainer.limit_val_batches=2", f"--trainer.default_root_dir={tmp_path}/runs"]
-    program = [sys.executable, "-m", "minrnn_lightning", "fit", *map(str, recipes)]
-    run = subprocess.run([*program, *args], capture_output=True, text=True, timeout=300)
-    assert run.returncode == 0, run.stderr
-    assert "MEMBER: 2/2" in run.stderr
-    assert "gloo" in run.stderr
+    out = tmp_path / "out"
+    forked.run(["minrnn", "fit", *recipes, *args], out)
+    assert "MEMBER: 2/2" in out.read_text()
+    assert "gloo" in out.read_text()
     assert [path.name for path in (tmp_path / "runs").iterdir()] == ["version_0"]
     checkpoint = torch.load(tmp_path / "runs/version_0/checkpoints/last.ckpt", weights_only=True)
     assert checkpoint["global_step"] == 3

@@ -3,6 +3,7 @@
 import csv
 import json
 import sys
+from functools import partial
 
 import pytest
 import torch
@@ -187,7 +188,8 @@ def test_step_over_batch_sizes_and_widths(minrnn, tmp_path):
 
 
 @pytest.mark.slow
-def test_compiled(minrnn):
+def test_compiled(minrnn, monkeypatch):
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))  # its kernels take seconds
     code, out, errors = minrnn("benchmark", "layer", *SMALL["layer"], "--layers=mingru,gru", "--compile")
     assert code == 0, errors
     assert "MinGRU, compiled" in out
