@@ -67,10 +67,13 @@ class CausalConv(Shardable):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """``x`` once more, to be used instead of it from here on, and ``forward`` of norm(x)."""
         past = self.kernel_size - 1
-        carries_gradient = state is not None and state.requires_grad
-        if self.group is not None or carries_gradient or not can_fuse(x, norm, self) or x.shape[1] < max(past, 1):
+        if self.group is not None or not can_fuse(x, norm, self) or x.shape[1] < max(past, 1):
             return x, *self(norm(x), state, reset)
-        x, y = norm_conv(x, norm, self.weight, self.bias, state, reset)
+        if state is not None and past and state.requires_grad:  # of which the kernel has no gradient: between chunks
+            x, y = norm_conv(x, norm, self.weight, self.bias, None, reset)
+            y[:, :past] += self._of_state(state, reset).to(y.dtype)
+        else:
+            x, y = norm_conv(x, norm, self.weight, self.bias, state, reset)
         wide = state_dtype(x.dtype)
         last, weight, bias = (each.to(wide) for each in (x[:, x.shape[1] - past :], norm.weight, norm.bias))
         after = F.layer_norm(last, norm.normalized_shape, weight, bias, norm.eps)
@@ -78,6 +81,16 @@ class CausalConv(Shardable):
             visible = _visible(reset[:, -past:], past)
             after = after * torch.stack([visible[lag][:, -1] for lag in range(past - 1, -1, -1)], 1).unsqueeze(-1)
         return x, y, after
+
+    def _of_state(self, state: Tensor, reset: Tensor | None) -> Tensor:
+        """What the inputs before the first step add to the first kernel_size − 1 sums."""
+        past = state.shape[1]
+        padded, y = F.pad(state, (0, 0, 0, past)), torch.zeros_like(state)
+        visible = _visible(padded.new_zeros(padded.shape[:2], dtype=torch.bool) if reset is None else reset, past)
+        for lag in range(1, past + 1):
+            earlier = padded[:, past - lag : 2 * past - lag]
+            y = y + self.weight[lag] * (earlier * visible[lag][:, :past].unsqueeze(-1))
+        return y
 
     def step(self, x_t: Tensor, state: Tensor, reset: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """One step of ``forward``: (batch, dim) and the state to the same; ``reset`` is (batch,)."""

@@ -29,11 +29,14 @@ def make_block(kernel_size: int = 4, dropout: float = 0.0) -> Block:
 def run(block: Block, x: Tensor, state: State = None, reset: Tensor | None = None) -> list[Tensor]:
     """Output, states and gradients of a block."""
     torch.manual_seed(1)
-    x = x.clone().requires_grad_()
-    y, (before, h) = block(x, state, reset)
+    inputs = [x.clone().requires_grad_(), *block.parameters()]
+    if state is not None and state[0].requires_grad:
+        state = tuple(each.detach().requires_grad_() for each in state)
+        inputs += state
+    y, (before, h) = block(inputs[0], state, reset)
     made = [y, before, h]
     weights = [torch.linspace(-1, 1, each.numel(), dtype=each.dtype).view(each.shape) for each in made]
-    gradients = torch.autograd.grad(made, [x, *block.parameters()], weights)
+    gradients = torch.autograd.grad(made, inputs, weights)
     return [each.detach() for each in (*made, *gradients)]
 
 
@@ -61,16 +64,19 @@ def error(actual: list[Tensor], exact: list[Tensor]) -> float:
 
 
 @pytest.mark.parametrize(
-    ("kernel_size", "with_state", "with_reset"), [(4, False, False), (4, True, True), (1, False, True)]
+    ("kernel_size", "with_state", "with_reset"),
+    [(4, "", False), (4, "constant", True), (4, "gradient", False), (4, "gradient", True), (1, "", True)],
 )
 def test_as_exact_as_the_operators(
-    eagerly: Callable[..., list[Tensor]], kernel_size: int, with_state: bool, with_reset: bool
+    eagerly: Callable[..., list[Tensor]], kernel_size: int, with_state: str, with_reset: bool
 ) -> None:
     block = make_block(kernel_size)
     x = torch.randn(BATCH, LENGTH, DIM)
     state = (torch.randn(BATCH, kernel_size - 1, DIM), torch.rand(BATCH, DIM)) if with_state else None
     reset = torch.rand(BATCH, LENGTH) < 0.2 if with_reset else None
     assert fused.can_fuse(x, block.mixer_norm, block.conv)
+    if with_state == "gradient":
+        state = tuple(each.requires_grad_() for each in state)
     wide = None if state is None else tuple(each.double() for each in state)
     exact = run(copy.deepcopy(block).double(), x.double(), wide, reset)
     for fused_one, eager_one, right in zip(
