@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.autograd.forward_ad import _set_fwd_grad_enabled, unpack_dual
 from torch.nn import functional as F
 
-from minrnn_lightning.nn.fused import can_fuse, norm_conv
+from minrnn_lightning.nn.fused import add_lags, can_fuse, norm_conv, visible_lags
 from minrnn_lightning.nn.sequence_parallel import Shardable
 from minrnn_lightning.nn.state import where
 from minrnn_lightning.ops.eager import state_dtype
@@ -55,12 +55,9 @@ class CausalConv(Shardable):
                 y = _depthwise(padded, self.weight, self.bias)
             return y, padded[:, length:].to(wide) if last is None else last
         padded = padded.to(wide)
-        y = self.bias + self.weight[0] * padded[:, past:]
-        visible = _visible(reset, past)
-        for lag in range(1, self.kernel_size):
-            y = y + self.weight[lag] * (padded[:, past - lag : past - lag + length] * visible[lag].unsqueeze(-1))
-        kept = torch.stack([visible[lag][:, -1] for lag in range(past - 1, -1, -1)], 1) if past else reset[:, :0]
-        return y.to(x.dtype), padded[:, length:] * kept.unsqueeze(-1) if last is None else last
+        visible = visible_lags(reset, past)
+        y = add_lags(self.bias + self.weight[0] * padded[:, past:], self.weight, padded, visible)
+        return y.to(x.dtype), padded[:, length:] * _kept(visible) if last is None else last
 
     def after_norm(
         self, norm: nn.LayerNorm, x: Tensor, state: Tensor | None = None, reset: Tensor | None = None
@@ -77,20 +74,14 @@ class CausalConv(Shardable):
         wide = state_dtype(x.dtype)
         last, weight, bias = (each.to(wide) for each in (x[:, x.shape[1] - past :], norm.weight, norm.bias))
         after = F.layer_norm(last, norm.normalized_shape, weight, bias, norm.eps)
-        if reset is not None and past:
-            visible = _visible(reset[:, -past:], past)
-            after = after * torch.stack([visible[lag][:, -1] for lag in range(past - 1, -1, -1)], 1).unsqueeze(-1)
-        return x, y, after
+        return x, y, after if reset is None else after * _kept(visible_lags(reset[:, -past:], past))
 
     def _of_state(self, state: Tensor, reset: Tensor | None) -> Tensor:
         """What the inputs before the first step add to the first kernel_size − 1 sums."""
         past = state.shape[1]
-        padded, y = F.pad(state, (0, 0, 0, past)), torch.zeros_like(state)
-        visible = _visible(padded.new_zeros(padded.shape[:2], dtype=torch.bool) if reset is None else reset, past)
-        for lag in range(1, past + 1):
-            earlier = padded[:, past - lag : 2 * past - lag]
-            y = y + self.weight[lag] * (earlier * visible[lag][:, :past].unsqueeze(-1))
-        return y
+        padded = F.pad(state, (0, 0, 0, past))
+        starts = state.new_zeros(state.shape[:2], dtype=torch.bool) if reset is None else reset[:, :past]
+        return add_lags(torch.zeros_like(state), self.weight, padded, visible_lags(starts, past))
 
     def step(self, x_t: Tensor, state: Tensor, reset: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """One step of ``forward``: (batch, dim) and the state to the same; ``reset`` is (batch,)."""
@@ -150,9 +141,8 @@ def _autocast(*tensors: Tensor) -> Iterator[Tensor]:
     return (tensor.to(torch.get_autocast_dtype("cpu")) if enabled else tensor for tensor in tensors)
 
 
-def _visible(reset: Tensor, past: int) -> list[Tensor]:
-    """For each lag from 0 to ``past``, whether the step so far back is of the same sequence, (batch, length)."""
-    visible = [torch.ones_like(reset)]
-    for lag in range(past):
-        visible.append(visible[-1] & ~F.pad(reset, (lag, 0))[:, : reset.shape[1]])
-    return visible
+def _kept(visible: list[Tensor]) -> Tensor:
+    """Whether the steps that the state holds are of the last one's sequence, (batch, kernel_size − 1, 1)."""
+    *lags, _ = visible
+    kept = [each[:, -1] for each in reversed(lags)]
+    return (torch.stack(kept, 1) if kept else visible[0][:, :0]).unsqueeze(-1)

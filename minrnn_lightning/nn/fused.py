@@ -12,7 +12,7 @@ from torch.autograd import forward_ad
 from torch.nn import functional as F
 
 from minrnn_lightning.ops.eager import state_dtype
-from minrnn_lightning.ops.kernel_choice import block_kernels
+from minrnn_lightning.ops.kernel_choice import runs_numba
 
 MIN_ELEMENTS = 1 << 15  # with fewer, the fixed costs of a call are most of its time
 TYPES = torch.float32, torch.bfloat16
@@ -27,18 +27,25 @@ def can_fuse(x: Tensor, *modules: nn.Module) -> bool:
     return (
         type(x) is Tensor
         and not torch.compiler.is_compiling()
-        and not torch.jit.is_tracing()  # type: ignore[attr-defined,no-untyped-call]
+        and not is_observed()
         and x.is_cpu
         and x.dtype in TYPES
         and product_dtype(x) in TYPES
         and x.numel() >= MIN_ELEMENTS
-        and not torch._C._are_functorch_transforms_active()
-        and not torch._C._len_torch_function_stack()
-        and not torch._C._len_torch_dispatch_stack()
-        and forward_ad._current_level < 0
-        and not nn.modules.module._has_any_global_hook()  # type: ignore[no-untyped-call]
         and all(map(_is_plain, modules))
-        and block_kernels() is not None
+        and runs_numba(x.device)
+    )
+
+
+def is_observed() -> bool:
+    """Whether operators or modules of this thread are traced, transformed, counted, hooked or in forward mode."""
+    return (
+        torch._C._get_tracing_state() is not None
+        or torch._C._are_functorch_transforms_active()
+        or torch._C._len_torch_function_stack() > 0
+        or torch._C._len_torch_dispatch_stack() > 0
+        or forward_ad._current_level >= 0
+        or bool(nn.modules.module._has_any_global_hook())  # type: ignore[no-untyped-call]
     )
 
 
@@ -255,20 +262,40 @@ def _eager_norm_conv(
     y = F.layer_norm(x.to(wide), weight.shape, weight.to(wide), bias.to(wide), eps)
     if filters is None or shift is None:
         return y.to(dtype)
-    past, length = len(filters) - 1, x.shape[1]
+    past = len(filters) - 1
     start = y.new_zeros(x.shape[0], past, x.shape[2]) if state is None else state.to(wide)
-    padded, total = torch.cat([start, y], 1), shift.to(wide).expand_as(y)
-    visible = torch.ones(x.shape[:2], dtype=torch.bool, device=x.device)
-    for lag, factor in enumerate(filters.to(wide)):
-        earlier = padded[:, past - lag : past - lag + length] * visible.unsqueeze(-1)
-        total = total + factor * earlier
-        if reset is not None:
-            visible = visible & ~F.pad(reset, (lag, 0))[:, :length]
-    return total.to(dtype)
+    padded, total = torch.cat([start, y], 1), shift.to(wide) + filters[0].to(wide) * y
+    visible = visible_lags(x.new_zeros(x.shape[:2], dtype=torch.bool) if reset is None else reset, past)
+    return add_lags(total, filters.to(wide), padded, visible).to(dtype)
+
+
+def visible_lags(reset: Tensor, past: int) -> list[Tensor]:
+    """For each lag from 0 to ``past``, whether the step so far back is of the same sequence, (batch, length)."""
+    visible = [torch.ones_like(reset)]
+    for lag in range(past):
+        visible.append(visible[-1] & ~F.pad(reset, (lag, 0))[:, : reset.shape[1]])
+    return visible
+
+
+def add_lags(y: Tensor, filters: Tensor, padded: Tensor, visible: list[Tensor]) -> Tensor:
+    """Add to (batch, length, dim) what the steps before each one contribute to a convolution with resets.
+
+    Args:
+        y: The contributions of lag 0.
+        filters: (kernel size, dim), from lag 0 on.
+        padded: The inputs with the kernel size − 1 steps before the first.
+        visible: See ``visible_lags``.
+    """
+    past, length = len(filters) - 1, y.shape[1]
+    for lag in range(1, past + 1):
+        y = y + filters[lag] * (padded[:, past - lag : past - lag + length] * visible[lag].unsqueeze(-1))
+    return y
 
 
 def _kernels() -> Any:
-    return block_kernels()
+    from minrnn_lightning.ops.cpu import block  # which imports Numba
+
+    return block
 
 
 def _operand(x: Tensor | None) -> Tensor | None:

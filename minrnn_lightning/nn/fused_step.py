@@ -10,11 +10,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd import forward_ad
-from torch.nn.modules import module as modules
 
 from minrnn_lightning.nn.conv import CausalConv
 from minrnn_lightning.nn.dropout import Dropout
+from minrnn_lightning.nn.fused import is_observed
 from minrnn_lightning.nn.mixers.gated import Logits
 from minrnn_lightning.nn.mixers.mingru import MinGRUMixer
 from minrnn_lightning.nn.mixers.minlstm import MinLSTMMixer
@@ -48,7 +47,9 @@ def fused_step(
     Returns:
         What ``Backbone.step`` does, or None where the kernel lacks something.
     """
-    if torch.compiler.is_compiling() or torch.is_grad_enabled() or _is_observed():
+    if torch.compiler.is_compiling() or torch.is_grad_enabled():
+        return None
+    if is_observed() or torch.is_autocast_enabled("cpu"):
         return None
     if type(x_t) not in CLASSES or x_t.dim() != 2 or not runs_numba(x_t.device):
         return None
@@ -69,19 +70,6 @@ def fused_step(
         return None
     step.run(batch, dim, len(blocks), fields, threads)
     return y, after
-
-
-def _is_observed() -> bool:
-    """Whether operators of this thread are traced, transformed, cast or counted."""
-    return (
-        torch._C._len_torch_dispatch_stack() > 0
-        or torch._C._len_torch_function_stack() > 0
-        or torch._C._are_functorch_transforms_active()
-        or torch._C._get_tracing_state() is not None
-        or torch.is_autocast_enabled("cpu")
-        or forward_ad._current_level >= 0
-        or bool(modules._global_forward_hooks or modules._global_forward_pre_hooks)
-    )
 
 
 def _block(

@@ -60,13 +60,6 @@ def _compiled(name: str, compiler: str) -> ModuleType:
     return _loaded[name]
 
 
-def block_kernels() -> ModuleType | None:
-    """The kernels for what lies between the matrix products of a block on CPUs; None where there are none."""
-    if _chosen != "auto" or _compiled("cpu", "Numba") is eager:
-        return None
-    return import_module("minrnn_lightning.ops.cpu.block")
-
-
 def _fall_back(name: str, reason: str) -> None:
     """Warn, and use the eager kernels for this type of device from now on."""
     warnings.warn(f"{reason}: the slower torch kernel runs instead", stacklevel=3)
