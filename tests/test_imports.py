@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from clean_process import run_code
 
 import minrnn_lightning
 
@@ -131,9 +132,15 @@ def test_the_check_sees_what_it_should():
     assert imported(PACKAGE / "commands/main.py") >= {"", "commands.fit"}
 
 
-def loaded_after(code: str) -> set[str]:
+def loaded_after(code: str, *, with_torch: bool = False) -> set[str]:
+    """The modules that a new process has loaded after a program; PyTorch is one of them, or is not loaded before."""
     script = f"import sys\n{code}\nprint(' '.join(sys.modules), file=sys.stderr)"
-    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    run = (
+        run_code(script)
+        if with_torch
+        else subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    )
+    assert run.returncode == 0, run.stderr
     return set(run.stderr.split())
 
 
@@ -153,14 +160,14 @@ def test_help_does_not_import_torch(word):
 
 @pytest.mark.parametrize("module", ["ops", "nn"])
 def test_layers_work_without_lightning(module):
-    loaded = loaded_after(f"sys.modules['lightning'] = None; import minrnn_lightning.{module}")
-    assert "torch" in loaded
+    loaded = loaded_after(f"sys.modules['lightning'] = None; import minrnn_lightning.{module}", with_torch=True)
+    assert f"minrnn_lightning.{module}" in loaded
     assert not any(name.startswith(("lightning.", "torchmetrics", "datasets")) for name in loaded)
 
 
 def test_data_and_collect_need_no_extra():
     code = "import minrnn_lightning.commands.collect, minrnn_lightning.data\nminrnn_lightning.data.TrajectoryDataModule"
-    loaded = loaded_after(code)
+    loaded = loaded_after(code, with_torch=True)
     assert "minrnn_lightning.data.offline_rl.minari" in loaded
     assert not loaded & {"gymnasium", "minari", "mujoco", "h5py"}
 

@@ -1,13 +1,11 @@
 """The README's Python examples run, its commands parse, and the links of all pages have targets."""
 
-import os
 import re
 import shlex
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from forked import run
 from this_process import use_this_process
 
 ROOT = Path(__file__).parents[1]
@@ -18,12 +16,11 @@ COMMANDS = [line for line in README.splitlines() if re.match(r"minrnn \w+ --", l
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", range(len(EXAMPLES)))
-def test_example_runs(number, tmp_path):
+def test_example_runs(number, tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
     script = tmp_path / "example.py"
     script.write_text(EXAMPLES[number], encoding="utf-8")
-    environment = {**os.environ, "MINRNN_DATA_DIR": str(tmp_path), "CUDA_VISIBLE_DEVICES": ""}
-    run = subprocess.run([sys.executable, script], cwd=ROOT, env=environment, capture_output=True, text=True)
-    assert run.returncode == 0, run.stderr
+    run([script], tmp_path / "out", {"MINRNN_DATA_DIR": str(tmp_path), "CUDA_VISIBLE_DEVICES": ""})
 
 
 @pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith("minrnn fit")])

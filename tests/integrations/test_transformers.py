@@ -1,10 +1,8 @@
 """Models of transformers give what the task gives: logits, loss, greedy text, padded batches, beams, round trips."""
 
-import subprocess
-import sys
-
 import pytest
 import torch
+from forked import finish, start
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, pipeline
 
@@ -122,10 +120,14 @@ def test_a_folder_without_vocabulary(folder):
         AutoTokenizer.from_pretrained(folder)
 
 
-def test_without_transformers():
+def test_without_transformers(tmp_path):
     code = "import sys, minrnn_lightning.tasks; sys.modules['transformers'] = None\n"
-    code += "import minrnn_lightning.integrations.transformers"
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert run.stderr.strip().endswith(
-        'this needs the package transformers: pip install "minrnn-lightning[transformers]"'
+    (tmp_path / "code.py").write_text(code + "import minrnn_lightning.integrations.transformers")
+    with start([tmp_path / "code.py"], tmp_path / "out") as process:
+        assert finish(process) == 1
+    assert (
+        (tmp_path / "out")
+        .read_text()
+        .strip()
+        .endswith('this needs the package transformers: pip install "minrnn-lightning[transformers]"')
     )

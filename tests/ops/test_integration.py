@@ -1,11 +1,10 @@
 """The operators inside PyTorch: opcheck, gradcheck, compile, export, vmap, autocast, memory kept for backward."""
 
-import subprocess
-import sys
 from unittest import mock
 
 import pytest
 import torch
+from clean_process import run_code
 
 from minrnn_lightning.ops import gated_scan, linear_scan, positive, use_kernel
 from minrnn_lightning.ops.operators import scan, scan_backward
@@ -136,7 +135,7 @@ def test_the_first_scan_imports_no_compiler():
     """Importing torch._dynamo takes longer than all the rest of a first call."""
     code = "import sys, torch; from minrnn_lightning.ops import gated_scan; k = torch.ones(2, 3, 4, requires_grad=True)"
     code += "\ngated_scan(k, k).sum().backward(); raise SystemExit('torch._dynamo' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+    assert run_code(code).returncode == 0
 
 
 def test_autocast_keeps_a_float32_state():

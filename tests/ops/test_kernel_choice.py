@@ -2,12 +2,11 @@
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from clean_process import run_code
 
 from minrnn_lightning.ops import gated_scan
 from minrnn_lightning.ops.cpu import kernels
@@ -21,7 +20,7 @@ def test_runs_in_a_forked_process():
         "if pid == 0: os._exit(0 if (gated_scan(k, k).numpy() == h.numpy()).all() else 1)\n"  # torch.equal would hang
         "raise SystemExit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))"
     )
-    assert subprocess.run([sys.executable, "-c", code], timeout=100).returncode == 0
+    assert run_code(code).returncode == 0
 
 
 class Scans(torch.utils.data.Dataset):
@@ -49,7 +48,7 @@ def test_without_a_folder_for_compiled_kernels_they_are_compiled_anew():
         "import torch; from minrnn_lightning.ops import gated_scan\n"
         "k = torch.ones(2, 3, 4); print(gated_scan(k, k)[0, :, 0].tolist())"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    done = run_code(code)
     k = torch.ones(2, 3, 4)
     torch.testing.assert_close(torch.tensor(json.loads(done.stdout)), gated_scan(k, k)[0, :, 0])
     assert done.stderr.count("compiled kernels cannot be cached (cannot cache function") == 1
@@ -67,14 +66,9 @@ def test_environment_chooses_the_kernel():
     code = "import torch; from minrnn_lightning.ops import gated_scan; k = torch.ones(2, 3, 4); gated_scan(k, k)"
     code += "\nimport sys; raise SystemExit(int('minrnn_lightning.ops.cpu.launch' in sys.modules))"
     for kernel, loaded in (("torch", 0), ("auto", 1)):
-        done = subprocess.run([sys.executable, "-c", code], env={**os.environ, "MINRNN_KERNEL": kernel})
+        done = run_code(code, {**os.environ, "MINRNN_KERNEL": kernel})
         assert done.returncode == loaded
-    wrong = subprocess.run(
-        [sys.executable, "-c", "import minrnn_lightning.ops"],
-        env={**os.environ, "MINRNN_KERNEL": "fast"},
-        capture_output=True,
-        text=True,
-    )
+    wrong = run_code("import minrnn_lightning.ops", {**os.environ, "MINRNN_KERNEL": "fast"})
     assert "MINRNN_KERNEL is 'fast'; it can be auto, torch or triton" in wrong.stderr
 
 
@@ -83,7 +77,7 @@ def test_without_numba_the_torch_kernel_runs_and_says_so():
         "import sys; sys.modules['numba'] = None; import torch; from minrnn_lightning.ops import gated_scan\n"
         "k = torch.ones(2, 3, 4); print(gated_scan(k, k)[0, :, 0].tolist())"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    done = run_code(code)
     k = torch.ones(2, 3, 4)
     torch.testing.assert_close(torch.tensor(json.loads(done.stdout)), gated_scan(k, k)[0, :, 0])
     assert "Numba does not load" in done.stderr

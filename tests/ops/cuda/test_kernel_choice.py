@@ -2,14 +2,13 @@
 
 import inspect
 import os
-import subprocess
-import sys
 import warnings
 from unittest import mock
 
 import pytest
 import torch
 import triton
+from clean_process import run_code
 from scans import assert_close
 from triton.runtime import build
 
@@ -27,8 +26,7 @@ def test_cuda_tensors_get_these_kernels_and_cpu_tensors_on_request(cuda):
 
 def in_a_new_process(code, **environment):
     code = "import sys, torch\nfrom minrnn_lightning.ops import kernel_choice, linear_scan\n" + code
-    environment = {**{k: v for k, v in os.environ.items() if not k.startswith("TRITON")}, **environment}
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
+    return run_code(code, {**{k: v for k, v in os.environ.items() if not k.startswith("TRITON")}, **environment})
 
 
 def test_the_environment_chooses_and_interprets():
