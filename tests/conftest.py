@@ -1,5 +1,6 @@
 """What the tests of the command share: a made-up text, options of a small model, and the command run in-process."""
 
+import gc
 import itertools
 import os
 import random
@@ -11,8 +12,10 @@ from typing import ClassVar
 
 import pytest
 
-if "PYTEST_XDIST_WORKER" in os.environ:  # the workers share the cores; before anything imports PyTorch
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Before anything imports PyTorch.
+os.environ.setdefault("AOT_INDUCTOR_COMPILE_WRAPPER_OPT_LEVEL", "O0")  # what calls the kernels, which are optimised
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # the workers share the cores
 
 from minrnn_lightning.commands.main import main
 
@@ -25,10 +28,16 @@ for name in ("SIGINT", "SIGTERM", "SIGHUP"):  # children inherit that one is ign
 
 
 def pytest_collection_finish(session):
-    """In a run of everything, let each worker compile a share of the kernels: both would compile all of them."""
+    """In a run of everything, let each worker compile a share of the kernels: both would compile all of them.
+
+    What is loaded until then stays: the garbage collector need not look through it again and again.
+    """
     if "PYTEST_XDIST_WORKER" in os.environ and len(session.items) > 1000:
         worker, count = int(os.environ["PYTEST_XDIST_WORKER"][2:]), int(os.environ["PYTEST_XDIST_WORKER_COUNT"])
         compile_kernels(worker, count)
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(20_000, 10, 10)
 
 
 def compile_kernels(share: int, shares: int) -> None:
