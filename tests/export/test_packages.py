@@ -27,6 +27,12 @@ SIZES = {
 }
 
 
+@pytest.fixture(autouse=True)
+def longest(monkeypatch):
+    """Programs for 4,096 steps, of a policy 3 tokens each; the real ones, for more, are in test_export.py."""
+    monkeypatch.setattr(packages, "MOST_STEPS", 1 << 14)
+
+
 def write_cases(model, format_, mode, path, sizes, reset=False):
     """Export, and write inputs beside the file; returns the module."""
     export(model, path, format=format_, mode=mode, reset=reset)
