@@ -2,13 +2,13 @@
 
 import io
 import math
+import os
 import re
-import subprocess
-import sys
 from itertools import islice
 
 import pytest
 import torch
+from forked import finish, start
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -191,15 +191,16 @@ def test_prompts_are_taken_as_they_are(minrnn, tmp_path, checkpoint, prompt):
     assert out.startswith(prompt)
 
 
-def test_reader_goes_away(checkpoint):
-    args = ["generate", f"--checkpoint={checkpoint}", "--max_new_tokens=100000"]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "minrnn_lightning", *args], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-    process.stdout.read(10)
-    process.stdout.close()
-    assert process.stderr.read() == ""
-    assert process.wait(timeout=300) == 141
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="the pipe has a name")
+def test_reader_goes_away(checkpoint, tmp_path):
+    out, errors = tmp_path / "out", tmp_path / "errors"
+    os.mkfifo(out)
+    program = ["minrnn", "generate", f"--checkpoint={checkpoint}", "--max_new_tokens=100000"]
+    with start(program, out, errors=errors) as process:
+        with out.open() as reader:
+            assert len(reader.read(10)) == 10
+        assert finish(process) == 141
+    assert errors.read_text() == ""
 
 
 def test_empty_prompt_starts_a_line(minrnn, checkpoint):

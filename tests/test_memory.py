@@ -2,10 +2,10 @@
 
 import ctypes
 import os
-import subprocess
 import sys
 
 import pytest
+from clean_process import run_code
 
 from minrnn_lightning.errors import InputError
 from minrnn_lightning.memory import check_memory, keep_freed_memory, machine_memory, peak_memory
@@ -22,10 +22,7 @@ print(kept, resource.getrusage(resource.RUSAGE_SELF).ru_minflt)
 
 def _faults(keep: str) -> tuple[str, int]:
     environment = os.environ | {"MINRNN_KEEP_MEMORY": keep, "GLIBC_TUNABLES": ""}
-    run = subprocess.run(
-        [sys.executable, "-c", FAULTS], env=environment, capture_output=True, text=True, check=True, timeout=300
-    )
-    kept, faults = run.stdout.split()
+    kept, faults = run_code(FAULTS, environment).stdout.split()
     return kept, int(faults)
 
 
