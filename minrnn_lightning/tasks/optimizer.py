@@ -49,15 +49,17 @@ class MuonAdamW(Optimizer):
     """Muon in the groups with ``muon`` true, AdamW in the others; one state, one learning rate schedule.
 
     Muon moves a matrix along its orthogonalised momentum (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon;
-    Nesterov momentum). The update is scaled by 0.2 √max(rows, columns), as Liu et al. 2025
+    Nesterov momentum). Of a parameter that contains several linear maps, such as those of all gates, each is a matrix
+    of its own. The update is scaled by 0.2 √max(rows, columns), as Liu et al. 2025
     (https://arxiv.org/abs/2502.16982), so that its entries are as large as those of AdamW and one learning rate serves
     all widths. The weight decay is decoupled in both. ``torch.optim.Muon`` with ``match_rms_adamw`` computes the same
     in bfloat16, from torch 2.9 on; this one computes in the parameters' type, needs no newer torch than the package,
     and takes parameters that FSDP has sharded.
 
     Args:
-        groups: Parameter groups. Besides ``params``: ``muon``, and for groups with it ``shapes``, the shape of each
-            parameter before sharding; ``lr`` and ``weight_decay`` where they differ from the arguments.
+        groups: Parameter groups. Besides ``params``: ``muon``, and for groups with it ``shapes``, for each parameter
+            before sharding (maps, rows, columns) of the linear maps in it, one below the other, or (rows, columns) of
+            one; ``lr`` and ``weight_decay`` where they differ from the arguments.
         lr: Learning rate.
         betas: Of AdamW.
         eps: Of AdamW.
@@ -92,14 +94,15 @@ class MuonAdamW(Optimizer):
         """B ← μ B + (1 − μ) G, then W ← (1 − lr λ) W − lr 0.2 √max(rows, columns) · orthogonalize(μ B + (1 − μ) G)."""
         by_shape: dict[tuple[int, ...], list[nn.Parameter]] = {}
         for parameter, shape in zip(group["params"], group["shapes"], strict=True):
-            if parameter.grad is not None or parameter.shape != shape:  # other processes may hold its gradient
+            if parameter.grad is not None or parameter.shape != _stacked(shape):  # others may hold its gradient
                 by_shape.setdefault(tuple(shape), []).append(parameter)
         for shape, parameters in by_shape.items():
             directions = [complete(self._direction(parameter, group["momentum"])) for parameter in parameters]
-            shards = [None if each.shape == shape else _own_shard(each) for each in directions]
-            matrices = torch.stack([_gather(*each, shape) for each in zip(directions, shards, strict=True)])
-            scale = ADAM_RMS * max(shape) ** 0.5
-            for parameter, shard, update in zip(parameters, shards, orthogonalize(matrices), strict=True):
+            shards = [None if each.shape == _stacked(shape) else _own_shard(each) for each in directions]
+            matrices = torch.stack([_gather(*each, _stacked(shape)) for each in zip(directions, shards, strict=True)])
+            updates = orthogonalize(matrices.view(-1, *shape[-2:])).reshape(matrices.shape)
+            scale = ADAM_RMS * max(shape[-2:]) ** 0.5
+            for parameter, shard, update in zip(parameters, shards, updates, strict=True):
                 parameter.mul_(1 - group["lr"] * group["weight_decay"])
                 update = divide(update, parameter) if shard is None else update.flatten()[shard]
                 parameter.add_(update, alpha=-group["lr"] * scale)
@@ -137,6 +140,11 @@ class MuonAdamW(Optimizer):
             eps=group["eps"],
             maximize=False,
         )
+
+
+def _stacked(shape: tuple[int, ...]) -> tuple[int, int]:
+    """(rows, columns) of the linear maps of a shape, one below the other."""
+    return math.prod(shape[:-1]), shape[-1]
 
 
 def _own_shard(part: Tensor) -> slice:

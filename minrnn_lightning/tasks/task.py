@@ -278,12 +278,16 @@ class Task(PretrainedMixin, LightningModule, ABC):
         return groups
 
     def _group_and_shape(self, name: str, parameter: nn.Parameter) -> tuple[str, torch.Size]:
-        """How a parameter is trained, muon, decay or rest, and its shape."""
+        """How a parameter is trained, muon, decay or rest, and its shape, for Muon (maps, rows, columns)."""
         if parameter.ndim < 2 or getattr(parameter, "_no_weight_decay", False):
             return "rest", parameter.shape
         linear = parameter.ndim == 2 and name.startswith("backbone.") and name.rpartition(".")[2].startswith("weight")
         by_muon = self.muon_lr is not None and linear and not getattr(parameter, "_no_muon", False)
-        return "muon" if by_muon else "decay", parameter.shape
+        if by_muon:
+            rows, columns = parameter.shape
+            maps: int = getattr(parameter, "_maps", 1)
+            return "muon", torch.Size((maps, rows // maps, columns))
+        return "decay", parameter.shape
 
     def make_optimizer(self) -> Optimizer:
         """AdamW, and Muon where ``muon_lr`` is given, with decay on matrices only."""

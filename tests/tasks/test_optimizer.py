@@ -78,6 +78,33 @@ def test_updates_follow_the_definition():
         torch.testing.assert_close(weight.detach(), before)
 
 
+def test_maps_in_one_parameter_train_like_parameters_of_their_own():
+    weight, one, two = (nn.Parameter(torch.ones(rows, 4)) for rows in (12, 6, 6))
+    stacked = MuonAdamW([{"params": [weight], "muon": True, "shapes": [(2, 6, 4)]}])
+    single = MuonAdamW([{"params": [one, two], "muon": True, "shapes": [(1, 6, 4), (6, 4)]}])
+    for _ in range(3):
+        weight.grad = torch.randn_like(weight)
+        one.grad, two.grad = (part.clone() for part in weight.grad.chunk(2))
+        stacked.step()
+        single.step()
+        torch.testing.assert_close(weight.detach(), torch.cat([one, two]).detach())
+
+
+MAPS = {"mingru": 2, "minlstm": 3, "gru": 3, "lstm": 4, "attention": 3, "mamba": 2}  # in one parameter
+
+
+@pytest.mark.parametrize("mixer", MAPS)
+def test_each_gate_is_a_matrix_of_its_own(mixer):
+    task = LanguageTask(10, 10, mixer=mixer, dim=16, depth=1, expansion=1, muon_lr=0.02)
+    muon = task.parameter_groups()[0]
+    names = {id(parameter): name for name, parameter in task.named_parameters()}
+    shapes = {names[id(p)]: shape for p, shape in zip(muon["params"], muon["shapes"], strict=True)}
+    stacked = {name: shape for name, shape in shapes.items() if shape[0] > 1}
+    assert {shape[0] for shape in stacked.values()} == {MAPS[mixer]}
+    assert len(stacked) == (2 if mixer in ("gru", "lstm") else 1)
+    assert {shape[1:] for shape in stacked.values()} == {(16, 16)}
+
+
 @pytest.mark.parametrize("mixer", sorted(MIXERS))
 def test_muon_trains_the_linear_maps_of_the_backbone(mixer):
     learned = {mixer: {"learn_initial_state": True}} if mixer in ("mingru", "minlstm") else None

@@ -5,7 +5,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from minrnn_lightning.errors import InputError
-from minrnn_lightning.nn.mixers.base import Mixer, hidden_size, is_exporting
+from minrnn_lightning.nn.mixers.base import Mixer, hidden_size, is_exporting, mark_maps
 from minrnn_lightning.nn.state import zero_state
 from minrnn_lightning.ops.eager import state_dtype
 
@@ -68,6 +68,8 @@ class AttentionMixer(Mixer):
         self.heads, self.kv_heads, self.head_dim = heads, kv_heads, width // heads
         self.window, self.dropout, self.base = window, dropout, base
         self.qkv = nn.Linear(dim, (heads + 2 * kv_heads) * self.head_dim, bias=bias)
+        if heads == kv_heads:
+            mark_maps(self.qkv.weight, 3)
         self.out = nn.Linear(width, dim, bias=bias)
 
     def mix(self, x: Tensor, state: Cache | None, reset: Tensor | None) -> tuple[Tensor, Cache]:

@@ -17,6 +17,11 @@ def is_exporting() -> bool:
     return getattr(torch.compiler, "_is_exporting_flag", False)
 
 
+def mark_maps(weight: Tensor, maps: int) -> None:
+    """Mark a weight that contains several linear maps, one below the other: Muon trains each by itself."""
+    weight._maps = maps  # type: ignore[attr-defined]
+
+
 class Mixer(Shardable, ABC):
     """Maps (batch, length, dim) to the same shape, causally, in parallel over the length or step by step.
 

@@ -11,7 +11,7 @@ from minrnn_lightning.errors import InputError
 from minrnn_lightning.nn.functional import activate
 from minrnn_lightning.nn.fused import apply_linear
 from minrnn_lightning.nn.linear_views import LinearViews, project
-from minrnn_lightning.nn.mixers.base import Mixer
+from minrnn_lightning.nn.mixers.base import Mixer, mark_maps
 from minrnn_lightning.nn.state import State, zero_state
 from minrnn_lightning.ops import Activation, state_dtype
 
@@ -41,6 +41,7 @@ class Logits(LinearViews):
             weight, bias = torch.empty(blocks * hidden, dim), torch.empty(blocks * hidden)
             for name, values in (("weight", weight), ("bias", bias)):
                 parameter = nn.Parameter(nn.init.uniform_(values, -bound, bound))
+                mark_maps(parameter, blocks)
                 self.register_parameter(f"{name}_ih_l0{direction}", parameter)
         initial = nn.Parameter(torch.randn(len(self.directions), hidden)) if learn_initial_state else None
         self.register_parameter("initial", initial)

@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 from minrnn_lightning.errors import InputError
 from minrnn_lightning.nn.conv import CausalConv
-from minrnn_lightning.nn.mixers.base import Mixer, hidden_size
+from minrnn_lightning.nn.mixers.base import Mixer, hidden_size, mark_maps
 from minrnn_lightning.nn.mixers.ssm import log_step_sizes, undecayed
 from minrnn_lightning.ops import linear_scan
 from minrnn_lightning.ops.eager import state_dtype
@@ -58,6 +58,7 @@ class MambaMixer(Mixer):
                 raise InputError(f"{name} must be at least 1, got {size}")
         inner = hidden_size(dim, expansion)
         self.in_proj = nn.Linear(dim, 2 * inner, bias=False)
+        mark_maps(self.in_proj.weight, 2)
         self.conv = CausalConv(inner, d_conv)
         self.x_proj = nn.Linear(inner, rank + 2 * state_size, bias=False)
         self.dt_proj = nn.Linear(rank, inner)

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch._compile import _disable_dynamo
 from torch.nn.utils.rnn import pack_sequence, unpack_sequence
 
-from minrnn_lightning.nn.mixers.base import Mixer, hidden_size, is_exporting
+from minrnn_lightning.nn.mixers.base import Mixer, hidden_size, is_exporting, mark_maps
 from minrnn_lightning.nn.state import zero_state
 from minrnn_lightning.ops.decomposition import exporting_to_onnx, loop
 from minrnn_lightning.ops.eager import state_dtype
@@ -29,6 +29,8 @@ class TorchRNNMixer(Mixer):
         super().__init__()
         hidden = hidden_size(dim, expansion)
         self.rnn = nn.RNNBase(mode, dim, hidden, batch_first=True)  # the base of nn.GRU, which Dynamo does not refuse
+        for parameter in self.rnn.parameters():
+            mark_maps(parameter, len(parameter) // hidden)
         self.out = nn.Linear(hidden, dim)
 
     def mix(
