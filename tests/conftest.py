@@ -7,6 +7,7 @@ import random
 import signal
 import subprocess
 import threading
+from functools import partial
 from pathlib import Path
 from typing import ClassVar
 
@@ -42,14 +43,19 @@ def pytest_collection_finish(session):
 
 def compile_kernels(share: int, shares: int) -> None:
     """Compile every n-th kernel for CPUs into Numba's cache."""
-    from minrnn_lightning.ops.cpu import kernels, step_kernels
+    from minrnn_lightning.ops.cpu import block_kernels, kernels, step_kernels
 
-    entries = kernels.forward_entry, kernels.ends_entry, kernels.backward_entry
-    every = itertools.product(("float32", "float64", "uint16"), entries, (None, True))
-    for stored, entry, gates in itertools.islice(every, share, None, shares):
-        kernels.compiled(entry, stored, gates)
-    if share == 0:
-        step_kernels.compiled()
+    scans = kernels.forward_entry, kernels.ends_entry, kernels.backward_entry
+    adds = block_kernels.add_forward_entry, block_kernels.add_backward_entry
+    norms = block_kernels.norm_forward_entry, block_kernels.norm_backward_entry
+    types = ("float32", "float32"), ("float32", "uint16")
+    every = [step_kernels.compiled]
+    for stored, entry, gates in itertools.product(("float32", "float64", "uint16"), scans, (None, True)):
+        every.append(partial(kernels.compiled, entry, stored, gates))
+    for entry, (wide, narrow) in itertools.product((*norms, *adds), types):
+        every.append(partial(block_kernels.compiled, entry, wide, narrow))
+    for compiled in every[share::shares]:
+        compiled()
 
 
 LIMIT = 600  # seconds that a child process of a test may take
