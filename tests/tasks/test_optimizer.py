@@ -90,6 +90,22 @@ def test_maps_in_one_parameter_train_like_parameters_of_their_own():
         torch.testing.assert_close(weight.detach(), torch.cat([one, two]).detach())
 
 
+def test_a_training_from_before_goes_on_with_one_matrix():
+    """Its checkpoint has the shapes of the parameters, without the maps in them."""
+    one, two = (nn.Parameter(torch.ones(12, 4)) for _ in range(2))
+    before = MuonAdamW([{"params": [one], "muon": True, "shapes": [one.shape]}])
+    now = MuonAdamW([{"params": [two], "muon": True, "shapes": [(2, 6, 4)]}])
+    one.grad = torch.randn_like(one)
+    before.step()
+    now.load_state_dict(before.state_dict())
+    two.data.copy_(one.detach())
+    one.grad = torch.randn_like(one)
+    two.grad = one.grad.clone()
+    before.step()
+    now.step()
+    assert torch.equal(one, two)
+
+
 MAPS = {"mingru": 2, "minlstm": 3, "gru": 3, "lstm": 4, "attention": 3, "mamba": 2}  # in one parameter
 
 
