@@ -1,5 +1,7 @@
 """Muon against its definition, PyTorch's own Muon and AdamW; groups, resuming, sharding, and other optimizers."""
 
+import copy
+
 import pytest
 import torch
 from forked import run_two
@@ -97,7 +99,7 @@ def test_a_training_from_before_goes_on_with_one_matrix():
     now = MuonAdamW([{"params": [two], "muon": True, "shapes": [(2, 6, 4)]}])
     one.grad = torch.randn_like(one)
     before.step()
-    now.load_state_dict(before.state_dict())
+    now.load_state_dict(copy.deepcopy(before.state_dict()))  # which would share the momentum
     two.data.copy_(one.detach())
     one.grad = torch.randn_like(one)
     two.grad = one.grad.clone()
