@@ -17,7 +17,6 @@ from minrnn_lightning.nn.state import State, select_state, where
 from minrnn_lightning.ops import state_dtype
 
 DIM, BATCH, LENGTH = 8, 3, 21
-SHORT = 6  # steps that are compiled: PyTorch unrolls the loops of some mixers
 TOLERANCE = 1e-9  # absolute and relative, of float64
 
 Clause = Callable[[Callable[[], Any]], None]
@@ -184,7 +183,7 @@ def bfloat16(build: Callable[[], Any]) -> None:
 
 def compiles(build: Callable[[], Any]) -> None:
     """``torch.compile`` compiles a parallel pass and a step into one graph each, without graph breaks."""
-    model, x = build(), _input()[:, :SHORT].float()
+    model, x = build(), _input().float()
     x.requires_grad_()  # as in a stack; PyTorch fails on an LSTM's input without
     with _fresh_compiler():
         compiled: Any = torch.compile(model, fullgraph=True, backend="aot_eager")
@@ -198,7 +197,7 @@ def compiles(build: Callable[[], Any]) -> None:
 
 def exports(build: Callable[[], Any]) -> None:
     """``torch.export`` exports a program for any length."""
-    model, x = build().eval(), _input()[:, :SHORT].float()
+    model, x = build().eval(), _input().float()
     length = torch.export.Dim("length", min=2, max=1000)
     program: Any = torch.export.export(model, (x,), dynamic_shapes=({1: length},))
     longer = torch.randn(BATCH, 3 * LENGTH, DIM)

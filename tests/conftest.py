@@ -38,7 +38,6 @@ def pytest_collection_finish(session):
         compile_kernels(worker, count)
     gc.collect()
     gc.freeze()
-    gc.set_threshold(50_000, 20, 20)
 
 
 def compile_kernels(share: int, shares: int) -> None:

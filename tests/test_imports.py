@@ -135,11 +135,10 @@ def test_the_check_sees_what_it_should():
 def loaded_after(code: str, *, with_torch: bool = False) -> set[str]:
     """The modules that a new process has loaded after a program; PyTorch is one of them, or is not loaded before."""
     script = f"import sys\n{code}\nprint(' '.join(sys.modules), file=sys.stderr)"
-    run = (
-        run_code(script)
-        if with_torch
-        else subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
-    )
+    if with_torch:
+        run = run_code(script)
+    else:
+        run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
     return set(run.stderr.split())
 

@@ -98,8 +98,9 @@ class MuonAdamW(Optimizer):
                 by_shape.setdefault(tuple(shape), []).append(parameter)
         for shape, parameters in by_shape.items():
             directions = [complete(self._direction(parameter, group["momentum"])) for parameter in parameters]
-            shards = [None if each.shape == _stacked(shape) else _own_shard(each) for each in directions]
-            matrices = torch.stack([_gather(*each, _stacked(shape)) for each in zip(directions, shards, strict=True)])
+            whole = _stacked(shape)
+            shards = [None if each.shape == whole else _own_shard(each) for each in directions]
+            matrices = torch.stack([_gather(*each, whole) for each in zip(directions, shards, strict=True)])
             updates = orthogonalize(matrices.view(-1, *shape[-2:])).reshape(matrices.shape)
             scale = ADAM_RMS * max(shape[-2:]) ** 0.5
             for parameter, shard, update in zip(parameters, shards, updates, strict=True):

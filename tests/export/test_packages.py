@@ -27,12 +27,6 @@ SIZES = {
 }
 
 
-@pytest.fixture(autouse=True)
-def longest(monkeypatch):
-    """Programs for 4,096 steps, of a policy 3 tokens each; the real ones, for more, are in test_export.py."""
-    monkeypatch.setattr(packages, "MOST_STEPS", 1 << 14)
-
-
 def write_cases(model, format_, mode, path, sizes, reset=False):
     """Export, and write inputs beside the file; returns the module."""
     export(model, path, format=format_, mode=mode, reset=reset)
@@ -50,7 +44,9 @@ def check(module, path):
 
 
 @pytest.mark.parametrize("mode", ["step", pytest.param("sequence", marks=pytest.mark.slow)])
-def test_programs_run_without_the_package(mode, tmp_path):
+def test_programs_run_without_the_package(mode, tmp_path, monkeypatch):
+    """Of up to 4,096 steps, of a policy 3 tokens each; the test of a library and test_export.py have longer ones."""
+    monkeypatch.setattr(packages, "MOST_STEPS", 1 << 14)
     modules = {}  # by the file; one process runs them all
     for name, make in MODELS.items():
         if (name, mode) not in (("layer of two directions", "step"), ("layer", "sequence")):  # two have no step
