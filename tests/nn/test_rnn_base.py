@@ -39,8 +39,10 @@ def test_weights_follow_copies_types_and_assignments(cell):
     replica = rnn._replicate_for_data_parallel()
     for name, parameter in rnn.named_parameters():
         setattr(replica, name, parameter.detach().clone())  # as DataParallel does
-    for other in (copy.deepcopy(rnn), pickle.loads(pickle.dumps(rnn)), replica):
+    for other in (copy.deepcopy(rnn), pickle.loads(pickle.dumps(rnn))):
         assert torch.equal(other(x)[0], rnn(x)[0])
+    # Its weights do not lie one behind the other: products of other sizes, which Intel's library rounds otherwise.
+    torch.testing.assert_close(replica(x)[0], rnn(x)[0], rtol=1e-6, atol=1e-6)
     rnn.double()
     rnn.weight_ih_l0 = nn.Parameter(rnn.weight_ih_l0.detach() * 2)
     names = [name for name, _ in rnn.named_parameters() if name != "initial"]
