@@ -19,7 +19,8 @@ from typing import Any
 
 import torch
 
-from minrnn_lightning.checkpoint import CheckpointError, last_checkpoint, read_checkpoint
+from minrnn_lightning.checkpoint import CheckpointError, read_checkpoint
+from minrnn_lightning.commands.run_checkpoints import last_checkpoint
 from minrnn_lightning.errors import InputError
 from minrnn_lightning.generate import generate, load_language_task
 from minrnn_lightning.results import write_json

@@ -25,7 +25,7 @@ from lightning.pytorch.strategies import Strategy
 from lightning.pytorch.utilities import rank_zero_info
 
 from minrnn_lightning.callbacks import AtTrainEnd, InterruptibleCheckpoint, SeedEveryBatch, StopOnDivergence
-from minrnn_lightning.checkpoint import AtomicCheckpointIO, check_fits, explain_damage, find_checkpoint, read_checkpoint
+from minrnn_lightning.checkpoint import AtomicCheckpointIO, check_fits, explain_damage, read_checkpoint
 from minrnn_lightning.commands.checks import FIT, as_list, check_environment, check_options, check_trainer, flatten
 from minrnn_lightning.commands.fit_help import DESCRIPTIONS, ShortHelp
 from minrnn_lightning.commands.hardware import check_hardware
@@ -33,6 +33,7 @@ from minrnn_lightning.commands.optimizers import OPTIONS, check_choices, explain
 from minrnn_lightning.commands.option_names import parser_options
 from minrnn_lightning.commands.options import explain, refuse_null
 from minrnn_lightning.commands.progress import ModuleSummary, ProgressLines, TrainingProgressBar, shows_bar
+from minrnn_lightning.commands.run_checkpoints import find_checkpoint
 from minrnn_lightning.data import BaseDataModule
 from minrnn_lightning.errors import InputError, raised_by
 from minrnn_lightning.lightning_internals import restore_with

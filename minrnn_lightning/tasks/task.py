@@ -9,10 +9,7 @@ from typing import Any, cast, get_args
 import torch
 from lightning.pytorch import LightningDataModule, LightningModule
 from lightning.pytorch.utilities import rank_zero_info
-from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
-from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from torchmetrics import Metric
 
 from minrnn_lightning.batches import data_facts
@@ -26,12 +23,10 @@ from minrnn_lightning.nn.mixers import Mixer, mixer_name
 from minrnn_lightning.nn.size import flops, matching_dim, parse_count, products
 from minrnn_lightning.tasks.batch_types import check_batch_type
 from minrnn_lightning.tasks.fully_sharded import fully_shard
-from minrnn_lightning.tasks.optimizer import MuonAdamW
+from minrnn_lightning.tasks.optimization import OptimizationMixin
 from minrnn_lightning.tasks.pretrained import PretrainedMixin
-from minrnn_lightning.tasks.schedule import Shape, WarmupDecay, keep_settings
+from minrnn_lightning.tasks.schedule import Shape
 
-FSDP_PREFIX = "_fsdp_wrapped_module."  # in the names of parameters of wrapped modules
-SELECTED_BY = {"AdamW": " (--model.muon_lr null)", "MuonAdamW": " (--model.muon_lr 0.04)"}
 BACKBONE_ARGUMENTS = (
     "dim",
     "depth",
@@ -45,7 +40,7 @@ BACKBONE_ARGUMENTS = (
 )
 
 
-class Task(PretrainedMixin, LightningModule, ABC):
+class Task(PretrainedMixin, OptimizationMixin, LightningModule, ABC):
     """A model with optimizer, schedule and evaluation; subclasses define its modules, loss and metrics.
 
     A subclass makes ``encoder``, ``backbone`` (with ``make_backbone``) and ``head``, in this order, in its ``__init__``
@@ -168,8 +163,6 @@ class Task(PretrainedMixin, LightningModule, ABC):
         self.schedule: Shape = schedule
         self.weight_decay = plain(weight_decay, "weight_decay")
         self.warmup = plain(warmup, "warmup")
-        self._saved_optimizer = "AdamW"  # of the checkpoint to resume from
-        self._unsharded: dict[str, tuple[str, torch.Size]] = {}  # of all parameters, before a strategy shards them
         self._work: float | None = None  # floating-point operations per token, counted before weights are sharded
         self.init_from = init_from
         self.compile_backbone = compile
@@ -257,75 +250,6 @@ class Task(PretrainedMixin, LightningModule, ABC):
         """Log the metrics of the test data."""
         self.log_metrics("test")
 
-    def parameter_groups(self) -> list[dict[str, Any]]:
-        """The parameters by how they are trained: matrices by Muon, matrices by AdamW, and the rest, without decay."""
-        trained_by: dict[str, list[nn.Parameter]] = {"muon": [], "decay": [], "rest": []}
-        shapes = []
-        for name, parameter in self.named_parameters():
-            group, shape = self._unsharded.get(name.replace(FSDP_PREFIX, "")) or self._group_and_shape(name, parameter)
-            trained_by[group].append(parameter)
-            if group == "muon":
-                shapes.append(shape)
-        groups: list[dict[str, Any]] = [
-            {"params": trained_by["decay"], "weight_decay": self.weight_decay},
-            {"params": trained_by["rest"], "weight_decay": 0.0},
-        ]
-        if self.muon_lr is not None:
-            muon = {"muon": True, "shapes": shapes, "lr": self.muon_lr, "weight_decay": self.weight_decay}
-            # Names under which the rates are logged; those of AdamW are the same with and without Muon.
-            groups = [{**group, "name": f"pg{number}"} for number, group in enumerate(groups, 1)]
-            groups.insert(0, {"params": trained_by["muon"], **muon, "name": "muon"})
-        return groups
-
-    def _group_and_shape(self, name: str, parameter: nn.Parameter) -> tuple[str, torch.Size]:
-        """How a parameter is trained, muon, decay or rest, and its shape, for Muon (maps, rows, columns)."""
-        if parameter.ndim < 2 or getattr(parameter, "_no_weight_decay", False):
-            return "rest", parameter.shape
-        linear = parameter.ndim == 2 and name.startswith("backbone.") and name.rpartition(".")[2].startswith("weight")
-        by_muon = self.muon_lr is not None and linear and not getattr(parameter, "_no_muon", False)
-        if by_muon:
-            rows, columns = parameter.shape
-            maps: int = getattr(parameter, "_maps", 1)
-            return "muon", torch.Size((maps, rows // maps, columns))
-        return "decay", parameter.shape
-
-    def make_optimizer(self) -> Optimizer:
-        """AdamW, and Muon where ``muon_lr`` is given, with decay on matrices only."""
-        if self.muon_lr is not None:
-            return MuonAdamW(self.parameter_groups(), lr=self.lr, momentum=self.muon_momentum)
-        # Not fused: Lightning does not clip the gradients of a fused optimizer in mixed precision.
-        return torch.optim.AdamW(self.parameter_groups(), lr=self.lr, betas=(0.9, 0.99))
-
-    def make_schedule(self, optimizer: Optimizer) -> LRScheduler | ReduceLROnPlateau:
-        """Warm-up, then a fall to 0 at the last step of the run; it advances with every step."""
-        return WarmupDecay(optimizer, self.warmup, self.trainer.estimated_stepping_batches, self.schedule)
-
-    def configure_optimizers(self) -> OptimizerLRScheduler:
-        """The optimizer and the schedule, which advances with every step."""
-        optimizer = self.make_optimizer()
-        optimizer.register_load_state_dict_pre_hook(self._refuse_other_optimizer)
-        keep_settings(optimizer)
-        schedule = self.make_schedule(optimizer)
-        config: dict[str, Any] = {"scheduler": schedule, "interval": "step"}
-        if isinstance(optimizer, MuonAdamW):
-            config["name"] = "lr-AdamW"  # as without Muon
-        if isinstance(schedule, ReduceLROnPlateau):  # it advances with every validation
-            config["monitor"] = getattr(schedule, "monitor", "val/loss")  # of Lightning's subclass
-            if self.trainer.check_val_every_n_epoch is None:
-                config["frequency"] = max(1, int(self.trainer.val_check_interval))
-            else:
-                config |= {"interval": "epoch", "frequency": self.trainer.check_val_every_n_epoch}
-        return cast("OptimizerLRScheduler", {"optimizer": optimizer, "lr_scheduler": config})
-
-    def _refuse_other_optimizer(self, optimizer: Optimizer, state: dict[str, Any]) -> None:
-        """Refuse the state of another optimizer, which would load without an error and fail in the first step."""
-        saved, chosen = self._saved_optimizer, type(optimizer).__name__
-        if saved != chosen:
-            raise InputError(
-                f"the checkpoint was trained with {saved}, this run uses {chosen}: resume with {saved}"
-                f"{SELECTED_BY.get(saved, '')}, or start a new run from its weights with --model.init_from"
-            )
-
     def configure_model(self) -> None:
         """Divide the weights among processes if the strategy is FSDP2, and compile the backbone if ``compile`` is set.
 
@@ -348,7 +272,7 @@ class Task(PretrainedMixin, LightningModule, ABC):
         self.check_data(data)
         for owner in (self, data) if isinstance(data, LightningDataModule) else (self,):
             owner.hparams.update({name: plain(value, name) for name, value in owner.hparams.items()})
-        self._unsharded = {name: self._group_and_shape(name, each) for name, each in self.named_parameters()}
+        self.note_shapes()
         # Created for every run, so that nothing remains of an interrupted one.
         self.metrics = cast("Mapping[str, Metric]", nn.ModuleDict(self.make_metrics()))
         if stage == "fit" and self.init_from:

@@ -11,7 +11,7 @@ from prepared_text import prepared
 
 from minrnn_lightning.batches import IGNORED
 from minrnn_lightning.data import StreamingTextDataModule
-from minrnn_lightning.data.text.streaming import ShuffledRows, rows_of
+from minrnn_lightning.data.text.shuffled_rows import ShuffledRows, rows_of
 from minrnn_lightning.errors import InputError
 
 ROWS = [f"{number}: " + "".join(random.Random(number).choices("abc é", k=number % 40)) for number in range(60)]
