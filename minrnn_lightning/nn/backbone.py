@@ -109,8 +109,8 @@ class Backbone(Shardable):
         mlp_ratio: Hidden units of each MLP per channel; 0 leaves it out.
         dropout: Probability of dropping an element of what mixers and MLPs add.
         chunk: Steps of a sequence that are computed at a time, for long ones: beside input and output, only the states
-            between chunks are stored, and backward computes each chunk once more. The gradient is that of the complete
-            sequence. None computes all steps at once.
+            between chunks are stored, and backward computes all but the last once more. The gradient is that of the
+            complete sequence. None computes all steps at once.
 
     Raises:
         InputError: A size is out of range, a mixer or one of its arguments unknown, or chunks are asked of a mixer that
@@ -210,7 +210,8 @@ class Backbone(Shardable):
         resets, times = (nothing if each is None else torch.split(each, chunk, 1) for each in (reset, delta_t))
         outputs = []
         for part, starts, elapsed in zip(split_steps(x, chunk), resets, times, strict=True):
-            if torch.is_grad_enabled():
+            is_last = len(outputs) + 1 == len(nothing)  # backward starts with it, and would compute it at once again
+            if torch.is_grad_enabled() and not is_last:
                 y, state = checkpoint(self.forward, part, state, starts, delta_t=elapsed, use_reentrant=False)
             else:
                 y, state = self.forward(part, state, starts, delta_t=elapsed)
