@@ -1,10 +1,11 @@
-"""Signals that terminate the process: all are handled like Ctrl-C, each with its own exit code."""
+"""Signals that terminate the process: all are handled like Ctrl-C, each with its own exit code; and its workers."""
 
 from __future__ import annotations
 
 import os
 import signal
 import threading
+from multiprocessing import parent_process
 from types import FrameType
 from typing import NoReturn
 
@@ -45,3 +46,21 @@ def stop_on_signals() -> None:
 
 def _stop(number: int, frame: FrameType | None) -> NoReturn:
     raise Stopped(number)
+
+
+def start_worker() -> None:
+    """Prepare a process of a pool: Ctrl-C is left to the process that has started it, and it ends with that one.
+
+    A worker waits for work for ever when that process is killed: the pipe that work comes from stays open, since the
+    other workers have it too.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)

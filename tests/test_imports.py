@@ -25,7 +25,7 @@ BELOW = {  # what each folder, or module beside the folders, may import; nothing
     "checkpoint": {"errors", "hub", "sharded_checkpoint"},
     "nn": {"errors", "memory", "ops"},
     "testing": {"errors", "ops", "nn"},
-    "data": {"errors", "memory", "batches", "checkpoint", "lightning_internals"},
+    "data": {"errors", "signals", "memory", "batches", "checkpoint", "lightning_internals"},
     "tasks": {"errors", "annotations", "lightning_internals", "memory", "batches", "hub", "checkpoint", "ops", "nn"},
     "strategies": {"errors", "nn", "ops", "checkpoint", "sharded_checkpoint", "tasks"},
     "generate": {"errors", "checkpoint", "memory", "tasks"},

@@ -208,7 +208,7 @@ class Backbone(Shardable):
         """As ``forward``, chunk after chunk, whose activations are computed again in backward."""
         nothing = [None] * -(-x.shape[1] // chunk)
         resets, times = (nothing if each is None else torch.split(each, chunk, 1) for each in (reset, delta_t))
-        outputs = []
+        outputs: list[Tensor] = []
         for part, starts, elapsed in zip(split_steps(x, chunk), resets, times, strict=True):
             is_last = len(outputs) + 1 == len(nothing)  # backward starts with it, and would compute it at once again
             if torch.is_grad_enabled() and not is_last:

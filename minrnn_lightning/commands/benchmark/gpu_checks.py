@@ -14,6 +14,7 @@ from torch import Tensor
 from minrnn_lightning.ops import gated_scan, linear_scan
 from minrnn_lightning.ops.eager import candidate, state_dtype
 from minrnn_lightning.ops.reference import linear_scan_loop
+from minrnn_lightning.signals import start_worker
 
 TOLERANCES = {  # of the error relative to the largest magnitude; three times as much for gradients
     "float64": 1e-13,
@@ -52,7 +53,7 @@ def check_all(device: torch.device) -> list[dict[str, Any]]:
     """
     groups = list(product(SCANS, TOLERANCES))
     workers = min(len(groups), os.cpu_count() or 1)
-    with ProcessPoolExecutor(workers, get_context("spawn")) as pool:
+    with ProcessPoolExecutor(workers, get_context("spawn"), start_worker) as pool:
         rows = list(pool.map(partial(check_group, device=device), *zip(*groups, strict=True)))
     return [*rows, check_large(device)]
 

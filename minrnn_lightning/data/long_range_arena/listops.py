@@ -17,6 +17,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from minrnn_lightning.data.long_range_arena.module import Example, LabelledDataModule, Split
 from minrnn_lightning.data.long_range_arena.tsv import file_keys, read_tsv
 from minrnn_lightning.errors import InputError
+from minrnn_lightning.signals import start_worker
 
 SYMBOLS = [*"0123456789", "[MIN", "[MAX", "[MED", "[SM", "]"]  # a token is the index of its symbol
 MIN, MAX, MED, SM, END = range(10, 15)
@@ -173,7 +174,7 @@ class ListOpsDataModule(LabelledDataModule):
         make = partial(_chunk, parameters=parameters)
         found: dict[bytes, Example] = {}
         first = 0
-        with ProcessPoolExecutor(torch.get_num_threads()) as pool:
+        with ProcessPoolExecutor(torch.get_num_threads(), initializer=start_worker) as pool:
             if chunks > 4:
                 rank_zero_info(f"Making {count:,} ListOps expressions, once; they will be kept in {self.folder}")
             while len(found) < count:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import signal
 import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -25,6 +24,7 @@ from minrnn_lightning.data.text.sources import BLOCK
 from minrnn_lightning.data.text.tokenizer import BlockEncoder
 from minrnn_lightning.errors import InputError
 from minrnn_lightning.memory import peak_memory
+from minrnn_lightning.signals import start_worker
 
 LONG = 8  # blocks from which on the progress of a preparation is shown
 
@@ -126,8 +126,7 @@ _worker: BlockEncoder  # in the processes that tokenise
 def _start_worker(vocabulary: str, kind: str) -> None:
     """Prepare a process that tokenises."""
     global _worker
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the main process is interrupted, and ends this one
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    start_worker()
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the processes are as many as the cores that shall be used
     _worker = BlockEncoder(Tokenizer.from_str(vocabulary), kind)
 
