@@ -39,13 +39,15 @@ def can_fuse(x: Tensor, *modules: nn.Module) -> bool:
 
 def is_observed() -> bool:
     """Whether operators or modules of this thread are traced, transformed, counted, hooked or in forward mode."""
+    hooks = nn.modules.module  # those of all modules
     return (
         torch._C._get_tracing_state() is not None
         or torch._C._are_functorch_transforms_active()
         or torch._C._len_torch_function_stack() > 0
         or torch._C._len_torch_dispatch_stack() > 0
         or forward_ad._current_level >= 0
-        or bool(nn.modules.module._has_any_global_hook())  # type: ignore[no-untyped-call]
+        or bool(hooks._global_forward_pre_hooks or hooks._global_forward_hooks)
+        or bool(hooks._global_backward_pre_hooks or hooks._global_backward_hooks)
     )
 
 
