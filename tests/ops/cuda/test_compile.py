@@ -113,6 +113,16 @@ def test_no_tile_spills(kernels, name, dtype, capability):
     assert not spilling
 
 
+@pytest.mark.parametrize("name", ["forward", "backward"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_compiles_for_blackwell(kernels, name, dtype):
+    kernel = getattr(kernels, name)
+    tile, options = tiles(kernels, kernel, dtype)[0]
+    compiled = build(kernel.fn, dtype, "positive", True, False, tile, options, GPUTarget("cuda", 100, 32))
+    registers, spills, _ = usage(compiled)
+    assert (registers > 0, spills) == (True, 0)
+
+
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_the_carry_compiles(kernels, dtype):
     compiled = build(kernels.carry, dtype, "linear", False, False, *CARRY, GPUTarget("cuda", 80, 32))
