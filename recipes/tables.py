@@ -36,6 +36,8 @@ THRESHOLDS = {  # returns that policies without the memory for it do not reach
     "rl/repeat_previous4_convolution": 0.5,
     "rl/cartpole": 400.0,
     "rl/pendulum": -300.0,
+    "rl/minigrid": 0.9,
+    "rl/autoencode": -0.4,
 }
 UPDATES = "rl/update64,rl/update256"  # by the length of the rollouts
 Run = Mapping[str, Any]
