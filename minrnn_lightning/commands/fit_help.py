@@ -48,6 +48,10 @@ class ShortHelp(DefaultHelpFormatter):
         """The text of an option with type and default."""
         return str(action.help) if action.dest in WITHOUT_TYPE else super()._get_help_string(action)
 
+    def _format_action_invocation(self, action: Any) -> str:
+        """An option and its value, without the backspace that jsonargparse writes for terminals into the one name."""
+        return super()._format_action_invocation(action).replace(" \b", "")
+
     def add_usage(self, usage: Any, actions: Any, groups: Any, prefix: str | None = None) -> None:
         """Add the usage line without the options of the Trainer."""
         super().add_usage(usage, [action for action in actions if "trainer" not in action.dest], groups, prefix)

@@ -39,6 +39,7 @@ def test_help_of_fit_is_short(minrnn):
     assert out.count("\n") < 100  # Lightning alone: about 480
     assert "--trainer.NAME" in out
     assert "--model" in out
+    assert "--print_config[=flags]" in out
     code, out, _ = minrnn("fit", "--model.help", "LanguageTask")
     assert code == 0
     assert "--model.mixer" in out
