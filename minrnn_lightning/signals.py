@@ -1,4 +1,4 @@
-"""Signals that terminate the process: all are handled like Ctrl-C, each with its own exit code; and its workers."""
+"""Signals that terminate the process, all handled like Ctrl-C, each with its own exit code; and worker processes."""
 
 from __future__ import annotations
 

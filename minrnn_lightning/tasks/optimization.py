@@ -88,6 +88,14 @@ class OptimizationMixin(LightningModule):
         """Warm-up, then a fall to 0 at the last step of the run; it advances with every step."""
         return WarmupDecay(optimizer, self.warmup, self.trainer.estimated_stepping_batches, self.schedule)
 
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep the name of the optimizer."""
+        checkpoint["optimizer"] = type(self.trainer.optimizers[0]).__name__ if self.trainer.optimizers else "AdamW"
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Note the optimizer of the run that is resumed."""
+        self._saved_optimizer = checkpoint.get("optimizer", "AdamW")
+
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """The optimizer and the schedule, which advances with every step."""
         optimizer = self.make_optimizer()

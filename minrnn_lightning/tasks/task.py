@@ -292,13 +292,13 @@ class Task(PretrainedMixin, OptimizationMixin, LightningModule, ABC):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep the number of steps over which the learning rate falls, and the name of the class."""
+        super().on_save_checkpoint(checkpoint)
         checkpoint["max_steps"] = self.trainer.max_steps
         checkpoint["task"] = type(self).__name__
-        checkpoint["optimizer"] = type(self.trainer.optimizers[0]).__name__ if self.trainer.optimizers else "AdamW"
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Print which settings differ from those of the run that is resumed."""
-        self._saved_optimizer = checkpoint.get("optimizer", "AdamW")
+        super().on_load_checkpoint(checkpoint)
         self.tokenizer, self.training_facts = stored_tokenizer(checkpoint), training_facts(checkpoint)
         trainer = self._trainer
         if trainer is not None and trainer.state.fn == "fit":

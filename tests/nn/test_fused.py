@@ -143,3 +143,14 @@ def test_what_takes_operators_one_by_one_gets_them() -> None:
     block(x)
     handle.remove()
     assert calls
+
+
+@pytest.mark.parametrize("kind", ["forward_pre_hook", "forward_hook", "full_backward_pre_hook", "full_backward_hook"])
+def test_hooks_of_all_modules_are_called(kind):
+    x = torch.randn(4, 128, 64)
+    assert fused.can_fuse(x)
+    hook = getattr(nn.modules.module, f"register_module_{kind}")(lambda *_: None)
+    try:
+        assert not fused.can_fuse(x)
+    finally:
+        hook.remove()
