@@ -64,7 +64,7 @@ class FinishedBlocks:
             tokenizer = learn()
             with atomic_file(file) as target:
                 target.write(tokenizer.to_str().encode())
-        return Tokenizer.from_file(str(file))
+        return Tokenizer.from_str(file.read_text(encoding="utf-8"))
 
     def encode(
         self, split: str, blocks: Iterable[MarkedBlock], encoder: BlockEncoder, with_borders: bool, workers: int = 0

@@ -196,21 +196,25 @@ class TextDataModule(BaseDataModule):
         texts = self.split_texts()
         finished = FinishedBlocks(self.folder.with_name(f"{self.folder.name}.{BLOCK}"))
         with finished.kept():
-            if self.vocabulary == "bpe":
-                tokenizer = finished.tokenizer(lambda: self.learn_tokenizer(texts))
-            else:
-                tokenizer = self.learn_tokenizer(texts)
-            encoder = BlockEncoder(tokenizer, self.vocabulary)
-            for name, text in texts.items():
-                workers = self.num_workers if self.vocabulary == "bpe" and text.length >= LONG * BLOCK else 0
-                blocks = self._marked_blocks(name, texts)
-                finished.encode(name, blocks, encoder, self.documents is not None, workers)
             try:
-                self._save(finished, encoder, list(texts))
+                self._tokenise(texts, finished)
             except FileNotFoundError:
-                if not self.folder.is_dir():  # else another process was faster, with the same contents
+                if not self.folder.is_dir():  # else another process was faster and has removed the blocks
                     raise
         print_cost(sum(text.length for text in texts.values()), time.perf_counter() - start)
+
+    def _tokenise(self, texts: dict[str, Text], finished: FinishedBlocks) -> None:
+        """Tokenise the blocks of all splits that are not finished, and join them."""
+        if self.vocabulary == "bpe":
+            tokenizer = finished.tokenizer(lambda: self.learn_tokenizer(texts))
+        else:
+            tokenizer = self.learn_tokenizer(texts)
+        encoder = BlockEncoder(tokenizer, self.vocabulary)
+        for name, text in texts.items():
+            workers = self.num_workers if self.vocabulary == "bpe" and text.length >= LONG * BLOCK else 0
+            blocks = self._marked_blocks(name, texts)
+            finished.encode(name, blocks, encoder, self.documents is not None, workers)
+        self._save(finished, encoder, list(texts))
 
     def _marked_blocks(self, name: str, texts: dict[str, Text]) -> Iterator[MarkedBlock]:
         """The blocks of a split, none of which ends within a piece that is tokenised by itself."""

@@ -130,6 +130,27 @@ def test_an_interrupted_preparation_goes_on(tmp_path, monkeypatch, kind):
     assert [folder.name for folder in (tmp_path / "data" / "tokens").iterdir()] == [data.folder.name]
 
 
+@pytest.mark.parametrize("kind", ["char", "bpe"])
+@pytest.mark.parametrize("when", [0, 3, 11])
+def test_another_process_may_finish_first(tmp_path, monkeypatch, kind, when):
+    monkeypatch.setattr(sources, "BLOCK", 500)
+    (tmp_path / "text.txt").write_text("0123 56789\n" * 500)
+    options = {"tokenizer": kind, "vocab_size": 260, "data_dir": str(tmp_path / "data")}
+    calls, save = [], np.save
+
+    def late_save(file, array):
+        save(file, array)
+        calls.append(file)
+        if len(calls) == when + 1:  # the file has no name yet, and the other process removes the folder it is in
+            prepared(str(tmp_path / "text.txt"), **options)
+
+    monkeypatch.setattr(cache.np, "save", late_save)
+    data = prepared(str(tmp_path / "text.txt"), **options)
+    assert len(calls) > when + 1
+    assert data.tokenizer.decode(data.splits["train"]) == "0123 56789\n" * 450
+    assert [folder.name for folder in (tmp_path / "data" / "tokens").iterdir()] == [data.folder.name]
+
+
 def test_processes_tokenise_as_one(tmp_path, monkeypatch):
     for module in (sources, documents, cache, module_of_text):
         monkeypatch.setattr(module, "BLOCK", 1000)
