@@ -6,28 +6,45 @@ import math
 import sys
 import time
 from collections.abc import Iterable, Iterator
+from inspect import signature
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from minrnn_lightning.checkpoint import tokenizer_of
+from minrnn_lightning.checkpoint import check_fits, read_checkpoint, tokenizer_of
 from minrnn_lightning.errors import InputError
+from minrnn_lightning.hub import PACKAGE
 from minrnn_lightning.memory import peak_memory
-from minrnn_lightning.tasks import LanguageTask, SequenceTask
-from minrnn_lightning.tasks.load import load_task
+from minrnn_lightning.nn.backbone import Backbone
+from minrnn_lightning.nn.language_model import EncoderBackboneHead, LanguageModel
+from minrnn_lightning.nn.mixers import MIXERS
+
+if TYPE_CHECKING:
+    from minrnn_lightning.tasks import LanguageTask
 
 Item = TypeVar("Item")
 
 COLDEST = 1e-20  # temperatures below it, by which logits could not be divided, take the most probable token as 0 does
 LEAST = 1e-30  # of top_p, which is 0 in float32 if it is much smaller, so that no token would be left
+SIZES = {"input_size", "output_size"}
+TRAINING = {  # hyper-parameters of a task that its model does not depend on
+    "lr",
+    "weight_decay",
+    "warmup",
+    "compile",
+    "match_parameters",
+    "muon_lr",
+    "muon_momentum",
+    "schedule",
+}
 CHUNK = 4096  # tokens of the prompt per forward pass, which bounds the memory
 
 
 def generate(
-    task: SequenceTask,
+    task: EncoderBackboneHead,
     tokens: Tensor,
     max_new_tokens: int,
     *,
@@ -39,7 +56,8 @@ def generate(
     """Continue token sequences, one token of each at a time.
 
     Args:
-        task: A trained task whose outputs are the logits of the next token; put in evaluation mode while it samples.
+        task: A trained task or ``LanguageModel`` whose outputs are the logits of the next token; put in evaluation mode
+            while it samples.
         tokens: The prompts, (batch, length) of int64 with length at least 1, on the task's device.
         max_new_tokens: Number of tokens to generate for each sequence.
         temperature: Divides the logits; 0 always takes the most probable token.
@@ -72,7 +90,7 @@ class DivergedError(InputError):
 
 @torch.inference_mode()
 def _generate(
-    task: SequenceTask,
+    task: EncoderBackboneHead,
     tokens: Tensor,
     max_new_tokens: int,
     temperature: float,
@@ -138,8 +156,44 @@ def load_language_task(path: str | Path) -> tuple[LanguageTask, Tokenizer]:
     Raises:
         CheckpointError: The file cannot be read, or holds no language model of text.
     """
+    from minrnn_lightning.tasks import LanguageTask
+    from minrnn_lightning.tasks.load import load_task
+
     task, checkpoint = load_task(path, LanguageTask, "generate text")
     return task, tokenizer_of(checkpoint, path)
+
+
+def load_language_model(path: str | Path) -> tuple[EncoderBackboneHead, Tokenizer]:
+    """As ``load_language_task``, but without importing Lightning where the checkpoint is that of a ``LanguageTask``.
+
+    Args:
+        path: The ``.ckpt`` file, a folder that ``save_pretrained`` wrote, or a model of the Hugging Face Hub.
+
+    Raises:
+        CheckpointError: As ``load_language_task``.
+    """
+    checkpoint = read_checkpoint(path)
+    model = _plain_model(checkpoint, path)
+    return load_language_task(path) if model is None else (model, tokenizer_of(checkpoint, path))
+
+
+def _plain_model(checkpoint: dict[str, Any], path: str | Path) -> LanguageModel | None:
+    """The model in a checkpoint; None where only the task can load it, or say what is wrong with it."""
+    settings = checkpoint.get("hyper_parameters", {})
+    mixer = settings.get("mixer")
+    mixers = mixer if isinstance(mixer, list) else [mixer]
+    is_known = str(checkpoint.get("task")).removeprefix(PACKAGE) == "LanguageTask"
+    if not is_known or any(each not in MIXERS for each in map(str, mixers)):
+        return None
+    try:
+        if settings.keys() - SIZES - TRAINING - signature(Backbone).parameters.keys():
+            return None
+        model = LanguageModel(settings)
+        check_fits(model, checkpoint, path)
+        model.load_state_dict(checkpoint["state_dict"])
+    except Exception:  # arbitrary settings fail in arbitrary ways
+        return None
+    return model.eval()
 
 
 def stream_text(tokenizer: Tokenizer, tokens: Iterable[int]) -> Iterator[str]:

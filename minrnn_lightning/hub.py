@@ -6,17 +6,18 @@ import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
-from huggingface_hub import ModelCard, snapshot_download
-from huggingface_hub.errors import EntryNotFoundError, HFValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
 from minrnn_lightning.errors import InputError, first_line
 from minrnn_lightning.results import version, write_atomic
+
+if TYPE_CHECKING:
+    from huggingface_hub import ModelCard
 
 WEIGHTS, CONFIG, TOKENIZER, CARD = "model.safetensors", "config.json", "tokenizer.json", "README.md"
 PACKAGE = "minrnn_lightning.tasks."  # where the classes are that the configuration of a model may name
@@ -68,6 +69,9 @@ def find_folder(name: str | Path, **download: Any) -> Path:
     """
     if Path(name).is_dir():
         return Path(name)
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import EntryNotFoundError, HFValidationError
+
     try:
         return Path(snapshot_download(str(name), allow_patterns=[WEIGHTS, CONFIG, TOKENIZER], **download))
     except (OSError, EntryNotFoundError, HFValidationError) as error:
@@ -274,4 +278,6 @@ def model_card(config: Mapping[str, Any], size: int, name: str, license: str = "
         results="\n".join(["| metric | value |", "|---|---|", *rows]) if metrics else "No metrics are known.",
         settings=yaml.safe_dump(recipe, sort_keys=False).rstrip(),
     )
+    from huggingface_hub import ModelCard
+
     return ModelCard(f"---\n{yaml.safe_dump(head, sort_keys=False)}---\n{text}")

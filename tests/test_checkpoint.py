@@ -11,13 +11,13 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
 from minrnn_lightning.checkpoint import (
-    AtomicCheckpointIO,
     CheckpointError,
     check_fits,
     load_matching,
     read_checkpoint,
     tokenizer_of,
 )
+from minrnn_lightning.checkpoint_io import AtomicCheckpointIO
 from minrnn_lightning.errors import InputError
 from minrnn_lightning.tasks import LanguageTask
 

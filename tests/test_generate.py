@@ -1,5 +1,6 @@
 """Sampling: against full forward passes and probabilities computed in the test; text as it streams; the command."""
 
+import inspect
 import io
 import math
 import os
@@ -8,6 +9,7 @@ from itertools import islice
 
 import pytest
 import torch
+from clean_process import run_code
 from forked import finish, start
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -15,8 +17,10 @@ from hypothesis import strategies as st
 from minrnn_lightning import generate as module
 from minrnn_lightning.checkpoint import CheckpointError
 from minrnn_lightning.data.text.tokenizer import byte_tokenizer, char_tokenizer
-from minrnn_lightning.generate import generate, load_language_task, sample, stream_text
-from minrnn_lightning.tasks import LanguageTask
+from minrnn_lightning.generate import generate, load_language_model, load_language_task, sample, stream_text
+from minrnn_lightning.nn import Backbone
+from minrnn_lightning.nn.language_model import LanguageModel
+from minrnn_lightning.tasks import LanguageTask, Task
 
 
 @pytest.fixture
@@ -267,3 +271,55 @@ def test_a_subclass_with_more_arguments_can_speak(checkpoint, tmp_path):
     torch.save(saved, tmp_path / "x.ckpt")
     task, _ = load_language_task(tmp_path / "x.ckpt")
     assert torch.equal(task.head.weight, saved["state_dict"]["head.weight"])
+
+
+# Without Lightning
+
+
+def test_settings_of_the_model_are_known():
+    settings = inspect.signature(LanguageTask).parameters.keys() | inspect.signature(Task).parameters.keys()
+    model = module.SIZES | inspect.signature(Backbone).parameters.keys()
+    assert settings - {"args", "options", "init_from"} == model | module.TRAINING
+
+
+def test_a_plain_model_is_that_of_the_task(checkpoint, tmp_path):
+    task, tokenizer = load_language_task(checkpoint)
+    task.save_pretrained(tmp_path / "folder")
+    tokens = torch.randint(task.input_size, (2, 9))
+    for path in (checkpoint, tmp_path / "folder"):
+        model, vocabulary = load_language_model(path)
+        assert type(model) is LanguageModel
+        assert not model.training
+        assert vocabulary.get_vocab() == tokenizer.get_vocab()
+        assert torch.equal(model(tokens)[0], task(tokens)[0])
+        assert torch.equal(continued(model, tokens, 5, temperature=0), continued(task, tokens, 5, temperature=0))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"task": "MyTask"},
+        {"hyper_parameters": {"momentum": 0.9}},
+        {"hyper_parameters": {"mixer": "minrnn_lightning.nn.mixers.mingru.MinGRUMixer"}},
+    ],
+    ids=["subclass", "argument", "mixer"],
+)
+def test_a_task_loads_what_is_no_plain_model(checkpoint, tmp_path, changes):
+    saved = torch.load(checkpoint, weights_only=True)
+    changes = {**changes, "hyper_parameters": saved["hyper_parameters"] | changes.get("hyper_parameters", {})}
+    torch.save(saved | changes, tmp_path / "x.ckpt")
+    assert type(load_language_model(tmp_path / "x.ckpt")[0]) is LanguageTask
+
+
+def test_the_command_imports_no_lightning(checkpoint):
+    run = run_code(f"""
+import sys
+sys.modules["lightning"] = None
+from minrnn_lightning.commands.main import main
+main(["generate", "--checkpoint={checkpoint}", "--prompt=we", "--max_new_tokens=20", "--temperature=0"])
+assert not any(name.startswith(("torchmetrics", "datasets", "huggingface_hub")) for name in sys.modules)
+""")
+    assert run.returncode == 0, run.stderr
+    task, tokenizer = load_language_task(checkpoint)
+    made = continued(task, torch.tensor([tokenizer.encode("we").ids]), 20, temperature=0)
+    assert run.stdout == "we" + tokenizer.decode(made[0].tolist()) + "\n"

@@ -25,7 +25,8 @@ from lightning.pytorch.strategies import Strategy
 from lightning.pytorch.utilities import rank_zero_info
 
 from minrnn_lightning.callbacks import AtTrainEnd, InterruptibleCheckpoint, SeedEveryBatch, StopOnDivergence
-from minrnn_lightning.checkpoint import AtomicCheckpointIO, check_fits, explain_damage, read_checkpoint
+from minrnn_lightning.checkpoint import check_fits, explain_damage, read_checkpoint
+from minrnn_lightning.checkpoint_io import AtomicCheckpointIO
 from minrnn_lightning.commands.checks import FIT, as_list, check_environment, check_options, check_trainer, flatten
 from minrnn_lightning.commands.fit_help import DESCRIPTIONS, ShortHelp
 from minrnn_lightning.commands.hardware import check_hardware

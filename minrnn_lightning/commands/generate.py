@@ -37,9 +37,9 @@ def generate_command(
     import torch
 
     from minrnn_lightning.data.text.tokenizer import encode
-    from minrnn_lightning.generate import generate, load_language_task, report_speed, stream_text
+    from minrnn_lightning.generate import generate, load_language_model, report_speed, stream_text
 
-    task, tokenizer = load_language_task(checkpoint)
+    model, tokenizer = load_language_model(checkpoint)
     text = read_prompt() if prompt == "-" else prompt
     try:
         start = encode(tokenizer, text) if text else tokenizer.encode("\n").ids or [0]
@@ -48,7 +48,7 @@ def generate_command(
     random = torch.Generator()
     random.seed() if seed is None else random.manual_seed(seed)
     tokens = generate(
-        task,
+        model,
         torch.tensor([start] * batch),
         max_new_tokens,
         temperature=temperature,

@@ -1,40 +1,16 @@
-"""Data modules: batches from files or generators, independent of models."""
+"""Data modules: batches from files or generators, independent of models.
 
-from minrnn_lightning.batches import TrajectoryBatch
-from minrnn_lightning.data.long_range_arena.images import SequentialImageDataModule
-from minrnn_lightning.data.long_range_arena.imdb import IMDBDataModule
-from minrnn_lightning.data.long_range_arena.listops import ListOpsDataModule
-from minrnn_lightning.data.long_range_arena.pathfinder import PathfinderDataModule
-from minrnn_lightning.data.long_range_arena.retrieval import RetrievalDataModule
-from minrnn_lightning.data.module import BaseDataModule
-from minrnn_lightning.data.offline_rl.module import TrajectoryDataModule
-from minrnn_lightning.data.synthetic.formal_languages import FormalLanguageDataModule
-from minrnn_lightning.data.synthetic.mqar import MQARDataModule
-from minrnn_lightning.data.synthetic.recall import AssociativeRecallDataModule, InductionHeadsDataModule
-from minrnn_lightning.data.synthetic.selective_copying import SelectiveCopyingDataModule
-from minrnn_lightning.data.synthetic.word_problems import WordProblemDataModule
-from minrnn_lightning.data.text.corpora import CorpusDataModule
-from minrnn_lightning.data.text.module import TextDataModule
-from minrnn_lightning.data.text.shakespeare import ShakespeareDataModule
-from minrnn_lightning.data.text.streaming import StreamingTextDataModule
+The names of ``catalogue`` are looked up when one is first used, as they need Lightning; ``text.tokenizer`` does not.
+"""
 
-__all__ = [
-    "AssociativeRecallDataModule",
-    "BaseDataModule",
-    "CorpusDataModule",
-    "FormalLanguageDataModule",
-    "IMDBDataModule",
-    "InductionHeadsDataModule",
-    "ListOpsDataModule",
-    "MQARDataModule",
-    "PathfinderDataModule",
-    "RetrievalDataModule",
-    "SelectiveCopyingDataModule",
-    "SequentialImageDataModule",
-    "ShakespeareDataModule",
-    "StreamingTextDataModule",
-    "TextDataModule",
-    "TrajectoryBatch",
-    "TrajectoryDataModule",
-    "WordProblemDataModule",
-]
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from minrnn_lightning.data.catalogue import *  # noqa: F403
+
+
+def __getattr__(name: str) -> Any:
+    if name.startswith("__") and name != "__all__":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module("minrnn_lightning.data.catalogue"), name)

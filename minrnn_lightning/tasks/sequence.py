@@ -7,12 +7,12 @@ from typing import Any
 from torch import Tensor, nn
 
 from minrnn_lightning.batches import IGNORED
+from minrnn_lightning.nn.language_model import EncoderBackboneHead
 from minrnn_lightning.nn.sequence_parallel import mean_of_parts
-from minrnn_lightning.nn.state import State
 from minrnn_lightning.tasks.carried import CarryingTask, steps_of
 
 
-class SequenceTask(CarryingTask):
+class SequenceTask(EncoderBackboneHead, CarryingTask):
     """Encoder, backbone and head, applied to all steps in parallel or one at a time; the base of language and tagging.
 
     Args:
@@ -36,44 +36,6 @@ class SequenceTask(CarryingTask):
     def make_head(self, dim: int) -> nn.Module:
         """Make the module that maps (..., dim) to logits (..., output_size)."""
         return nn.Linear(dim, self.output_size, bias=False)
-
-    def forward(
-        self, inputs: Tensor, state: State = None, reset: Tensor | None = None, *, delta_t: Tensor | None = None
-    ) -> tuple[Tensor, State]:
-        """Compute the logits of every step.
-
-        Args:
-            inputs: Tokens, int64 (batch, length).
-            state: As for ``Backbone.forward``.
-            reset: As for ``Backbone.forward``.
-            delta_t: As for ``Backbone.forward``.
-
-        Returns:
-            Logits (batch, length, output_size), and the state after the last step.
-        """
-        hidden, state = self.backbone(self.dropout(self.encoder(inputs)), state, reset, delta_t=delta_t)
-        return self.head(hidden), state
-
-    def step(
-        self, token: Tensor, state: State, reset: Tensor | None = None, *, delta_t: Tensor | None = None
-    ) -> tuple[Tensor, State]:
-        """One step of ``forward`` at constant cost.
-
-        Args:
-            token: int64 (batch,).
-            state: As for ``Backbone.step``.
-            reset: As for ``Backbone.step``.
-            delta_t: As for ``Backbone.step``.
-
-        Returns:
-            Logits (batch, output_size), and the state.
-        """
-        hidden, state = self.backbone.step(self.dropout(self.encoder(token)), state, reset, delta_t=delta_t)
-        return self.head(hidden), state
-
-    def initial_state(self, batch_size: int) -> State:
-        """The state before the first step."""
-        return self.backbone.initial_state(batch_size)
 
     @abstractmethod
     def loss(self, logits: Tensor, targets: Tensor) -> Tensor:

@@ -12,7 +12,8 @@ from runs import QUIET, best, curve
 from torch.utils.data import DataLoader
 
 from minrnn_lightning import LanguageTask
-from minrnn_lightning.checkpoint import AtomicCheckpointIO, CheckpointError, plain
+from minrnn_lightning.checkpoint import CheckpointError, plain
+from minrnn_lightning.checkpoint_io import AtomicCheckpointIO
 from minrnn_lightning.commands.run_checkpoints import find_checkpoint
 from minrnn_lightning.generate import load_language_task
 
