@@ -184,6 +184,7 @@ FUNCTIONS: dict[str, Check] = {  # options of the other commands, by command and
     "length": at_least(1, 10**8),
     "lengths": sizes(1, 10**12),
     "metric": not_empty,
+    "mlp_kernel_size": at_least(0, 10**6),
     "mlp_ratio": at_least(0, 10**4),
     "namespace": not_empty,
     "num_envs": at_least(1, 10**4),

@@ -124,13 +124,18 @@ def norm_mlp(x: Tensor, norm: nn.LayerNorm, mlp: nn.Sequential) -> tuple[Tensor,
     if not can_fuse(x, norm, mlp) or x.dim() != 3:
         return x, mlp(norm(x))
     x, y = norm_conv(x, norm)
+    return x, apply_mlp(y, mlp)
+
+
+def apply_mlp(x: Tensor, mlp: nn.Sequential) -> Tensor:
+    """mlp(x); ``mlp`` is a linear map, GELU and a linear map."""
     first, gelu, second = mlp
     plain = type(first) is type(second) is nn.Linear and type(gelu) is nn.GELU and gelu.approximate == "none"
-    if not plain or y.dtype != torch.bfloat16 or not can_fuse(y, *mlp) or not _has_onednn():
-        return x, mlp(y)
-    operands = y, first.weight, first.bias, second.weight, second.bias
-    y = _MLP.apply(*(each.to(torch.bfloat16) for each in operands))  # type: ignore[no-untyped-call]
-    return x, y
+    if not plain or x.dtype != torch.bfloat16 or not can_fuse(x, *mlp) or not _has_onednn():
+        y: Tensor = mlp(x)
+        return y
+    operands = x, first.weight, first.bias, second.weight, second.bias
+    return _MLP.apply(*(each.to(torch.bfloat16) for each in operands))  # type: ignore[no-any-return,no-untyped-call]
 
 
 def _has_onednn() -> bool:

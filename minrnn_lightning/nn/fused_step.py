@@ -83,6 +83,7 @@ def _block(
         type(dropout) is not Dropout
         or (dropout.training and dropout.p > 0)
         or type(mixer) not in (MinGRUMixer, MinLSTMMixer)
+        or len(state) != 2  # a convolution before the MLP has a state too
     ):
         raise NotCovered
     window, h = state

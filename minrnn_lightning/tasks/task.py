@@ -37,6 +37,7 @@ BACKBONE_ARGUMENTS = (
     "mlp_ratio",
     "dropout",
     "chunk",
+    "mlp_kernel_size",
 )
 
 
@@ -80,6 +81,7 @@ class Task(PretrainedMixin, OptimizationMixin, LightningModule, ABC):
         schedule: How the learning rates fall after the warm-up: cosine or linear.
         chunk: Steps of a sequence that the backbone computes at a time, which needs less memory for long ones; see
             ``Backbone``.
+        mlp_kernel_size: Steps of a causal convolution before each MLP; 0 for none.
 
     Raises:
         InputError: A size is out of range, the mixer unknown, or the number of parameters out of reach.
@@ -120,6 +122,7 @@ class Task(PretrainedMixin, OptimizationMixin, LightningModule, ABC):
         muon_momentum: float = 0.95,
         schedule: Shape = "cosine",
         chunk: int | None = None,
+        mlp_kernel_size: int = 0,
     ) -> None:
         super().__init__()
         _check(input_size=input_size, output_size=output_size, dim=dim)
@@ -148,7 +151,7 @@ class Task(PretrainedMixin, OptimizationMixin, LightningModule, ABC):
             "kernel_size": kernel_size,
             "mlp_ratio": mlp_ratio,
         }
-        sizes |= {"dropout": dropout, "mixer_args": mixer_args, "chunk": chunk}
+        sizes |= {"dropout": dropout, "mixer_args": mixer_args, "chunk": chunk, "mlp_kernel_size": mlp_kernel_size}
         sizes = plain(sizes, "options")  # NumPy's, from a sweep
         # A class is kept as its name or path, which a checkpoint can hold.
         names = mixer_name(mixer) if isinstance(mixer, str | type) else [mixer_name(each) for each in mixer or []]

@@ -91,6 +91,18 @@ def test_dropout_follows_the_seed():
     assert torch.equal(dropout(x), first)
 
 
+def test_convolution_before_the_mlp():
+    torch.manual_seed(0)
+    model, x = Backbone(8, 2, mlp_kernel_size=3).double(), torch.randn(2, 9, 8, dtype=torch.float64)
+    block = model.blocks[0]
+    assert block.mlp_conv is not None
+    assert block.mlp is not None
+    mixed = x + block.mixer(block.conv(block.mixer_norm(x))[0])[0]
+    normed = F.pad(block.mlp_norm(mixed), (0, 0, 2, 0))
+    lags = [normed[:, 2 - lag : 11 - lag] * weight for lag, weight in enumerate(block.mlp_conv.weight)]
+    torch.testing.assert_close(block(x)[0], mixed + block.mlp(sum(lags) + block.mlp_conv.bias))
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [
@@ -100,6 +112,8 @@ def test_dropout_follows_the_seed():
         ({"expansion": 0.01}, "leaves no hidden unit"),
         ({"kernel_size": -1}, "must be at least 0, got -1"),
         ({"mlp_ratio": -1.0}, "must be at least 0"),
+        ({"mlp_kernel_size": -1}, "mlp_kernel_size must be at least 0, .* got -1 and mlp_ratio 4.0"),
+        ({"mlp_kernel_size": 4, "mlp_ratio": 0}, "and 0 where mlp_ratio 0 leaves out the MLPs, got 4 and mlp_ratio 0"),
         ({"dropout": 1.0}, "dropout must be at least 0 and below 1, got 1.0"),
         ({"mixer": "mamba9"}, "mixer 'mamba9' is unknown; it can be .*mingru, minlstm"),
         ({"mixer_args": {"mamba9": {}}}, "mixer 'mamba9' is unknown"),

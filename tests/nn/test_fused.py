@@ -17,10 +17,11 @@ from minrnn_lightning.nn.state import State
 BATCH, LENGTH, DIM = 4, 130, 64  # three units of work for each row; large enough for the kernels
 
 
-def make_block(kernel_size: int = 4, dropout: float = 0.0) -> Block:
+def make_block(kernel_size: int = 4, dropout: float = 0.0, mlp_kernel_size: int = 0) -> Block:
     torch.manual_seed(0)
     mixer = MinGRUMixer(DIM, activation="identity")  # the slope of g jumps at 0: rounding errors would be large
-    block = Block(DIM, mixer, kernel_size=kernel_size, mlp_ratio=2, dropout=dropout)
+    sizes = {"kernel_size": kernel_size, "mlp_kernel_size": mlp_kernel_size}
+    block = Block(DIM, mixer, mlp_ratio=2, dropout=dropout, **sizes)
     for parameter in block.parameters():
         nn.init.normal_(parameter, std=0.3)
     return block
@@ -33,8 +34,8 @@ def run(block: Block, x: Tensor, state: State = None, reset: Tensor | None = Non
     if state is not None and state[0].requires_grad:
         state = tuple(each.detach().requires_grad_() for each in state)
         inputs += state
-    y, (before, h) = block(inputs[0], state, reset)
-    made = [y, before, h]
+    y, after = block(inputs[0], state, reset)
+    made = [y, *after]
     weights = [torch.linspace(-1, 1, each.numel(), dtype=each.dtype).view(each.shape) for each in made]
     gradients = torch.autograd.grad(made, inputs, weights)
     return [each.detach() for each in (*made, *gradients)]
@@ -63,16 +64,19 @@ def error(actual: list[Tensor], exact: list[Tensor]) -> float:
     return sum(float((one - other).norm() / other.norm()) for one, other in zip(actual, exact, strict=True))
 
 
+@pytest.mark.parametrize("mlp_kernel_size", [0, 3])
 @pytest.mark.parametrize(
     ("kernel_size", "with_state", "with_reset"),
     [(4, "", False), (4, "constant", True), (4, "gradient", False), (4, "gradient", True), (1, "", True)],
 )
 def test_as_exact_as_the_operators(
-    eagerly: Callable[..., list[Tensor]], kernel_size: int, with_state: str, with_reset: bool
+    eagerly: Callable[..., list[Tensor]], kernel_size: int, with_state: str, with_reset: bool, mlp_kernel_size: int
 ) -> None:
-    block = make_block(kernel_size)
+    block = make_block(kernel_size, mlp_kernel_size=mlp_kernel_size)
     x = torch.randn(BATCH, LENGTH, DIM)
     state = (torch.randn(BATCH, kernel_size - 1, DIM), torch.rand(BATCH, DIM)) if with_state else None
+    if state and mlp_kernel_size:
+        state += (torch.randn(BATCH, mlp_kernel_size - 1, DIM),)
     reset = torch.rand(BATCH, LENGTH) < 0.2 if with_reset else None
     assert fused.can_fuse(x, block.mixer_norm, block.conv)
     if with_state == "gradient":
@@ -91,8 +95,9 @@ def test_dropout_takes_the_same_random_numbers(eagerly: Callable[..., list[Tenso
     assert (block.dropout.add(torch.zeros_like(x), torch.ones_like(x)) == 0).float().mean().sub(77 / 256).abs() < 0.02
 
 
-def test_mixed_precision(eagerly: Callable[..., list[Tensor]]) -> None:
-    block, x = make_block(dropout=0.3), torch.randn(BATCH, LENGTH, DIM)
+@pytest.mark.parametrize("mlp_kernel_size", [0, 3])
+def test_mixed_precision(eagerly: Callable[..., list[Tensor]], mlp_kernel_size: int) -> None:
+    block, x = make_block(dropout=0.3, mlp_kernel_size=mlp_kernel_size), torch.randn(BATCH, LENGTH, DIM)
     exact = eagerly(block, x)
     with torch.autocast("cpu", torch.bfloat16):
         actual, rounded = run(block, x), eagerly(block, x)

@@ -24,13 +24,20 @@ OPTIONS = {  # of mixers, where other code runs than by default
     "windowed attention": {"window": 5, "heads": 4, "kv_heads": 2},
 }
 STACKS = ["mingru, mingru", *map(", ".join, itertools.zip_longest(*[iter(MIXERS)] * 2, fillvalue="mingru"))]
-MODELS = [*MIXERS, *OPTIONS, *STACKS]
+CONVOLUTIONS = {
+    "mingru before mlp": {"mlp_kernel_size": 4},
+    "lstm before mlp": {"kernel_size": 0, "mlp_kernel_size": 2},
+}
+MODELS = [*MIXERS, *OPTIONS, *STACKS, *CONVOLUTIONS]
 
 
 def maker(model):
     """What makes the mixer alone, or a stack of two with convolution, norm and MLP around each."""
     if model in STACKS:
         return lambda dim: Backbone(dim, 2, model.split(", "), expansion=2, kernel_size=4, mlp_ratio=2)
+    if model in CONVOLUTIONS:
+        sizes = {"expansion": 2, "mlp_ratio": 2, **CONVOLUTIONS[model]}
+        return lambda dim: Backbone(dim, 2, model.split()[0], **sizes)
     return lambda dim: MIXERS[model.split()[-1]](dim, 2.0, **OPTIONS.get(model, {}))
 
 
