@@ -295,6 +295,20 @@ def test_a_plain_model_is_that_of_the_task(checkpoint, tmp_path):
         assert torch.equal(continued(model, tokens, 5, temperature=0), continued(task, tokens, 5, temperature=0))
 
 
+def test_an_older_checkpoint_lacks_some_settings(checkpoint, tmp_path):
+    saved = torch.load(checkpoint, weights_only=True)
+    for name in ("chunk", "mlp_kernel_size"):
+        del saved["hyper_parameters"][name]
+    torch.save(saved, tmp_path / "x.ckpt")
+    model, _ = load_language_model(tmp_path / "x.ckpt")
+    tokens = torch.randint(model.encoder.num_embeddings, (2, 9))
+    assert type(model) is LanguageModel
+    assert torch.equal(model(tokens)[0], load_language_task(tmp_path / "x.ckpt")[0](tokens)[0])
+    del saved["hyper_parameters"]["expansion"]  # whose default in a task is another one
+    torch.save(saved, tmp_path / "x.ckpt")
+    assert type(load_language_model(tmp_path / "x.ckpt")[0]) is LanguageTask
+
+
 @pytest.mark.parametrize(
     "changes",
     [

@@ -74,8 +74,8 @@ class LanguageModel(EncoderBackboneHead):
 
     def __init__(self, hyper_parameters: Mapping[str, Any]) -> None:
         super().__init__()
-        options = {name: hyper_parameters[name] for name in inspect.signature(Backbone).parameters}
-        dim = options["dim"]
+        names = inspect.signature(Backbone).parameters.keys() & hyper_parameters.keys()  # older checkpoints have fewer
+        options, dim = {name: hyper_parameters[name] for name in names}, hyper_parameters["dim"]
         self.encoder = nn.Embedding(hyper_parameters["input_size"], dim)
         self.dropout = Dropout(0.0)  # which there is in training only
         self.backbone = Backbone(**options)
