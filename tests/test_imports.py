@@ -177,8 +177,10 @@ def test_public_names():
     for name in minrnn_lightning.__all__:
         assert getattr(minrnn_lightning, name).__name__ == name
         assert name in dir(minrnn_lightning)
-    with pytest.raises(AttributeError, match="nonsense"):
-        _ = minrnn_lightning.nonsense
+    assert set(minrnn_lightning.data.__all__) <= set(dir(minrnn_lightning.data))
+    for module in (minrnn_lightning, minrnn_lightning.data):
+        with pytest.raises(AttributeError, match="nonsense"):
+            _ = module.nonsense
 
 
 if __name__ == "__main__":

@@ -14,3 +14,7 @@ def __getattr__(name: str) -> Any:
     if name.startswith("__") and name != "__all__":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module("minrnn_lightning.data.catalogue"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *import_module("minrnn_lightning.data.catalogue").__all__])
