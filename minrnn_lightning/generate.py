@@ -156,11 +156,8 @@ def load_language_task(path: str | Path) -> tuple[LanguageTask, Tokenizer]:
     Raises:
         CheckpointError: The file cannot be read, or holds no language model of text.
     """
-    from minrnn_lightning.tasks import LanguageTask
-    from minrnn_lightning.tasks.load import load_task
-
-    task, checkpoint = load_task(path, LanguageTask, "generate text")
-    return task, tokenizer_of(checkpoint, path)
+    checkpoint = read_checkpoint(path)
+    return _task(checkpoint, path), tokenizer_of(checkpoint, path)
 
 
 def load_language_model(path: str | Path) -> tuple[EncoderBackboneHead, Tokenizer]:
@@ -173,8 +170,14 @@ def load_language_model(path: str | Path) -> tuple[EncoderBackboneHead, Tokenize
         CheckpointError: As ``load_language_task``.
     """
     checkpoint = read_checkpoint(path)
-    model = _plain_model(checkpoint, path)
-    return load_language_task(path) if model is None else (model, tokenizer_of(checkpoint, path))
+    return _plain_model(checkpoint, path) or _task(checkpoint, path), tokenizer_of(checkpoint, path)
+
+
+def _task(checkpoint: dict[str, Any], path: str | Path) -> LanguageTask:
+    from minrnn_lightning.tasks import LanguageTask
+    from minrnn_lightning.tasks.load import build_task
+
+    return build_task(checkpoint, path, LanguageTask, "generate text")
 
 
 def _plain_model(checkpoint: dict[str, Any], path: str | Path) -> LanguageModel | None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import threading
-from multiprocessing import parent_process
 from types import FrameType
 from typing import NoReturn
 
@@ -60,6 +59,8 @@ def start_worker() -> None:
 
 
 def _end_with_parent() -> None:
+    from multiprocessing import parent_process  # in workers, which have it: importing it takes 10 ms of a start
+
     parent = parent_process()
     if parent is not None:
         parent.join()

@@ -42,17 +42,18 @@ def export_command(
     from minrnn_lightning.export.flatten import flatten
     from minrnn_lightning.export.snippets import snippet
     from minrnn_lightning.tasks import ClassificationTask, LanguageTask, PolicyTask, PPOTask, TaggingTask
-    from minrnn_lightning.tasks.load import load_task
+    from minrnn_lightning.tasks.load import build_task
 
     _check_output(checkpoint, output, format)
     classes = {each.__name__: each for each in (LanguageTask, TaggingTask, ClassificationTask, PolicyTask, PPOTask)}
-    name = read_checkpoint(checkpoint).get("task", "task without a name").removeprefix(f"{tasks.__name__}.")
+    saved = read_checkpoint(checkpoint)
+    name = saved.get("task", "task without a name").removeprefix(f"{tasks.__name__}.")
     if name not in classes:
         raise InputError(
             f"{checkpoint} holds a {name}; minrnn export takes {', '.join(classes)}: "
             "load any other task in Python and give it to minrnn_lightning.export.export"
         )
-    task, _ = load_task(checkpoint, classes[name], "be exported")
+    task = build_task(saved, checkpoint, classes[name], "be exported")
     export(task, output, format=format, mode=mode, reset=reset)
     print(f"Wrote {output}. To use it:\n\n{snippet(flatten(task, mode, reset=reset), format, output)}", end="")
 

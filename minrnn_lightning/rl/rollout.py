@@ -19,7 +19,7 @@ from minrnn_lightning.nn.state import select_state
 from minrnn_lightning.rl.environments import Environment, check_spaces, make, step_env
 from minrnn_lightning.rl.spaces import check_policy_spaces, make_flat
 from minrnn_lightning.tasks import PolicyTask, PPOTask
-from minrnn_lightning.tasks.load import load_task
+from minrnn_lightning.tasks.load import build_task
 
 Mode = Literal["carry", "window"]
 Policy = PolicyTask | PPOTask
@@ -54,10 +54,10 @@ def load_policy(path: str | Path) -> Policy:
     Raises:
         CheckpointError: The file cannot be read, or holds another task.
     """
-    use = "act in an environment"
-    if "critic.weight" in read_checkpoint(path)["state_dict"]:  # also of a subclass from elsewhere
-        return load_task(path, PPOTask, use)[0]
-    return load_task(path, PolicyTask, use)[0]
+    checkpoint, use = read_checkpoint(path), "act in an environment"
+    if "critic.weight" in checkpoint["state_dict"]:  # also of a subclass from elsewhere
+        return build_task(checkpoint, path, PPOTask, use)
+    return build_task(checkpoint, path, PolicyTask, use)
 
 
 def rollout(

@@ -34,6 +34,21 @@ def load_task(path: str | Path, task_class: type[T], use: str) -> tuple[T, dict[
             names a mixer of a module that is not imported.
     """
     checkpoint = read_checkpoint(path)
+    return build_task(checkpoint, path, task_class, use), checkpoint
+
+
+def build_task(checkpoint: dict[str, Any], path: str | Path, task_class: type[T], use: str) -> T:
+    """The task in a checkpoint, in evaluation mode.
+
+    Args:
+        checkpoint: What ``read_checkpoint`` returned.
+        path: Its path.
+        task_class: As for ``load_task``.
+        use: As for ``load_task``.
+
+    Raises:
+        CheckpointError: As ``load_task``, but for reading.
+    """
     name = str(checkpoint.get("task")).removeprefix(PACKAGE)
     saved = getattr(tasks, name) if name in tasks.__all__ else task_class  # a class from elsewhere may be a subclass
     if not issubclass(saved, task_class):
@@ -53,7 +68,7 @@ def load_task(path: str | Path, task_class: type[T], use: str) -> tuple[T, dict[
         task.on_load_checkpoint(checkpoint)
     except CheckpointError as error:  # which does not know the name of the file
         raise CheckpointError(f"{path} cannot be loaded: {error}") from error
-    return task.eval(), checkpoint
+    return task.eval()
 
 
 def _arguments(task_class: type[Task], saved: Mapping[str, Any], path: str | Path) -> dict[str, Any]:
