@@ -195,7 +195,13 @@ class FullyShardedStrategy(ModelParallelStrategy):
         return True
 
     def setup_environment(self) -> None:
-        """Let the processes find each other, all as one group."""
+        """Let the processes find each other, all as one group.
+
+        Raises:
+            InputError: The devices are CPUs, and PyTorch is 2.6, whose streams of CPUs lack what FSDP2 calls.
+        """
+        if self.root_device.type == "cpu" and not hasattr(torch.cpu.Stream, "record_event"):
+            raise InputError(f"fsdp2 on CPUs needs a newer torch than {torch.__version__}; use hardware/fsdp or ddp")
         # There is no operation in place on it, here or in PyTorch's linear maps.
         warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view tensor")
         self._data_parallel_size = self.num_nodes * self.num_processes

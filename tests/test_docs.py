@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from old_torch import every_export
 from transformers import Pipeline
 
 from minrnn_lightning import LanguageTask
 from minrnn_lightning.export import export
 from minrnn_lightning.export.flatten import flatten
-from minrnn_lightning.export.packages import OLDEST
 
 ROOT = Path(__file__).parents[1]
 PAGES = {name: (ROOT / "docs" / f"{name}.md").read_text(encoding="utf-8") for name in ("export", "hub")}
@@ -63,7 +63,7 @@ def test_export(folder):
     assert (folder / "model.onnx").stat().st_size > 0
 
 
-@pytest.mark.skipif(tuple(map(int, torch.__version__.split(".")[:2])) < OLDEST, reason="needs a newer PyTorch")
+@every_export
 def test_a_program_of_torch(folder):
     task = LanguageTask(5, 5, dim=8, depth=1).eval()
     export(task, "model.pt2", format="torch", mode="sequence")

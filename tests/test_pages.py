@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from old_torch import every_export
 from this_process import use_this_process
 
 ROOT = Path(__file__).parents[1]
@@ -112,6 +113,7 @@ def test_page_runs(page, folder, minrnn, monkeypatch):
                 run(command, minrnn)
 
 
+@every_export
 def test_what_was_asked_elsewhere(folder):
     page = PAGES["asked"]
     lines = re.findall(r"\| `([^`]+)`[^|`]*(?:`[^`]*`[^|]*)?\|$", page, re.MULTILINE)

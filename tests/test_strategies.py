@@ -8,6 +8,7 @@ import pytest
 import torch
 from forked import run_several
 from lightning.pytorch import Trainer
+from old_torch import fsdp2_on_cpus
 from sharded_training import QUIET, RUNS, train
 
 from minrnn_lightning.checkpoint import read_checkpoint
@@ -60,6 +61,7 @@ def test_communication_is_printed(folder):
     assert "Sequences on 4 processes each: 9 messages of together" in (folder / "out0").read_text()
 
 
+@fsdp2_on_cpus
 @pytest.mark.parametrize("name", ["fsdp2", "files"])
 def test_another_number_of_processes_resumes(folder, name):
     _, _, *options = RUNS[name]
@@ -71,6 +73,7 @@ def test_another_number_of_processes_resumes(folder, name):
         same(folder / "complete_fsdp2.ckpt", folder / "resumed_fsdp2.ckpt")
 
 
+@fsdp2_on_cpus
 def test_a_folder_of_parts_is_a_checkpoint(folder, minrnn, tmp_path):
     parts = folder / "files.ckpt"
     assert sorted(file.name for file in parts.iterdir()) == [f"part_0000{rank}.pt" for rank in range(4)]
@@ -103,6 +106,13 @@ def test_a_number_of_processes_that_is_not_divisible(processes, given):
     strategy = SequenceParallelStrategy(given)
     with pytest.raises(InputError, match=f"must divide the number of processes, which is {processes} .*, got {given}"):
         Trainer(strategy=strategy, devices=processes, **QUIET)
+
+
+def test_fsdp2_on_cpus_with_an_old_pytorch(monkeypatch):
+    monkeypatch.setattr(torch.cpu, "Stream", type("Stream", (), {}))
+    trainer = Trainer(strategy="fsdp2", devices=1, max_steps=1, **QUIET)
+    with pytest.raises(InputError, match="fsdp2 on CPUs needs a newer torch than"):
+        trainer.fit(LanguageTask(6, 6, dim=8, depth=1), [])
 
 
 def test_a_group_of_no_processes():

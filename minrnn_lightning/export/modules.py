@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 from torch.export import Dim
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
@@ -13,6 +14,14 @@ from minrnn_lightning.nn.state import State
 
 BATCH, LENGTH = 2, 9  # sizes of the examples; an exporter would take a size of 1 for a fixed one
 MOST_BATCH, MOST_LENGTH = 1 << 16, 1 << 24  # so that exporters can prove that sizes do not overflow
+OLDEST = 2, 13  # the oldest PyTorch that exports every model; others lack operators, or take some sizes for fixed
+
+
+def too_old() -> str:
+    """What a message says of a PyTorch that is older than ``OLDEST``; "" where it is not."""
+    if tuple(int(part) for part in torch.__version__.split(".")[:2]) >= OLDEST:
+        return ""
+    return f"needs at least torch {'.'.join(map(str, OLDEST))}, and this is {torch.__version__}"
 
 
 class Input(NamedTuple):

@@ -17,7 +17,7 @@ import torch
 
 from minrnn_lightning.errors import InputError, first_line
 from minrnn_lightning.export.extra import extra_module
-from minrnn_lightning.export.modules import FlatModule
+from minrnn_lightning.export.modules import FlatModule, too_old
 
 OPSET = 18
 INT8 = 3  # ONNX's number of the type
@@ -45,7 +45,9 @@ def write_onnx(module: FlatModule, metadata: dict[str, str], path: Path) -> None
                 verbose=False,
             )
         except torch.onnx.OnnxExporterError as error:
-            raise InputError(f"a {type(module.model).__name__} cannot be exported to ONNX: {_reason(error)}") from error
+            old = f"; that of some models {needed}" if (needed := too_old()) else ""
+            name = type(module.model).__name__
+            raise InputError(f"a {name} cannot be exported to ONNX: {_reason(error)}{old}") from error
         assert program is not None, "dynamo=True returns a program"
         optimizer.optimize_ir(program.model, should_fold=_folds)
     program.model.metadata_props.update(metadata)

@@ -10,11 +10,10 @@ from pathlib import Path
 import torch
 
 from minrnn_lightning.errors import InputError
-from minrnn_lightning.export.modules import MOST_BATCH, FlatModule
+from minrnn_lightning.export.modules import MOST_BATCH, FlatModule, too_old
 from minrnn_lightning.export.plain import export_plain
 
 MOST_STEPS = 1 << 18
-OLDEST = (2, 13)  # the oldest PyTorch tried: its exporter can be told that sizes of 1 are sizes like any other
 
 
 def write_torch(module: FlatModule, metadata: dict[str, str], path: Path) -> None:
@@ -52,7 +51,5 @@ def write_aotinductor(module: FlatModule, metadata: dict[str, str], path: Path) 
 
 
 def _check_release(name: str) -> None:
-    release = tuple(int(part) for part in torch.__version__.split(".")[:2])
-    if release < OLDEST:
-        oldest = ".".join(map(str, OLDEST))
-        raise InputError(f"format {name} needs at least torch {oldest}, and this is {torch.__version__}")
+    if needed := too_old():
+        raise InputError(f"format {name} {needed}")

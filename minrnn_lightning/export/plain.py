@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._prims_common import is_contiguous_or_false
 from torch.export import Dim, ExportedProgram
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
@@ -55,11 +54,17 @@ def export_plain(module: FlatModule, *, batch: int, longest: int, others: bool =
 class _FreeSizes(TorchFunctionMode):
     """Replace what looks whether a size is 1, to copy or not to copy, and so would fix that in the program."""
 
+    def __init__(self) -> None:
+        from torch._prims_common import is_contiguous_or_false  # not in PyTorch 2.6, which imports this module too
+
+        super().__init__()
+        self.is_contiguous = is_contiguous_or_false
+
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         options = kwargs or {}
         if func is torch.Tensor.contiguous and len(args) == 1 and not options:
             return _copied(args[0])
-        if func is F.linear and not is_contiguous_or_false(args[0]):
+        if func is F.linear and not self.is_contiguous(args[0]):
             args = (_copied(args[0]), *args[1:])
         if func is F.conv2d and args[1].shape[1:3] == (1, 1) and options.keys() == {"groups"}:
             return _depthwise(*args)

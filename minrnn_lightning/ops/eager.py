@@ -125,9 +125,8 @@ def recurrence(a: Tensor, b: Tensor, initial: Tensor | None, reverse: bool) -> T
     batch, length, dim = b.shape
     width = max(1, math.isqrt(length))
     blocks = -(-length // width)
-    pad = (0, 0, 0, blocks * width - length)
-    h = F.pad(b, pad).view(batch, blocks, width, dim).clone()
-    product = F.pad(a, pad).view(batch, blocks, width, dim).clone()
+    pad = b.new_zeros(batch, blocks * width - length, dim)  # by F.pad, PyTorch 2.6 would need at least one channel
+    h, product = (torch.cat([each, pad], 1).view(batch, blocks, width, dim) for each in (b, a))
     for t in range(1, width):
         h[:, :, t] += product[:, :, t] * h[:, :, t - 1]
         product[:, :, t] *= product[:, :, t - 1]

@@ -8,6 +8,7 @@ import pytest
 import torch
 from command_line import check_refused, equal, read
 from lightning.pytorch import Trainer
+from old_torch import averaging
 from runs import QUIET, best, curve
 from torch.utils.data import DataLoader
 
@@ -147,7 +148,7 @@ def test_other_hyper_parameters_are_refused_before_training():
     Trainer(max_steps=1, **QUIET).fit(task, loader)
 
 
-@pytest.mark.parametrize("average", ["EMAWeightAveraging", "StochasticWeightAveraging"])
+@pytest.mark.parametrize("average", ["EMAWeightAveraging", pytest.param("StochasticWeightAveraging", marks=averaging)])
 def test_last_checkpoint_keeps_the_trained_weights_next_to_an_average(run, average):
     args = [f"--trainer.callbacks+={average}"]
     args += ["--trainer.callbacks.swa_lrs=1e-3", "--trainer.callbacks.swa_epoch_start=1"] * average.startswith("Sto")

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from old_torch import every_export
 
 from minrnn_lightning.commands.main import main
 from minrnn_lightning.export.flatten import flatten
@@ -26,7 +27,12 @@ def unpack(task, folder):
 
 
 @pytest.mark.parametrize(
-    ("task", "mode"), [("LanguageTask", "step"), ("PolicyTask", "step"), ("ClassificationTask", "sequence")]
+    ("task", "mode"),
+    [
+        ("LanguageTask", "step"),
+        ("PolicyTask", "step"),
+        pytest.param("ClassificationTask", "sequence", marks=every_export),
+    ],
 )
 def test_the_printed_lines_use_the_file(task, mode, tmp_path, capsys):
     file = str(tmp_path / "model.onnx")
@@ -45,11 +51,11 @@ def test_the_printed_lines_use_the_file(task, mode, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("format_", "task", "mode"),
     [
-        ("torch", "PolicyTask", "step"),
+        pytest.param("torch", "PolicyTask", "step", marks=every_export),
         ("executorch", "LanguageTask", "step"),
-        pytest.param("torch", "ClassificationTask", "sequence", marks=pytest.mark.slow),
+        pytest.param("torch", "ClassificationTask", "sequence", marks=[pytest.mark.slow, every_export]),
         pytest.param("executorch", "PolicyTask", "sequence", marks=pytest.mark.slow),
-        pytest.param("aotinductor", "LanguageTask", "step", marks=pytest.mark.slow),
+        pytest.param("aotinductor", "LanguageTask", "step", marks=[pytest.mark.slow, every_export]),
     ],
 )
 def test_the_printed_lines_of_other_formats_use_the_file(format_, task, mode, tmp_path, capsys):

@@ -6,6 +6,7 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
+from old_torch import every_export
 
 from minrnn_lightning import Backbone, ClassificationTask, LanguageTask, MinGRU, MinLSTM, PolicyTask, PPOTask
 from minrnn_lightning.errors import InputError
@@ -58,24 +59,27 @@ def check(model, path, shapes, **options):
             torch.testing.assert_close(torch.from_numpy(found), right, **TOLERANCE)
 
 
+@every_export
 def test_layer_at_every_length(tmp_path):
     torch.manual_seed(0)
     layer = MinGRU(3, 4, 2, batch_first=True)
     check(layer, tmp_path / "m.onnx", [(1, 1), (3, 2), (2, 17), (1, 512), (1, 4096)], mode="sequence", reset=True)
 
 
+@every_export
 def test_layer_in_both_directions_with_learned_state(tmp_path):
     torch.manual_seed(0)
     layer = MinLSTM(3, 4, bidirectional=True, activation="identity", learn_initial_state=True)
     check(layer, tmp_path / "m.onnx", [(1, 1), (2, 17)], mode="sequence", reset=True)
 
 
+@every_export
 def test_classification_of_pairs(tmp_path):
     torch.manual_seed(0)
     check(ClassificationTask(7, 5, pairs=True, **SMALL), tmp_path / "m.onnx", [(1, 1), (3, 17)], mode="sequence")
 
 
-@pytest.mark.parametrize("mode", ["step", "sequence"])
+@pytest.mark.parametrize("mode", ["step", pytest.param("sequence", marks=every_export)])
 def test_policy(mode, tmp_path):
     torch.manual_seed(0)
     task = PolicyTask(5, 3, layout="compact", **SMALL)
@@ -111,6 +115,7 @@ def test_steps_of_a_bfloat16_model_equal_the_sequence(tmp_path):
     torch.testing.assert_close(torch.stack(found, 1), expected, **TOLERANCE)
 
 
+@every_export
 def test_a_layer_exports_by_pytorch_s_own_function(tmp_path):
     torch.manual_seed(0)
     layer, x = MinGRU(3, 4, batch_first=True).eval(), torch.randn(2, 9, 3)
@@ -144,6 +149,7 @@ def test_an_operator_that_onnx_has_not_is_refused_and_the_file_kept(tmp_path):
     assert list(tmp_path.iterdir()) == [file]
 
 
+@every_export
 @pytest.mark.parametrize("mixer", ["gru", "lstm", "s4d"])
 @pytest.mark.parametrize("mode", ["step", "sequence"])
 def test_mixers_whose_operators_onnx_has_not_run_as_loops(mixer, mode, tmp_path):
@@ -152,6 +158,7 @@ def test_mixers_whose_operators_onnx_has_not_run_as_loops(mixer, mode, tmp_path)
     check(model, tmp_path / "m.onnx", [(1, 1), (3, 2), (2, 70)], mode=mode, reset=True)
 
 
+@every_export
 def test_attention_sees_nothing_before_a_reset(tmp_path):
     torch.manual_seed(0)
     model = Backbone(4, 1, "attention", kernel_size=0, mlp_ratio=0, mixer_args={"attention": {"window": 3}})

@@ -3,15 +3,14 @@ import json
 import pytest
 import torch
 from exported import make_inputs, run_without_package
+from old_torch import every_export
 
 from minrnn_lightning import ClassificationTask, LanguageTask, MinGRU, MinLSTM, PolicyTask
 from minrnn_lightning.errors import InputError
 from minrnn_lightning.export import export, packages
 from minrnn_lightning.export.flatten import flatten
 
-pytestmark = pytest.mark.skipif(
-    tuple(int(part) for part in torch.__version__.split(".")[:2]) < packages.OLDEST, reason="needs a newer PyTorch"
-)
+pytestmark = every_export
 SMALL = {"dim": 8, "depth": 1}
 SIGNED = {"signed": True, "normalize": False, "learn_initial_state": True}
 MODELS = {

@@ -1,5 +1,6 @@
 import pytest
 import torch
+from old_torch import every_export
 
 from minrnn_lightning import Backbone
 from minrnn_lightning.errors import InputError
@@ -40,6 +41,7 @@ def test_cummax_equals_that_of_pytorch(longest):
     assert torch.equal(indices, expected.indices)
 
 
+@every_export
 def test_a_program_refuses_what_is_too_long():
     module = flatten(MinGRU(3, 4, batch_first=True), "sequence")
     program = export_plain(module, batch=4, longest=BLOCK * 4).module()
@@ -49,12 +51,14 @@ def test_a_program_refuses_what_is_too_long():
         program(torch.randn(1, BLOCK * 4 + 1, 3), state)
 
 
+@every_export
 def test_a_sequence_that_would_keep_an_operator_of_this_package_is_refused():
     module = flatten(Backbone(4, 1, "gru", kernel_size=0, mlp_ratio=0), "sequence")
     with pytest.raises(InputError, match=r"^a Backbone needs the operator minrnn.rnn.default of this package"):
         export_plain(module, batch=4, longest=256)
 
 
+@every_export
 def test_a_step_of_nn_gru_s_recurrence_has_operators_of_pytorch_alone():
     torch.manual_seed(0)
     module = flatten(Backbone(4, 1, "gru", kernel_size=0, mlp_ratio=0), "step")

@@ -161,7 +161,7 @@ def check_compiled(rnn, backend, dynamic):
 @pytest.mark.parametrize("bidirectional", [False, True])
 def test_export(cell, bidirectional):
     rnn = cell(3, 5, 2, batch_first=True, bidirectional=bidirectional).eval()
-    batch, length = torch.export.Dim("batch"), torch.export.Dim("length")
+    batch, length = (torch.export.Dim(name, max=1 << 20) for name in ("batch", "length"))  # PyTorch 2.6 needs a bound
     example = torch.randn(2, 9, 3), torch.randn(4 if bidirectional else 2, 2, 5)
     program = torch.export.export(rnn, example, dynamic_shapes=({0: batch, 1: length}, {1: batch}, None)[:2])
     for x, h_0 in (example, (torch.randn(4, 17, 3), torch.randn(len(example[1]), 4, 5))):

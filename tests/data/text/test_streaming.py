@@ -158,7 +158,10 @@ def test_bad_arguments(files, tmp_path):
         InputError, match=r"^tokenizer must be byte or a file of the package tokenizers, got .*bad.json \("
     ):
         opened(files, tokenizer=str(tmp_path / "bad.json")).input_size  # noqa: B018
-    with pytest.raises(InputError, match=r"^json needs a split train with a column words, but has train: text, other"):
+    known = "json needs a split train with a column words, but has train: text, other"
+    with pytest.raises(
+        InputError, match=f"^({known}|column must be one of text, other, got words)"
+    ):  # datasets 3 reads
         ready(files, column="words")
     with pytest.raises(InputError, match=r"^column must be one of text, got words"):  # where it is known only now
         next(rows_of([{"text": "a"}], "words"))

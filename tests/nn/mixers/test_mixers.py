@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import re
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from torch.nn import functional as F
 from minrnn_lightning.nn import MIXERS, Backbone
 from minrnn_lightning.nn.functional import min_gru
 from minrnn_lightning.nn.mixers import Mixer
-from minrnn_lightning.testing import check_mixer
+from minrnn_lightning.testing import CLAUSES, check_mixer
 
 DIM, BATCH, LENGTH = 8, 3, 21
 OPTIONS = {  # of mixers, where other code runs than by default
@@ -29,6 +30,8 @@ CONVOLUTIONS = {
     "lstm before mlp": {"kernel_size": 0, "mlp_kernel_size": 2},
 }
 MODELS = [*MIXERS, *OPTIONS, *STACKS, *CONVOLUTIONS]
+# With these, PyTorch 2.6 exports programs of one length, and does not compile nn.LSTM's kernel.
+NEWER = {"deltanet", "gru", "lstm", "matrix_mingru", "s4d", "windowed"}
 
 
 def maker(model):
@@ -42,7 +45,10 @@ def maker(model):
 
 
 @pytest.mark.parametrize("model", MODELS)
-def test_keeps_the_contract(model):
+def test_keeps_the_contract(model, monkeypatch):
+    if torch.__version__ < "2.7" and NEWER & set(re.split(",? ", model)):
+        for name in ("compile", "export"):
+            monkeypatch.delitem(CLAUSES, name)
     check_mixer(maker(model))
 
 
