@@ -24,6 +24,8 @@ MOST_ROWS = 32  # of a batch, for each thread: the products of PyTorch are as fa
 EPS = 1e-5  # of the norms that the kernel computes
 CLASSES = {Tensor, nn.Parameter}
 
+NO_CONVOLUTION = (0,) * 5  # in place of its fields
+NO_MLP = (0, 0, 0, *NO_CONVOLUTION, 0, 0, 0, 0)
 GRU, LSTM, UNNORMALIZED_LSTM = 0, 1, 2  # those of ``step_kernels``, which imports Numba
 
 
@@ -78,39 +80,48 @@ def _block(
     """Add what the kernel reads of a block to ``fields``, in the order of ``step_kernels``; the state it will write."""
     parts = block._modules
     mixer, dropout = parts["mixer"], parts["dropout"]
-    conv, mlp = (parts[name] if name in parts else getattr(block, name) for name in ("conv", "mlp"))
+    names = "conv", "mlp", "mlp_conv"
+    conv, mlp, mlp_conv = (parts[name] if name in parts else getattr(block, name) for name in names)
     if (
         type(dropout) is not Dropout
         or (dropout.training and dropout.p > 0)
         or type(mixer) not in (MinGRUMixer, MinLSTMMixer)
-        or len(state) != 2  # a convolution before the MLP has a state too
     ):
         raise NotCovered
-    window, h = state
+    window, h, *mlp_window = state
     fields += _norm(parts["mixer_norm"], dim)
-    new_window: State = ()
-    if conv is None:
-        fields += 0, 0, 0, 0, 0
-    else:
-        _, parameters = _module(conv, CausalConv)
-        size = conv.kernel_size
-        window, new_window = window.contiguous(), torch.empty(batch, size - 1, dim)
-        kept.append(window)
-        fields += size, _address(parameters["weight"], (size, dim)), _address(parameters["bias"], (dim,))
-        fields += _address(window, (batch, size - 1, dim)), new_window.data_ptr()
+    new_window = _convolution(conv, window, batch, dim, fields, kept)
     h, new_h = h.contiguous(), torch.empty(batch, mixer.hidden)
     kept.append(h)
     fields += _recurrence(mixer, dim, resets)
     fields += _address(h, (batch, mixer.hidden)), new_h.data_ptr(), *_linear(mixer._modules["out"], mixer.hidden, dim)
     if mlp is None:
-        fields += 0, 0, 0, 0, 0, 0, 0
+        fields += NO_MLP
     else:
         up, gelu, down = _module(mlp, nn.Sequential)[0]._modules.values()
         if _module(gelu, nn.GELU)[0].approximate != "none":
             raise NotCovered
         hidden = up.out_features
-        fields += hidden, *_norm(parts["mlp_norm"], dim), *_linear(up, dim, hidden), *_linear(down, hidden, dim)
-    return new_window, new_h
+        fields += hidden, *_norm(parts["mlp_norm"], dim)
+        if mlp_conv is None:
+            fields += NO_CONVOLUTION
+        else:
+            mlp_window = [_convolution(mlp_conv, *mlp_window, batch, dim, fields, kept)]
+        fields += *_linear(up, dim, hidden), *_linear(down, hidden, dim)
+    return new_window, new_h, *mlp_window
+
+
+def _convolution(conv: Any, window: State, batch: int, dim: int, fields: list[int], kept: list[Tensor]) -> State:
+    """Add a convolution, or none, to the ``fields``; the window of the next step, which the kernel writes."""
+    if conv is None:
+        fields += NO_CONVOLUTION
+        return ()
+    parameters, size = _module(conv, CausalConv)[1], conv.kernel_size
+    window, new_window = window.contiguous(), torch.empty(batch, size - 1, dim)
+    kept.append(window)
+    fields += size, _address(parameters["weight"], (size, dim)), _address(parameters["bias"], (dim,))
+    fields += _address(window, (batch, size - 1, dim)), new_window.data_ptr()
+    return new_window
 
 
 def _recurrence(mixer: Any, dim: int, resets: bool) -> tuple[int, ...]:
