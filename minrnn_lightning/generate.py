@@ -19,6 +19,7 @@ from minrnn_lightning.errors import InputError
 from minrnn_lightning.hub import PACKAGE
 from minrnn_lightning.memory import peak_memory
 from minrnn_lightning.nn.backbone import Backbone
+from minrnn_lightning.nn.fused_step import unchanged_modules
 from minrnn_lightning.nn.language_model import EncoderBackboneHead, LanguageModel
 from minrnn_lightning.nn.mixers import MIXERS
 
@@ -104,12 +105,13 @@ def _generate(
         state = task.initial_state(tokens.shape[0])
         for chunk in torch.split(tokens, CHUNK, dim=1):
             outputs, state = task(chunk, state)
-        logits = outputs[:, -1]
+        logits, unchanged = outputs[:, -1], unchanged_modules()
         for count in range(1, max_new_tokens + 1):
             token = sample(logits, temperature, top_k, top_p, generator)
             yield token
             if count < max_new_tokens:
-                logits, state = task.step(token, state)
+                with unchanged:
+                    logits, state = task.step(token, state)
     finally:
         task.train(training)
 

@@ -3,10 +3,15 @@
 The kernel has blocks of minGRU and minLSTM in float32, without gradients, for small batches. ``fused_step`` looks at
 every module and tensor again in each step, and returns None for all that the kernel does not have or that something
 else wants to see: other layers and types, hooks, tensors of other classes, autocast, derivatives, tracing, compiling.
+What it has seen is kept as a ``_Plan``: to ask whether all is as before takes less time than to look, and within
+``unchanged_modules`` nothing is asked.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable
+from contextvars import ContextVar, Token
+from operator import attrgetter, is_
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -32,12 +37,12 @@ class NotCovered(Exception):  # noqa: N818 - no error: the step runs otherwise
 
 
 def fused_step(
-    blocks: Sequence[Any], kind: type[nn.Module], norm: nn.Module, x_t: Tensor, state: State, reset: Tensor | None
+    blocks: Any, kind: type[nn.Module], norm: nn.Module, x_t: Tensor, state: State, reset: Tensor | None
 ) -> tuple[Tensor, State] | None:
     """Run ``Backbone.step``.
 
     Args:
-        blocks: Those of the backbone.
+        blocks: The ``nn.ModuleList`` of those of the backbone.
         kind: The class of the blocks that the kernel computes.
         norm: The norm after the last block.
         x_t: (batch, dim).
@@ -58,92 +63,224 @@ def fused_step(
     (batch, dim), threads = x_t.shape, torch.get_num_threads()
     if not 0 < batch <= MOST_ROWS * threads or not isinstance(state, list) or len(state) != len(blocks):
         return None
-    y, x_t = torch.empty(batch, dim), x_t.contiguous()
-    kept, after = [x_t], []  # kept: what has an address in the call must live as long as it
+    promise = _promise.get()
     try:
-        fields = [_address(x_t, (batch, dim)), y.data_ptr(), _reset(reset, batch, kept), *_norm(norm, dim)]
-        for block, before in zip(blocks, state, strict=True):
-            if type(block) is not kind:
-                return None
-            after.append(_block(block, before, batch, dim, reset is not None, fields, kept))
+        plan = None if promise is None else promise.plans.get(blocks)
+        if plan is None:
+            plan = _plans.get(blocks)
+            if plan is None or not plan.holds(blocks, norm):
+                plan = _plans[blocks] = _Plan(blocks, kind, norm, dim)
+            if promise is not None:
+                promise.keep(blocks, plan)
+        if dim != plan.dim or (reset is not None and plan.learns_start):
+            return None
+        y, x_t = torch.empty(batch, dim), x_t.contiguous()
+        fields, kept, after = plan.fields.copy(), [x_t], []  # kept: what has an address must live as long as the call
+        fields[:3] = _address(x_t, (batch, dim)), y.data_ptr(), _reset(reset, batch, kept)
+        for places, before in zip(plan.states, state, strict=True):
+            after.append(tuple(_state(*each, batch, fields, kept) for each in zip(before, places, strict=True)))
     except NotCovered:
         return None
     step.run(batch, dim, len(blocks), fields, threads)
     return y, after
 
 
-def _block(
-    block: Any, state: State, batch: int, dim: int, resets: bool, fields: list[int], kept: list[Tensor]
-) -> State:
-    """Add what the kernel reads of a block to ``fields``, in the order of ``step_kernels``; the state it will write."""
-    parts = block._modules
-    mixer, dropout = parts["mixer"], parts["dropout"]
-    conv, mlp = (parts[name] if name in parts else getattr(block, name) for name in ("conv", "mlp"))
-    if (
-        type(dropout) is not Dropout
-        or (dropout.training and dropout.p > 0)
-        or type(mixer) not in (MinGRUMixer, MinLSTMMixer)
-        or len(state) != 2  # a convolution before the MLP has a state too
-    ):
-        raise NotCovered
-    window, h = state
-    fields += _norm(parts["mixer_norm"], dim)
-    new_window: State = ()
-    if conv is None:
-        fields += 0, 0, 0, 0, 0
-    else:
-        _, parameters = _module(conv, CausalConv)
-        size = conv.kernel_size
-        window, new_window = window.contiguous(), torch.empty(batch, size - 1, dim)
-        kept.append(window)
-        fields += size, _address(parameters["weight"], (size, dim)), _address(parameters["bias"], (dim,))
-        fields += _address(window, (batch, size - 1, dim)), new_window.data_ptr()
-    h, new_h = h.contiguous(), torch.empty(batch, mixer.hidden)
-    kept.append(h)
-    fields += _recurrence(mixer, dim, resets)
-    fields += _address(h, (batch, mixer.hidden)), new_h.data_ptr(), *_linear(mixer._modules["out"], mixer.hidden, dim)
-    if mlp is None:
-        fields += 0, 0, 0, 0, 0, 0, 0
-    else:
-        up, gelu, down = _module(mlp, nn.Sequential)[0]._modules.values()
-        if _module(gelu, nn.GELU)[0].approximate != "none":
+class _Plan:
+    """What the kernel reads of a backbone in every step, and whether that is still so.
+
+    Raises:
+        NotCovered: The kernel lacks something.
+    """
+
+    def __init__(self, blocks: nn.ModuleList, kind: type[nn.Module], norm: nn.Module, dim: int) -> None:
+        self.dim, self.norm, self.depth = dim, norm, len(blocks)
+        self.fields: list[int] = [0, 0, 0]  # in the order of ``step_kernels``: of the input, the output and the resets
+        # Of the states of each block, their numbers of features, and at which fields their addresses are.
+        self.states: list[list[tuple[tuple[int, ...], int]]] = []
+        self.learns_start = False
+        self._entries: list[tuple[dict[str, Any], str, Any]] = []  # of the dictionaries in which modules keep all
+        self._modules: list[nn.Module] = []
+        self._hooks: list[Any] = []
+        self.weights: list[Tensor] = []
+        self._add_norm(norm)
+        for name in map(str, range(self.depth)):
+            self._add_block(self._entry(blocks._modules, name), kind)
+        self._dicts, self._keys, self._values = zip(*self._entries, strict=True)
+        self._about_modules = list(map(type, self._modules))
+        self._about_weights = [list(map(about, self.weights)) for about in ABOUT_WEIGHTS]
+
+    def holds(self, blocks: nn.ModuleList, norm: nn.Module) -> bool:
+        """Whether no module, weight or option is another one than when the plan was made."""
+        return (
+            norm is self.norm
+            and len(blocks) == self.depth
+            and all(map(is_, map(dict.get, self._dicts, self._keys), self._values))
+            and not any(self._hooks)
+            and list(map(type, self._modules)) == self._about_modules
+            and all(
+                list(map(about, self.weights)) == before
+                for about, before in zip(ABOUT_WEIGHTS, self._about_weights, strict=True)
+            )
+        )
+
+    def _add_block(self, block: Any, kind: type[nn.Module]) -> None:
+        if type(block) is not kind:
             raise NotCovered
-        hidden = up.out_features
-        fields += hidden, *_norm(parts["mlp_norm"], dim), *_linear(up, dim, hidden), *_linear(down, hidden, dim)
-    return new_window, new_h
+        self._modules.append(block)
+        dropout, mixer = self._child(block, "dropout"), self._child(block, "mixer")
+        training, p = self._options(dropout, "training", "p")
+        if type(dropout) is not Dropout or (training and p > 0) or type(mixer) not in (MinGRUMixer, MinLSTMMixer):
+            raise NotCovered
+        self._modules += dropout, mixer
+        self.states.append([])
+        self._add_norm(self._child(block, "mixer_norm"))
+        self._add_convolution(self._child(block, "conv"))
+        hidden = self._add_recurrence(mixer)
+        self._add_state(hidden)
+        self._add_linear(self._child(mixer, "out"), hidden, self.dim)
+        mlp = self._child(block, "mlp")
+        if mlp is None:
+            self.fields += NO_MLP
+            return
+        up, gelu, down = (self._entry(self._module(mlp, nn.Sequential)._modules, name) for name in "012")
+        if len(mlp) != 3 or self._options(self._module(gelu, nn.GELU), "approximate") != ["none"]:
+            raise NotCovered
+        (units,) = self._options(up, "out_features")
+        self.fields.append(units)
+        self._add_norm(self._child(block, "mlp_norm"))
+        if self._child(block, "mlp_conv") is None:
+            self.fields += NO_CONVOLUTION
+        else:
+            self._add_convolution(self._child(block, "mlp_conv"))
+        self._add_linear(up, self.dim, units)
+        self._add_linear(down, units, self.dim)
+
+    def _add_convolution(self, conv: Any) -> None:
+        if conv is None:
+            self.states[-1].append(((), 0))
+            self.fields += NO_CONVOLUTION
+            return
+        (size,) = self._options(self._module(conv, CausalConv), "kernel_size")
+        self.fields.append(size)
+        self._add_weight(conv, "weight", size, self.dim)
+        self._add_weight(conv, "bias", self.dim)
+        self._add_state(size - 1, self.dim)
+
+    def _add_recurrence(self, mixer: Any) -> int:
+        """Add the options of a mixer, and its logits' weight and bias; its number of hidden units."""
+        hidden, bidirectional, highway, options = self._options(mixer, "hidden", "bidirectional", "highway", "options")
+        activation, signed, normalize = (self._entry(options, name) for name in ("activation", "signed", "normalize"))
+        if bidirectional or highway:
+            raise NotCovered
+        logits = self._module(self._child(mixer, "rnn"), Logits)
+        self.learns_start |= self._entry(logits._parameters, "initial") is not None
+        kind = {None: GRU, True: LSTM, False: UNNORMALIZED_LSTM}[normalize]
+        self.fields += hidden, kind, activation == "identity", signed
+        self._add_weight(logits, "weight_ih_l0", mixer.blocks * hidden, self.dim)
+        self._add_weight(logits, "bias_ih_l0", mixer.blocks * hidden)
+        return int(hidden)
+
+    def _add_norm(self, norm: Any) -> None:
+        eps, shape = self._options(self._module(norm, nn.LayerNorm), "eps", "normalized_shape")
+        if eps != EPS or shape != (self.dim,):
+            raise NotCovered
+        self._add_weight(norm, "weight", self.dim)
+        self._add_weight(norm, "bias", self.dim)
+
+    def _add_linear(self, linear: Any, features: int, units: int) -> None:
+        self._add_weight(self._module(linear, nn.Linear), "weight", units, features)
+        self._add_weight(linear, "bias", units)
+
+    def _add_weight(self, module: nn.Module, name: str, *shape: int) -> None:
+        weight = self._entry(module._parameters, name)
+        self.fields.append(_address(weight, shape))
+        self.weights.append(weight)
+
+    def _add_state(self, *shape: int) -> None:
+        """Add the places of a state's address and of that of the next step."""
+        self.states[-1].append((shape, len(self.fields)))
+        self.fields += 0, 0
+
+    def _module(self, module: Any, kind: type[nn.Module]) -> Any:
+        """The module, if its class is ``kind`` and nothing is attached to its call."""
+        if type(module) is not kind:
+            raise NotCovered
+        hooks = [module._forward_hooks, module._forward_pre_hooks]
+        if any(hooks) or self._entry(module.__dict__, "forward") is not None:
+            raise NotCovered
+        self._modules.append(module)
+        self._hooks += hooks
+        return module
+
+    def _child(self, module: nn.Module, name: str) -> Any:
+        """A module within another one, or None where it is left out."""
+        if self._entry(module.__dict__, name) is not None:
+            raise NotCovered
+        return self._entry(module._modules, name)
+
+    def _options(self, module: Any, *names: str) -> list[Any]:
+        return [self._entry(module.__dict__, name) for name in names]
+
+    def _entry(self, entries: dict[str, Any], name: str) -> Any:
+        """What a dictionary has for a name, or None; ``holds`` looks there again."""
+        self._entries.append((entries, name, entries.get(name)))
+        return self._entries[-1][2]
 
 
-def _recurrence(mixer: Any, dim: int, resets: bool) -> tuple[int, ...]:
-    """The options of a mixer, and its logits' weight and bias."""
-    options, (logits, parameters) = mixer.options, _module(mixer._modules["rnn"], Logits)
-    if mixer.bidirectional or getattr(mixer, "highway", False) or (resets and logits.initial is not None):
-        raise NotCovered
-    kind = {None: GRU, True: LSTM, False: UNNORMALIZED_LSTM}[options.get("normalize")]
-    units = mixer.blocks * mixer.hidden
-    weight, bias = _address(parameters["weight_ih_l0"], (units, dim)), _address(parameters["bias_ih_l0"], (units,))
-    return mixer.hidden, kind, options["activation"] == "identity", options["signed"], weight, bias
+class unchanged_modules:  # noqa: N801 - used like a function
+    """Steps in this context look at the modules of a backbone once, and not again in every step.
+
+    At batches of a few rows that is much of the time of a step. Values of weights may change in place, as by an
+    optimizer; of a module, weight, option or hook that is replaced, steps may go on to use the one before. An instance
+    may be entered again and again, and keeps what it has seen::
+
+        with unchanged_modules():
+            for x_t in stream:
+                y_t, state = backbone.step(x_t, state)
+    """
+
+    def __init__(self) -> None:
+        self.plans: dict[Any, _Plan] = {}
+        self._memory: list[Tensor] = []
+        self._tokens: list[Token[unchanged_modules | None]] = []
+
+    def keep(self, blocks: Any, plan: _Plan) -> None:
+        """Let the steps of a backbone follow a plan, whose addresses stay valid."""
+        self.plans[blocks] = plan
+        self._memory += map(Tensor.detach, plan.weights)
+
+    def __enter__(self) -> None:
+        self._tokens.append(_promise.set(self))
+
+    def __exit__(self, *_: object) -> None:
+        _promise.reset(self._tokens.pop())
 
 
-def _norm(module: Any, dim: int) -> tuple[int, int]:
-    """Weight and bias of a norm."""
-    norm, parameters = _module(module, nn.LayerNorm)
-    if norm.eps != EPS or norm.normalized_shape != (dim,):
-        raise NotCovered
-    return _address(parameters["weight"], (dim,)), _address(parameters["bias"], (dim,))
+_promise: ContextVar[unchanged_modules | None] = ContextVar("unchanged modules", default=None)
 
 
-def _linear(module: Any, features: int, units: int) -> tuple[int, int]:
-    """Weight and bias of a linear map."""
-    parameters = _module(module, nn.Linear)[1]
-    return _address(parameters["weight"], (units, features)), _address(parameters["bias"], (units,))
+_plans: WeakKeyDictionary[nn.ModuleList, _Plan] = WeakKeyDictionary()
+NO_CONVOLUTION = (0,) * 5  # in place of its fields
+NO_MLP = (0, 0, 0, *NO_CONVOLUTION, 0, 0, 0, 0)
+# Of weights: an assignment to ``data`` can change them, and that of a tensor to another name changes all but one.
+ABOUT_WEIGHTS: tuple[Callable[[Any], Any], ...] = (
+    type,
+    Tensor.data_ptr,
+    attrgetter("dtype"),
+    Tensor.is_contiguous,
+    Tensor.numel,
+)
 
 
-def _module(module: Any, kind: type[nn.Module]) -> tuple[Any, dict[str, Any]]:
-    """The module and its parameters, if its class is ``kind`` and nothing is attached to its call."""
-    about = module.__dict__
-    if type(module) is not kind or about["_forward_hooks"] or about["_forward_pre_hooks"] or "forward" in about:
-        raise NotCovered
-    return module, about["_parameters"]
+def _state(before: Any, place: tuple[tuple[int, ...], int], batch: int, fields: list[int], kept: list[Tensor]) -> State:
+    """Add the addresses of a state of a block, and of the one of the next step that the kernel will write."""
+    shape, field = place
+    if not field:
+        return ()
+    before, after = before.contiguous(), torch.empty(batch, *shape)
+    fields[field : field + 2] = _address(before, (batch, *shape)), after.data_ptr()
+    kept.append(before)
+    return after
 
 
 def _address(tensor: Any, shape: tuple[int, ...]) -> int:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from minrnn_lightning.batches import RolloutBatch
-from minrnn_lightning.nn import select_state
+from minrnn_lightning.nn import select_state, unchanged_modules
 from minrnn_lightning.rl.spaces import to_action_space
 from minrnn_lightning.tasks import PPOTask
 from minrnn_lightning.tasks.ppo_functional import discounted_returns, gae
@@ -69,7 +69,7 @@ class Collector:
         self.finished = []
         before = self.state
         self.task.eval()
-        with torch.no_grad(), precision:
+        with torch.no_grad(), precision, unchanged_modules():
             steps = [self._step() for _ in range(length)]
             columns = {name: torch.stack([step[name] for step in steps], 1) for name in steps[0]}
             _, following, _ = self._act()

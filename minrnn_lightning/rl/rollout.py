@@ -15,6 +15,7 @@ from torch import Tensor
 
 from minrnn_lightning.checkpoint import read_checkpoint
 from minrnn_lightning.errors import InputError
+from minrnn_lightning.nn import unchanged_modules
 from minrnn_lightning.nn.state import select_state
 from minrnn_lightning.rl.environments import Environment, check_spaces, make, step_env
 from minrnn_lightning.rl.spaces import check_policy_spaces, make_flat
@@ -250,13 +251,14 @@ def _run_episodes(
     starts = [env.reset(seed=seed)[0] for env, seed in zip(envs, seeds, strict=False)]
     returns, lengths = np.zeros(len(seeds)), np.zeros(len(seeds), dtype=int)
     running, step = np.arange(len(seeds)), 0
-    observations = np.array(starts, dtype=np.float32)
+    observations, unchanged = np.array(starts, dtype=np.float32), unchanged_modules()
     while len(running):
         if on_step is not None:
             on_step(step)
         return_to_go = torch.tensor((target or 0.0) - returns[running], dtype=torch.float32, device=device)
         timestep = torch.full((len(running),), step, device=device)
-        actions = policy.act(torch.from_numpy(observations).to(device), return_to_go, timestep)
+        with unchanged:
+            actions = policy.act(torch.from_numpy(observations).to(device), return_to_go, timestep)
         transitions = [
             step_env(envs[int(row)], action) for row, action in zip(running, actions.cpu().numpy(), strict=True)
         ]

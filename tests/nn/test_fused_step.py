@@ -1,6 +1,7 @@
 """A step in one kernel: as exact as the operators, and left to them where something else is asked for."""
 
 import copy
+import math
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from torch.func import functional_call, vmap
 from torch.nn.utils import parametrizations
 
 from minrnn_lightning import ops
-from minrnn_lightning.nn import Backbone, backbone
+from minrnn_lightning.nn import Backbone, backbone, fused_step, unchanged_modules
 from minrnn_lightning.nn.fused_step import MOST_ROWS
 from minrnn_lightning.ops.cpu import step_kernels
 
@@ -22,6 +23,8 @@ CASES = [  # options of the backbone, of the mixer, batch size
     ({"dim": 16, "mixer": "minlstm", "kernel_size": 1}, {"normalize": False, "signed": True}, 4),
     ({"dim": 16, "mixer": "minlstm", "mlp_ratio": 1.5}, {"activation": "identity", "signed": True}, 3),
     ({"dim": 16, "mixer": "minlstm", "kernel_size": 2}, {"normalize": False}, MOST_ROWS),
+    ({"dim": 20, "mlp_kernel_size": 4}, {}, 6),
+    ({"dim": 16, "mixer": "minlstm", "kernel_size": 0, "mlp_kernel_size": 1}, {"signed": True}, 1),
 ]
 
 
@@ -110,6 +113,33 @@ def test_weights_are_read_in_every_step(fused):
     assert fused == [True, True, True, False, True, True]
 
 
+def test_modules_that_do_not_change_are_looked_at_once(fused, monkeypatch):
+    model = build(mlp_kernel_size=4)
+    x, state, looked = torch.randn(2, 16), model.initial_state(2), []
+    holds = fused_step._Plan.holds
+    monkeypatch.setattr(fused_step._Plan, "holds", lambda *args: looked.append(1) or holds(*args))
+    unchanged = unchanged_modules()
+    with torch.no_grad():
+        expected, _ = model.step(x, state)
+        for _ in range(3):
+            with unchanged, unchanged_modules():
+                pass
+            with unchanged:
+                y, _ = model.step(x, state)
+            assert torch.equal(y, expected)
+        model.norm.bias += 1  # in place: seen
+        with unchanged:
+            torch.testing.assert_close(model.step(x, state)[0], expected + 1)
+            for parameter in model.parameters():  # their memory stays valid
+                parameter.data = torch.full_like(parameter, math.nan)
+            torch.testing.assert_close(model.step(x, state)[0], expected + 1)
+            with unchanged_modules():
+                assert model.step(x, state)[0].isnan().all()
+        assert model.step(x, state)[0].isnan().all()
+    assert fused == [True] * 8
+    assert len(looked) == 3
+
+
 class Stepped(nn.Module):
     def __init__(self, model):
         super().__init__()
@@ -139,13 +169,49 @@ def transpose(model):
 @pytest.mark.parametrize("change", [hook, replace, parametrize, transpose])
 def test_changed_modules_are_left_to_the_operators(change, fused):
     model = build()
-    change(model)
     x, state = torch.randn(2, 16), model.initial_state(2)
     with torch.no_grad():
+        model.step(x, state)
+        change(model)
         y, _ = model.step(x, state)
         whole, _ = model(x[:, None])
-    assert fused == [False]
+    assert fused == [True, False]
     torch.testing.assert_close(y, whole[:, 0], rtol=1e-4, atol=1e-5)
+
+
+def assign(model):
+    model.blocks[1].mlp[2].weight.data = torch.randn(16, 64)
+
+
+def exchange(model):
+    model.blocks[0].mixer.out.bias = nn.Parameter(torch.randn(16))
+
+
+def swap(model):
+    model.blocks[0], model.blocks[1] = model.blocks[1], model.blocks[0]
+
+
+def sign(model):
+    model.blocks[0].mixer.options["signed"] = True
+
+
+def drop(model):
+    model.blocks[1].mlp = None
+
+
+@pytest.mark.parametrize("change", [assign, exchange, swap, sign, drop])
+def test_changes_that_the_kernel_has_are_seen(change, fused):
+    model = build()
+    x, state = torch.randn(2, 16), [(torch.randn(2, 3, 16), torch.randn(2, 16)) for _ in range(2)]
+    with torch.no_grad():
+        before, _ = model.step(x, state)
+        change(model)
+        y, _ = model.step(x, state)
+        with ops.use_kernel("torch"):
+            expected, _ = model.step(x, state)
+    assert fused == [True, True, False]
+    assert not torch.allclose(y, before, rtol=1e-3)
+    torch.testing.assert_close(y, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_what_needs_the_operators_gets_them(fused):
@@ -170,13 +236,3 @@ def test_what_needs_the_operators_gets_them(fused):
         narrow = model.bfloat16().step(x.bfloat16(), state)[0]
     assert narrow.dtype == torch.bfloat16
     assert fused == [False, True, False, False, False, False, True, False, False, False]
-
-
-def test_a_convolution_before_the_mlp_is_left_to_the_operators(fused):
-    model = build(mlp_kernel_size=2)
-    x, state = torch.randn(2, 3, 16), model.initial_state(2)
-    with torch.no_grad():
-        for step in range(3):
-            y, state = model.step(x[:, step], state)
-        torch.testing.assert_close(y, model(x)[0][:, -1], rtol=1e-4, atol=1e-5)
-    assert fused == [False] * 3

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import Any, Literal, NamedTuple
 
@@ -26,7 +26,7 @@ from minrnn_lightning.commands.benchmark.measure import (
 from minrnn_lightning.commands.benchmark.report import Report
 from minrnn_lightning.commands.options import split_commas
 from minrnn_lightning.errors import InputError
-from minrnn_lightning.nn import Backbone, MinGRU, MinLSTM
+from minrnn_lightning.nn import Backbone, MinGRU, MinLSTM, unchanged_modules
 from minrnn_lightning.nn.mixers import MIXERS
 
 State = Any
@@ -69,10 +69,16 @@ def attention(dim: int, depth: int) -> Stepper:
     return Stepper(stack, stack.read, stack.step)
 
 
-def blocks(mixer: str, dim: int, depth: int, kernel_size: int, mlp_ratio: float) -> Stepper:
-    """A ``Backbone`` of a mixer and its method ``step``."""
+def blocks(mixer: str, dim: int, depth: int, kernel_size: int, mlp_ratio: float, unchanged: bool) -> Stepper:
+    """A ``Backbone`` of a mixer and its method ``step``, perhaps in the context ``unchanged_modules``."""
     backbone = Backbone(dim, depth, mixer, kernel_size=kernel_size, mlp_ratio=mlp_ratio)
-    return Stepper(backbone, lambda x, _: backbone(x)[1], backbone.step)
+    context = unchanged_modules() if unchanged else nullcontext()
+
+    def step(x_t: Tensor, state: State) -> tuple[Tensor, State]:
+        with context:
+            return backbone.step(x_t, state)
+
+    return Stepper(backbone, lambda x, _: backbone(x)[1], step)
 
 
 LAYERS: dict[str, tuple[str, Callable[[int, int], Stepper]]] = {  # by their name in --layers: name in tables, and maker
@@ -97,6 +103,7 @@ def step(
     depth: int = 1,
     kernel_size: int = 4,
     mlp_ratio: float = 4.0,
+    unchanged: bool = False,
     products: bool = False,
     steps: int = 64,
     threads: int = 1,
@@ -123,6 +130,7 @@ def step(
         depth: Number of layers, and of blocks.
         kernel_size: Steps of the causal convolution in a block; 0 leaves it out.
         mlp_ratio: Hidden units of the MLP of a block per channel; 0 leaves it out.
+        unchanged: Step the blocks in the context ``unchanged_modules``, as generation and rollouts do.
         products: Also measure the matrix products of a step alone, where they are calls of linear maps.
         steps: Steps after the context that are timed together.
         threads: Threads of PyTorch.
@@ -141,7 +149,7 @@ def step(
     makers: dict[str, Callable[[int, int], Stepper]] = {}
     makers |= dict(LAYERS[name] for name in _chosen("layers", layers, LAYERS))
     chosen = _chosen("mixer", mixer, MIXERS)
-    block = partial(blocks, kernel_size=kernel_size, mlp_ratio=mlp_ratio)
+    block = partial(blocks, kernel_size=kernel_size, mlp_ratio=mlp_ratio, unchanged=unchanged)
     makers |= {f"blocks of {name}": partial(block, name) for name in chosen}
     if not makers:
         raise InputError("layers and mixer are both none: give a layer or a mixer")
@@ -153,7 +161,7 @@ def step(
         raise InputError(f"processor_time is for one thread on the CPU, got threads {threads} and device {device}")
     clock = time.process_time if processor_time else time.perf_counter
     about: dict[str, object] = {"dtype": dtype, "depth": depth, "steps": steps, "repeats": repeats}
-    about |= {"kernel_size": kernel_size, "mlp_ratio": mlp_ratio} if chosen else {}
+    about |= {"kernel_size": kernel_size, "mlp_ratio": mlp_ratio, "unchanged": unchanged} if chosen else {}
     about |= {"clock": "time on a processor"} if processor_time else {}
     with torch_threads(threads), torch.inference_mode():
         report = Report("step", ["ms", "us_per_token"], about, torch_device, output, compare, axis="batch_size")

@@ -21,7 +21,8 @@ from minrnn_lightning.ops.cpu.kernels import HALF, ONE, ZERO, element, exp, gate
 NEXT, UNITS, BATCH, DIM, DEPTH, ROWS, X, Y, RESET, NORM, NORM_BIAS, BLOCKS = range(12)  # indices into a call
 BLOCK_NORM, BLOCK_NORM_BIAS, KERNEL_SIZE, CONV, CONV_BIAS, WINDOW, NEW_WINDOW, HIDDEN, KIND, IDENTITY = range(10)
 SIGNED, LOGITS, LOGITS_BIAS, H, NEW_H, OUT, OUT_BIAS = range(10, 17)  # of a block
-MLP_HIDDEN, MLP_NORM, MLP_NORM_BIAS, UP, UP_BIAS, DOWN, DOWN_BIAS, BLOCK_FIELDS = range(17, 25)
+MLP_HIDDEN, MLP_NORM, MLP_NORM_BIAS, MLP_KERNEL_SIZE, MLP_CONV, MLP_CONV_BIAS, MLP_WINDOW = range(17, 24)
+NEW_MLP_WINDOW, UP, UP_BIAS, DOWN, DOWN_BIAS, BLOCK_FIELDS = range(24, 30)
 GRU, LSTM, UNNORMALIZED_LSTM = 0, 1, 2
 EPS = np.float32(1e-5)  # of nn.LayerNorm
 
@@ -167,10 +168,19 @@ def layer_norm(y, x, weight, bias, rows):
 
 
 @kernel
-def convolve(x, weight, bias, window, new_window, rows, reset):
-    """The causal convolution in place, from the window of the inputs before to that of the next step."""
+def convolve(x, fields, dim, first, rows, reset):
+    """The causal convolution in place, from the window of the inputs before to that of the next step.
+
+    ``fields`` are the size of a kernel, which may be 0 for no convolution, and the addresses of weight, bias and
+    windows; ``first`` is the number of the first row in these.
+    """
     separate()
-    dim = np.uintp(bias.size)
+    if fields[0] == 0:
+        return
+    size = (fields[0] - 1) * dim
+    weight, bias = array(fields[1], 0, size + dim), array(fields[2], 0, dim)
+    window, new_window = array(fields[3], first * size, rows * size), array(fields[4], first * size, rows * size)
+    dim = np.uintp(dim)
     past = np.uintp(weight.size // bias.size - 1)
     for row in range(np.uintp(rows)):
         i, j = row * dim, row * past * dim
@@ -271,13 +281,9 @@ def entry(address):
         reset = carray(pointer(call[RESET] + present * first), (present * rows,), np.bool_)
         for i in range(depth):
             b = BLOCKS + i * BLOCK_FIELDS
-            hidden, mlp_hidden, past = call[b + HIDDEN], call[b + MLP_HIDDEN], (call[b + KERNEL_SIZE] - 1) * dim
+            hidden, mlp_hidden = call[b + HIDDEN], call[b + MLP_HIDDEN]
             layer_norm(normed, y, array(call[b + BLOCK_NORM], 0, dim), array(call[b + BLOCK_NORM_BIAS], 0, dim), rows)
-            if call[b + KERNEL_SIZE] > 0:
-                window = array(call[b + WINDOW], first * past, rows * past)
-                new_window = array(call[b + NEW_WINDOW], first * past, rows * past)
-                weight, bias = array(call[b + CONV], 0, past + dim), array(call[b + CONV_BIAS], 0, dim)
-                convolve(normed, weight, bias, window, new_window, rows, reset)
+            convolve(normed, call[b + KERNEL_SIZE :], dim, first, rows, reset)
             units = (2 if call[b + KIND] == GRU else 3) * hidden
             linear(wide, normed, call[b + LOGITS], call[b + LOGITS_BIAS], dim, units, rows, False)
             h = array(call[b + H], first * hidden, rows * hidden)
@@ -286,6 +292,7 @@ def entry(address):
             linear(y, new_h, call[b + OUT], call[b + OUT_BIAS], hidden, dim, rows, True)
             if mlp_hidden > 0:
                 layer_norm(normed, y, array(call[b + MLP_NORM], 0, dim), array(call[b + MLP_NORM_BIAS], 0, dim), rows)
+                convolve(normed, call[b + MLP_KERNEL_SIZE :], dim, first, rows, reset)
                 linear(wide, normed, call[b + UP], call[b + UP_BIAS], dim, mlp_hidden, rows, False)
                 activate(wide, rows * mlp_hidden)
                 linear(y, wide, call[b + DOWN], call[b + DOWN_BIAS], mlp_hidden, dim, rows, True)
