@@ -48,7 +48,7 @@ def compile_kernels(share: int, shares: int) -> None:
     adds = block_kernels.add_forward_entry, block_kernels.add_backward_entry
     norms = block_kernels.norm_forward_entry, block_kernels.norm_backward_entry
     types = ("float32", "float32"), ("float32", "uint16")
-    every = [step_kernels.compiled]
+    every = [partial(step_kernels.compiled, entry) for entry in (step_kernels.layers, step_kernels.blocks)]
     for stored, entry, gates in itertools.product(("float32", "float64", "uint16"), scans, (None, True)):
         every.append(partial(kernels.compiled, entry, stored, gates))
     for entry, (wide, narrow) in itertools.product((*norms, *adds), types):

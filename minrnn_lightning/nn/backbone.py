@@ -16,7 +16,7 @@ from minrnn_lightning.nn.chunks import split_steps
 from minrnn_lightning.nn.conv import CausalConv
 from minrnn_lightning.nn.dropout import Dropout
 from minrnn_lightning.nn.fused import apply_mlp, norm_mlp
-from minrnn_lightning.nn.fused_step import fused_step
+from minrnn_lightning.nn.fused_step import fused_blocks
 from minrnn_lightning.nn.mixers import MIXERS, Mixer, mixer_name
 from minrnn_lightning.nn.mixers.base import is_exporting
 from minrnn_lightning.nn.mixers.registry import build_mixer, check_mixer_args, find_mixer
@@ -273,7 +273,7 @@ class Backbone(Shardable):
             (batch, dim), and the state.
         """
         if delta_t is None:
-            result = fused_step(self.blocks, Block, self.norm, x_t, state, reset)
+            result = fused_blocks(self.blocks, Block, self.norm, x_t, state, reset)
             if result is not None:
                 return result
         after = []

@@ -1,10 +1,10 @@
-"""A step of a backbone on a CPU as one call of a compiled kernel, where nothing but its result is asked for.
+"""A step of layers or of a backbone on a CPU as one call of a compiled kernel, where only its result is asked for.
 
-The kernel has blocks of minGRU and minLSTM in float32, without gradients, for small batches. ``fused_step`` looks at
-every module and tensor again in each step, and returns None for all that the kernel does not have or that something
-else wants to see: other layers and types, hooks, tensors of other classes, autocast, derivatives, tracing, compiling.
-What it has seen is kept as a ``_Plan``: to ask whether all is as before takes less time than to look, and within
-``unchanged_modules`` nothing is asked.
+The kernels have layers and blocks of minGRU and minLSTM in float32, without gradients, for small batches. The functions
+here look at every module and tensor again in each step, and return None for all that the kernels do not have or that
+something else wants to see: other layers and types, hooks, tensors of other classes, autocast, derivatives, tracing,
+compiling. What ``fused_blocks`` has seen is kept as a ``_Plan``: to ask whether all is as before takes less time than
+to look, and within ``unchanged_modules`` nothing is asked.
 """
 
 from collections.abc import Callable
@@ -29,14 +29,68 @@ MOST_ROWS = 32  # of a batch, for each thread: the products of PyTorch are as fa
 EPS = 1e-5  # of the norms that the kernel computes
 CLASSES = {Tensor, nn.Parameter}
 
-GRU, LSTM, UNNORMALIZED_LSTM = 0, 1, 2  # those of ``step_kernels``, which imports Numba
+KINDS = {None: 0, True: 1, False: 2}  # by ``normalize``, which minGRU has not: those of ``step_kernels``
 
 
 class NotCovered(Exception):  # noqa: N818 - no error: the step runs otherwise
     """The kernel lacks something of a step."""
 
 
-def fused_step(
+def fused_layers(
+    layers: nn.Module,
+    sizes: tuple[int, int, int],
+    blocks: int,
+    options: dict[str, Any],
+    x_t: Tensor,
+    state: Tensor,
+    reset: Tensor | None,
+) -> tuple[Tensor, Tensor] | None:
+    """Run one step of layers stacked on each other, without dropout.
+
+    Args:
+        layers: The module with the weights and biases.
+        sizes: Features of the input, number of layers, and features of the state.
+        blocks: Logits for each unit.
+        options: Those of the step function.
+        x_t: (batch, features).
+        state: (layers, batch, hidden).
+        reset: Bool (batch,), where the state is zeros; or None.
+
+    Returns:
+        The output and the new state, or None where the kernel lacks something.
+    """
+    if not _can_run(x_t):
+        return None
+    (features, count, hidden), batch, threads = sizes, x_t.shape[0], torch.get_num_threads()
+    if not 0 < batch <= MOST_ROWS * threads:
+        return None
+    from minrnn_lightning.ops.cpu import step
+
+    x_t, state, after = x_t.contiguous(), state.contiguous(), torch.empty(count, batch, hidden)
+    kept: list[Tensor] = []
+    kind = KINDS[options.get("normalize")]
+    try:
+        fields = [_reset(reset, batch, kept), _address(x_t, (batch, features)), count, features, hidden, kind]
+        fields += options["activation"] == "identity", options["signed"]
+        fields += _address(state, (count, batch, hidden)), after.data_ptr()
+        for layer in range(count):
+            weight, bias = (layers._parameters.get(f"{name}_ih_l{layer}") for name in ("weight", "bias"))
+            fields += _address(weight, (blocks * hidden, features)), _address(bias, (blocks * hidden,))
+            features = hidden
+    except NotCovered:
+        return None
+    step.run_layers(batch, fields, threads)
+    return after[-1].clone(), after
+
+
+def _can_run(x_t: Tensor) -> bool:
+    """Whether nothing but the result of a step is asked for, and kernels run where its input is."""
+    if torch.compiler.is_compiling() or torch.is_grad_enabled() or is_observed() or torch.is_autocast_enabled("cpu"):
+        return False
+    return type(x_t) in CLASSES and x_t.dim() == 2 and runs_numba(x_t.device)
+
+
+def fused_blocks(
     blocks: Any, kind: type[nn.Module], norm: nn.Module, x_t: Tensor, state: State, reset: Tensor | None
 ) -> tuple[Tensor, State] | None:
     """Run ``Backbone.step``.
@@ -52,11 +106,7 @@ def fused_step(
     Returns:
         What ``Backbone.step`` does, or None where the kernel lacks something.
     """
-    if torch.compiler.is_compiling() or torch.is_grad_enabled():
-        return None
-    if is_observed() or torch.is_autocast_enabled("cpu"):
-        return None
-    if type(x_t) not in CLASSES or x_t.dim() != 2 or not runs_numba(x_t.device):
+    if not _can_run(x_t):
         return None
     from minrnn_lightning.ops.cpu import step
 
@@ -76,12 +126,12 @@ def fused_step(
             return None
         y, x_t = torch.empty(batch, dim), x_t.contiguous()
         fields, kept, after = plan.fields.copy(), [x_t], []  # kept: what has an address must live as long as the call
-        fields[:3] = _address(x_t, (batch, dim)), y.data_ptr(), _reset(reset, batch, kept)
+        fields[0], fields[1], fields[4] = _reset(reset, batch, kept), _address(x_t, (batch, dim)), y.data_ptr()
         for places, before in zip(plan.states, state, strict=True):
             after.append(tuple(_state(*each, batch, fields, kept) for each in zip(before, places, strict=True)))
     except NotCovered:
         return None
-    step.run(batch, dim, len(blocks), fields, threads)
+    step.run_blocks(batch, fields, threads)
     return y, after
 
 
@@ -94,7 +144,7 @@ class _Plan:
 
     def __init__(self, blocks: nn.ModuleList, kind: type[nn.Module], norm: nn.Module, dim: int) -> None:
         self.dim, self.norm, self.depth = dim, norm, len(blocks)
-        self.fields: list[int] = [0, 0, 0]  # in the order of ``step_kernels``: of the input, the output and the resets
+        self.fields = [0, 0, dim, self.depth, 0]  # in the order of ``step_kernels``; 0: of resets, input and output
         # Of the states of each block, their numbers of features, and at which fields their addresses are.
         self.states: list[list[tuple[tuple[int, ...], int]]] = []
         self.learns_start = False
@@ -174,8 +224,7 @@ class _Plan:
             raise NotCovered
         logits = self._module(self._child(mixer, "rnn"), Logits)
         self.learns_start |= self._entry(logits._parameters, "initial") is not None
-        kind = {None: GRU, True: LSTM, False: UNNORMALIZED_LSTM}[normalize]
-        self.fields += hidden, kind, activation == "identity", signed
+        self.fields += hidden, KINDS[normalize], activation == "identity", signed
         self._add_weight(logits, "weight_ih_l0", mixer.blocks * hidden, self.dim)
         self._add_weight(logits, "bias_ih_l0", mixer.blocks * hidden)
         return int(hidden)

@@ -15,6 +15,7 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_
 from minrnn_lightning.errors import InputError
 from minrnn_lightning.nn.checks import check_arguments, check_sequence, check_step
 from minrnn_lightning.nn.functional import activate
+from minrnn_lightning.nn.fused_step import fused_layers
 from minrnn_lightning.nn.linear_views import LinearViews, project
 from minrnn_lightning.nn.state import zero_state
 from minrnn_lightning.nn.timescale import log_timescales
@@ -235,6 +236,8 @@ class MinRNN(LinearViews, nn.RNNBase):
             output_t, h = self.step(input_t.unsqueeze(0), h, reset=reset, delta_t=delta_t)
             return output_t.squeeze(0), h.squeeze(1)
         x, h_0 = self._checked(input_t, h)
+        if delta_t is None and (result := self._fused_step(x, h_0, reset)) is not None:
+            return result
         if reset is not None:
             h_0 = torch.where(reset.unsqueeze(-1), self.initial_state(x.shape[0]), h_0)
         final: list[Tensor] = []
@@ -276,6 +279,10 @@ class MinRNN(LinearViews, nn.RNNBase):
         x, h_0 = self._checked(x, h_0)
         if x.shape[1] == 0:
             raise RuntimeError("Expected sequence length to be larger than 0 in RNN")
+        if x.shape[1] == 1 and delta_t is None and padding is None:
+            result = self._fused_step(x[:, 0], h_0, None if reset is None else reset[:, 0])
+            if result is not None:
+                return result[0].unsqueeze(1), result[1]
         starts = self._starts()
         final: list[Tensor] = []
         for layer in range(self.num_layers):
@@ -298,6 +305,17 @@ class MinRNN(LinearViews, nn.RNNBase):
                 outputs.append(h)
             x = self._between(layer, torch.cat(outputs, -1) if self.bidirectional else outputs[0])
         return x, torch.stack(final)
+
+    def _fused_step(self, x: Tensor, h_0: Tensor, reset: Tensor | None) -> tuple[Tensor, Tensor] | None:
+        """``step`` by one kernel, or None where it lacks something; a subclass may have overridden any part of it."""
+        if torch.compiler.is_compiling():
+            return None
+        drops = self.training and self.dropout > 0 and self.num_layers > 1
+        learns = reset is not None and self.initial is not None
+        if "_has_kernel" not in type(self).__dict__ or self.bidirectional or drops or learns:
+            return None
+        sizes = self.input_size, self.num_layers, self.hidden_size
+        return fused_layers(self, sizes, len(self._hold_logits), self._options(), x, h_0, reset)
 
     def _run_packed(self, packed: PackedSequence, hx: Tensor | None) -> tuple[PackedSequence, Tensor]:
         """Pad, run with the state unchanged in the padding, so that each direction starts at its own end, and pack."""

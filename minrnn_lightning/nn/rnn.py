@@ -51,6 +51,7 @@ class MinGRU(MinRNN):
     """
 
     mode = "MinGRU"
+    _has_kernel = True
     _function = staticmethod(min_gru)
     _step_function = staticmethod(min_gru_step)
     _hold_logits = (CLOSED, 0.0)
@@ -102,6 +103,7 @@ class MinLSTM(MinRNN):
     """
 
     mode = "MinLSTM"
+    _has_kernel = True
     _function = staticmethod(min_lstm)
     _step_function = staticmethod(min_lstm_step)
     _hold_logits = (OPEN, CLOSED, 0.0)

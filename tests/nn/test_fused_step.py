@@ -11,7 +11,7 @@ from torch.func import functional_call, vmap
 from torch.nn.utils import parametrizations
 
 from minrnn_lightning import ops
-from minrnn_lightning.nn import Backbone, backbone, fused_step, unchanged_modules
+from minrnn_lightning.nn import Backbone, MinGRU, MinLSTM, backbone, fused_step, gru_interface, unchanged_modules
 from minrnn_lightning.nn.fused_step import MOST_ROWS
 from minrnn_lightning.ops.cpu import step_kernels
 
@@ -31,14 +31,14 @@ CASES = [  # options of the backbone, of the mixer, batch size
 @pytest.fixture
 def fused(monkeypatch):
     """For every step since it was made, whether the kernel ran."""
-    ran, function = [], backbone.fused_step
+    ran, function = [], backbone.fused_blocks
 
     def watched(*args):
         result = function(*args)
         ran.append(result is not None)
         return result
 
-    monkeypatch.setattr(backbone, "fused_step", watched)
+    monkeypatch.setattr(backbone, "fused_blocks", watched)
     return ran
 
 
@@ -236,3 +236,89 @@ def test_what_needs_the_operators_gets_them(fused):
         narrow = model.bfloat16().step(x.bfloat16(), state)[0]
     assert narrow.dtype == torch.bfloat16
     assert fused == [False, True, False, False, False, False, True, False, False, False]
+
+
+LAYERS = [  # class, sizes and options, batch size
+    (MinGRU, (3, 5, 1), {}, 1),
+    (MinGRU, (17, 33, 3), {"activation": "identity", "signed": True}, 6),
+    (MinGRU, (4, 8, 2), {"learn_initial_state": True, "dropout": 0.5}, 9),
+    (MinLSTM, (8, 20, 2), {}, 5),
+    (MinLSTM, (5, 7, 2), {"normalize": False, "signed": True}, MOST_ROWS),
+]
+
+
+@pytest.fixture
+def stepped(monkeypatch):
+    """For every step of a layer since it was made, whether the kernel ran."""
+    ran, function = [], gru_interface.fused_layers
+
+    def watched(*args):
+        result = function(*args)
+        ran.append(result is not None)
+        return result
+
+    monkeypatch.setattr(gru_interface, "fused_layers", watched)
+    return ran
+
+
+@pytest.mark.parametrize(("kind", "sizes", "options", "batch"), LAYERS)
+def test_a_step_of_layers_equals_the_operators_in_float64(kind, sizes, options, batch, stepped):
+    torch.manual_seed(0)
+    layer = kind(*sizes, batch_first=True, **options).eval()
+    exact = copy.deepcopy(layer).double()
+    x, h = 2 * torch.randn(batch, 4, sizes[0]), torch.randn(sizes[2], batch, sizes[1])
+    reset = None if options.get("learn_initial_state") else torch.rand(batch, 4) < 0.3
+    with torch.no_grad():
+        expected, last = exact(x.double(), h.double(), reset=reset)
+        state = h
+        for t in range(4):
+            starts = None if reset is None else reset[:, t]
+            one, after = layer(x[:, t : t + 1], state, reset=None if starts is None else starts[:, None])
+            y, state = layer.step(x[:, t], state, reset=starts)
+            assert torch.equal(one[:, 0], y)
+            assert torch.equal(after, state)
+            torch.testing.assert_close(y.double(), expected[:, t], rtol=2e-5, atol=2e-6)
+            y.zero_()  # no part of the state
+        torch.testing.assert_close(state.double(), last, rtol=2e-5, atol=2e-6)
+        torch.testing.assert_close(layer.step(x[0, 0], h[:, 0])[0], layer.step(x[:1, 0], h[:, :1])[0][0])
+    assert all(stepped)
+    assert len(stepped) == 10
+
+
+class Doubled(MinGRU):
+    def _between(self, layer, x):
+        return 2 * x
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: MinGRU(3, 4, bias=False),
+        lambda: MinGRU(3, 4, bidirectional=True),
+        lambda: MinGRU(3, 4, dtype=torch.bfloat16),
+        lambda: MinLSTM(3, 4, 2, dropout=0.5).train(),
+        lambda: Doubled(3, 4),
+        lambda: parametrizations.weight_norm(MinGRU(3, 4), "weight_ih_l0"),
+    ],
+)
+def test_layers_that_the_kernel_lacks_have_the_operators(make, stepped):
+    layer = make()
+    x = torch.randn(1, 2, 3, dtype=next(layer.parameters()).dtype)
+    with torch.no_grad():
+        y, _ = layer(x)
+        with ops.use_kernel("torch"):
+            expected, _ = layer(x)
+    assert not any(stepped)
+    if not layer.training:
+        torch.testing.assert_close(y, expected)
+
+
+def test_a_step_of_layers_has_derivatives(stepped):
+    layer, x = MinGRU(3, 4), torch.randn(2, 3)
+    y, _ = layer.step(x)
+    assert y.requires_grad
+    with torch.no_grad(), forward_ad.dual_level():
+        assert forward_ad.unpack_dual(layer.step(forward_ad.make_dual(x, x))[0]).tangent is not None
+        assert vmap(lambda each: layer.step(each)[0])(torch.stack([x, x])).shape == (2, 2, 4)
+        layer.step(x, delta_t=torch.ones(2))
+    assert not any(stepped)

@@ -1,11 +1,11 @@
-"""One step of a stack of residual blocks around minGRU or minLSTM, as one function compiled by Numba.
+"""One step of layers of minGRU or minLSTM, or of residual blocks around them, as one function compiled by Numba.
 
 At small batches the operators of a step cost more than its products: a stack has dozens of them, and each takes
-microseconds to be called. Here a thread takes some rows of the batch through all blocks, float32 throughout. The
-weights are read where they are, in the layout of ``nn.Linear``; nothing is prepared or kept between two steps.
+microseconds to be called. Here a thread takes some rows of the batch through all layers or blocks, float32 throughout.
+The weights are read where they are, in the layout of ``nn.Linear``; nothing is prepared or kept between two steps.
 
 A call is an array of integers: the number of the next unit of work (see ``kernels``), sizes and addresses, and from
-BLOCKS on those of each block, at the indices named below.
+BLOCKS or WEIGHTS on those of each block or layer, at the indices named below.
 """
 
 import functools
@@ -18,11 +18,13 @@ from numba.extending import intrinsic
 from minrnn_lightning.ops.cpu import kernels
 from minrnn_lightning.ops.cpu.kernels import HALF, ONE, ZERO, element, exp, gate, kernel, pointer, positive, sigmoid
 
-NEXT, UNITS, BATCH, DIM, DEPTH, ROWS, X, Y, RESET, NORM, NORM_BIAS, BLOCKS = range(12)  # indices into a call
+NEXT, UNITS, BATCH, ROWS, RESET, X = range(6)  # indices into a call
+DIM, DEPTH, Y, NORM, NORM_BIAS, BLOCKS = range(6, 12)  # of blocks
 BLOCK_NORM, BLOCK_NORM_BIAS, KERNEL_SIZE, CONV, CONV_BIAS, WINDOW, NEW_WINDOW, HIDDEN, KIND, IDENTITY = range(10)
 SIGNED, LOGITS, LOGITS_BIAS, H, NEW_H, OUT, OUT_BIAS = range(10, 17)  # of a block
 MLP_HIDDEN, MLP_NORM, MLP_NORM_BIAS, MLP_KERNEL_SIZE, MLP_CONV, MLP_CONV_BIAS, MLP_WINDOW = range(17, 24)
 NEW_MLP_WINDOW, UP, UP_BIAS, DOWN, DOWN_BIAS, BLOCK_FIELDS = range(24, 30)
+LAYERS, FEATURES, UNITS_OF_LAYER, LAYER_KIND, LAYER_IDENTITY, LAYER_SIGNED, STATE, NEW_STATE, WEIGHTS = range(6, 15)
 GRU, LSTM, UNNORMALIZED_LSTM = 0, 1, 2
 EPS = np.float32(1e-5)  # of nn.LayerNorm
 
@@ -259,8 +261,32 @@ def copy(y, x):
         y[i] = x[i]
 
 
-def entry(address):
-    """A step of the stack, as a C function of a call."""
+def layers(address):
+    """A step of layers without anything between them, as a C function of a call."""
+    call = carray(address, (WEIGHTS,), np.int64)
+    count, hidden, batch = call[LAYERS], call[UNITS_OF_LAYER], call[BATCH]
+    call = carray(address, (WEIGHTS + 2 * count,), np.int64)
+    units = (2 if call[LAYER_KIND] == GRU else 3) * hidden
+    logits, decay = np.empty(call[ROWS] * units, np.float32), np.empty(hidden, np.float32)
+    present = min(1, call[RESET])
+    unit = kernels.next_unit(call)
+    while unit < call[UNITS]:
+        first = unit * call[ROWS]
+        rows = min(call[ROWS], batch - first)
+        reset = carray(pointer(call[RESET] + present * first), (present * rows,), np.bool_)
+        features = call[FEATURES]
+        x = array(call[X], first * features, rows * features)
+        for i in range(count):
+            linear(logits, x, call[WEIGHTS + 2 * i], call[WEIGHTS + 2 * i + 1], features, units, rows, False)
+            h = array(call[STATE], (i * batch + first) * hidden, rows * hidden)
+            x, features = array(call[NEW_STATE], (i * batch + first) * hidden, rows * hidden), hidden
+            identity, signed = call[LAYER_IDENTITY], call[LAYER_SIGNED]
+            recurrence(x, h, logits, decay, call[LAYER_KIND], identity, signed, rows, hidden, reset)
+        unit = kernels.next_unit(call)
+
+
+def blocks(address):
+    """A step of residual blocks and a norm, as a C function of a call."""
     call = carray(address, (BLOCKS,), np.int64)
     depth, dim, batch = call[DEPTH], call[DIM], call[BATCH]
     call = carray(address, (BLOCKS + depth * BLOCK_FIELDS,), np.int64)
@@ -301,8 +327,8 @@ def entry(address):
 
 
 @functools.cache
-def compiled():
-    """The C function of a step; its ``address`` is valid as long as the result exists."""
+def compiled(entry):
+    """The C function of ``layers`` or ``blocks``; its ``address`` is valid as long as the result exists."""
     # Numba's cache notices changes in the file of the entry alone, so its name says which elements it was compiled of.
-    entry.__qualname__ = f"step_{os.stat(kernels.__file__).st_mtime_ns:x}"
+    entry.__qualname__ = f"{entry.__name__}_step_{os.stat(kernels.__file__).st_mtime_ns:x}"
     return cfunc(types.void(types.voidptr), cache=kernels.CACHE, error_model="numpy")(entry)
