@@ -25,7 +25,8 @@ from minrnn_lightning.nn.mixers.minlstm import MinLSTMMixer
 from minrnn_lightning.nn.state import State
 from minrnn_lightning.ops.kernel_choice import runs_numba
 
-MOST_ROWS = 32  # of a batch, for each thread: the products of PyTorch are as fast from about this number on
+# Of a batch, for each thread: with more rows, or rows × width, the operators of PyTorch are about as fast.
+MOST_ROWS, MOST_NUMBERS = 32, 8192
 EPS = 1e-5  # of the norms that the kernel computes
 CLASSES = {Tensor, nn.Parameter}
 
@@ -62,7 +63,7 @@ def fused_layers(
     if not _can_run(x_t):
         return None
     (features, count, hidden), batch, threads = sizes, x_t.shape[0], torch.get_num_threads()
-    if not 0 < batch <= MOST_ROWS * threads:
+    if not 0 < batch <= most_rows(hidden) * threads:
         return None
     from minrnn_lightning.ops.cpu import step
 
@@ -81,6 +82,11 @@ def fused_layers(
         return None
     step.run_layers(batch, fields, threads)
     return after[-1].clone(), after
+
+
+def most_rows(width: int) -> int:
+    """The most rows of a batch for which a thread runs the kernel."""
+    return max(MOST_ROWS, MOST_NUMBERS // width)
 
 
 def _can_run(x_t: Tensor) -> bool:
@@ -111,7 +117,7 @@ def fused_blocks(
     from minrnn_lightning.ops.cpu import step
 
     (batch, dim), threads = x_t.shape, torch.get_num_threads()
-    if not 0 < batch <= MOST_ROWS * threads or not isinstance(state, list) or len(state) != len(blocks):
+    if not 0 < batch <= most_rows(dim) * threads or not isinstance(state, list) or len(state) != len(blocks):
         return None
     promise = _promise.get()
     try:

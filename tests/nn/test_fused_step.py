@@ -231,7 +231,7 @@ def test_what_needs_the_operators_gets_them(fused):
         traced = torch.jit.trace(lambda x_t: model.step(x_t, state)[0], x, check_trace=False)
         torch.testing.assert_close(traced(x + 1), model.step(x + 1, state)[0])
         assert model.step(torch.zeros(0, 16), model.initial_state(0))[0].shape == (0, 16)
-        many = MOST_ROWS * torch.get_num_threads() + 1
+        many = fused_step.most_rows(16) * torch.get_num_threads() + 1
         model.step(torch.randn(many, 16), model.initial_state(many))
         narrow = model.bfloat16().step(x.bfloat16(), state)[0]
     assert narrow.dtype == torch.bfloat16
