@@ -69,7 +69,7 @@ def attention(dim: int, depth: int) -> Stepper:
     return Stepper(stack, stack.read, stack.step)
 
 
-def blocks(mixer: str, dim: int, depth: int, kernel_size: int, mlp_ratio: float, unchanged: bool) -> Stepper:
+def blocks(mixer: str, dim: int, depth: int, kernel_size: int, mlp_ratio: float, unchanged: bool = False) -> Stepper:
     """A ``Backbone`` of a mixer and its method ``step``, perhaps in the context ``unchanged_modules``."""
     backbone = Backbone(dim, depth, mixer, kernel_size=kernel_size, mlp_ratio=mlp_ratio)
     context = unchanged_modules() if unchanged else nullcontext()
