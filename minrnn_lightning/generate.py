@@ -19,9 +19,9 @@ from minrnn_lightning.errors import InputError
 from minrnn_lightning.hub import PACKAGE
 from minrnn_lightning.memory import peak_memory
 from minrnn_lightning.nn.backbone import Backbone
-from minrnn_lightning.nn.fused_step import unchanged_modules
 from minrnn_lightning.nn.language_model import EncoderBackboneHead, LanguageModel
 from minrnn_lightning.nn.mixers import MIXERS
+from minrnn_lightning.nn.step_plan import unchanged_modules
 
 if TYPE_CHECKING:
     from minrnn_lightning.tasks import LanguageTask

@@ -11,7 +11,16 @@ from torch.func import functional_call, vmap
 from torch.nn.utils import parametrizations
 
 from minrnn_lightning import ops
-from minrnn_lightning.nn import Backbone, MinGRU, MinLSTM, backbone, fused_step, gru_interface, unchanged_modules
+from minrnn_lightning.nn import (
+    Backbone,
+    MinGRU,
+    MinLSTM,
+    backbone,
+    fused_step,
+    gru_interface,
+    step_plan,
+    unchanged_modules,
+)
 from minrnn_lightning.nn.fused_step import MOST_ROWS
 from minrnn_lightning.ops.cpu import step_kernels
 
@@ -116,8 +125,8 @@ def test_weights_are_read_in_every_step(fused):
 def test_modules_that_do_not_change_are_looked_at_once(fused, monkeypatch):
     model = build(mlp_kernel_size=4)
     x, state, looked = torch.randn(2, 16), model.initial_state(2), []
-    holds = fused_step._Plan.holds
-    monkeypatch.setattr(fused_step._Plan, "holds", lambda *args: looked.append(1) or holds(*args))
+    holds = step_plan.Plan.holds
+    monkeypatch.setattr(step_plan.Plan, "holds", lambda *args: looked.append(1) or holds(*args))
     unchanged = unchanged_modules()
     with torch.no_grad():
         expected, _ = model.step(x, state)
