@@ -1,9 +1,8 @@
 """A step of layers or of a backbone on a CPU as one call of a compiled kernel, where only its result is asked for.
 
 The kernels have layers and blocks of minGRU and minLSTM in float32, without gradients, for small batches. The functions
-here ask about every module and tensor in each step, and return None for all that the kernels do not have or that
-something else wants to see: other layers and types, hooks, tensors of other classes, autocast, derivatives, tracing,
-compiling.
+here return None for all that the kernels do not have or that something else wants to see: other layers and types,
+hooks, tensors of other classes, autocast, derivatives, tracing, compiling.
 """
 
 from typing import Any
@@ -13,7 +12,7 @@ from torch import Tensor, nn
 
 from minrnn_lightning.nn.fused import is_observed
 from minrnn_lightning.nn.state import State
-from minrnn_lightning.nn.step_plan import CLASSES, KINDS, NotCovered, address, find_plan
+from minrnn_lightning.nn.step_plan import CLASSES, NotCovered, address, find_plan, kind_of
 from minrnn_lightning.ops.kernel_choice import runs_numba
 
 # Of a batch, for each thread: with more rows, or rows × width, the operators of PyTorch are about as fast.
@@ -50,12 +49,12 @@ def fused_layers(
         return None
     from minrnn_lightning.ops.cpu import step
 
-    x_t, state, after = x_t.contiguous(), state.contiguous(), torch.empty(count, batch, hidden)
+    x_t, state, after = x_t.contiguous(), state.contiguous(), empty(count, batch, hidden)
     kept: list[Tensor] = []
-    kind = KINDS[options.get("normalize")]
+    kind = kind_of(blocks, options.get("normalize"))
     try:
         fields = [_reset(reset, batch, kept), address(x_t, (batch, features)), count, features, hidden, kind]
-        fields += options["activation"] == "identity", options["signed"]
+        fields += options["activation"] == "identity", bool(options["signed"])
         fields += address(state, (count, batch, hidden)), after.data_ptr()
         for layer in range(count):
             weight, bias = (layers._parameters.get(f"{name}_ih_l{layer}") for name in ("weight", "bias"))
@@ -67,9 +66,14 @@ def fused_layers(
     return after[-1].clone(), after
 
 
+def empty(*shape: int) -> Tensor:
+    """What a kernel writes, whatever the default type and device are."""
+    return torch.empty(shape, dtype=torch.float32, device="cpu")
+
+
 def most_rows(width: int) -> int:
     """The most rows of a batch for which a thread runs the kernel."""
-    return max(MOST_ROWS, MOST_NUMBERS // width)
+    return max(MOST_ROWS, MOST_NUMBERS // max(width, 1))
 
 
 def _can_run(x_t: Tensor) -> bool:
@@ -106,10 +110,12 @@ def fused_blocks(
         plan = find_plan(blocks, kind, norm, dim)
         if dim != plan.dim or (reset is not None and plan.learns_start):
             return None
-        y, x_t = torch.empty(batch, dim), x_t.contiguous()
+        y, x_t = empty(batch, dim), x_t.contiguous()
         fields, kept, after = plan.fields.copy(), [x_t], []  # kept: what has an address must live as long as the call
         fields[0], fields[1], fields[4] = _reset(reset, batch, kept), address(x_t, (batch, dim)), y.data_ptr()
         for places, before in zip(plan.states, state, strict=True):
+            if len(before) != len(places):
+                return None
             after.append(tuple(_state(*each, batch, fields, kept) for each in zip(before, places, strict=True)))
     except NotCovered:
         return None
@@ -122,7 +128,7 @@ def _state(before: Any, place: tuple[tuple[int, ...], int], batch: int, fields: 
     shape, field = place
     if not field:
         return ()
-    before, after = before.contiguous(), torch.empty(batch, *shape)
+    before, after = before.contiguous(), empty(batch, *shape)
     fields[field : field + 2] = address(before, (batch, *shape)), after.data_ptr()
     kept.append(before)
     return after

@@ -1,14 +1,13 @@
 """What the kernel of a step reads of a backbone, kept from step to step.
 
 To ask whether all modules and weights are as before takes less time than to look at them, and within
-``unchanged_modules`` nothing is asked.
+``unchanged_modules`` only the addresses of the weights are asked.
 """
 
 from collections.abc import Callable
-from contextvars import ContextVar, Token
+from contextvars import ContextVar
 from operator import attrgetter, is_
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -21,13 +20,11 @@ from minrnn_lightning.nn.mixers.minlstm import MinLSTMMixer
 
 EPS = 1e-5  # of the norms that the kernel computes
 CLASSES = {Tensor, nn.Parameter}
-KINDS = {None: 0, True: 1, False: 2}  # by ``normalize``, which minGRU has not: those of ``step_kernels``
 NO_CONVOLUTION = (0,) * 5  # in place of its fields
 NO_MLP = (0, 0, 0, *NO_CONVOLUTION, 0, 0, 0, 0)
 # What an assignment to ``weight.data`` can change.
 ABOUT_WEIGHTS: tuple[Callable[[Any], Any], ...] = (
     type,
-    Tensor.data_ptr,
     attrgetter("dtype"),
     Tensor.is_contiguous,
     Tensor.numel,
@@ -46,6 +43,8 @@ class Plan:
     """
 
     def __init__(self, blocks: nn.ModuleList, kind: type[nn.Module], norm: nn.Module, dim: int) -> None:
+        if any(type(each) is not kind or type(each.mixer) not in (MinGRUMixer, MinLSTMMixer) for each in blocks):
+            raise NotCovered
         self.dim, self.norm, self.depth = dim, norm, len(blocks)
         self.fields = [0, 0, dim, self.depth, 0]  # in the order of ``step_kernels``; 0: of resets, input and output
         # Of the states of each block, their numbers of features, and at which fields their addresses are.
@@ -57,10 +56,21 @@ class Plan:
         self.weights: list[Tensor] = []
         self._add_norm(norm)
         for name in map(str, range(self.depth)):
-            self._add_block(self._entry(blocks._modules, name), kind)
+            self._add_block(self._entry(blocks._modules, name))
         self._dicts, self._keys, self._values = zip(*self._entries, strict=True)
         self._about_modules = list(map(type, self._modules))
         self._about_weights = [list(map(about, self.weights)) for about in ABOUT_WEIGHTS]
+        self._addresses = list(map(Tensor.data_ptr, self.weights))
+
+    def __deepcopy__(self, _: object) -> None:
+        """Nothing: the addresses are those of this model. A pickle has none either."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(None), ()
+
+    def is_in_place(self) -> bool:
+        """Whether the memory of all weights is where it was."""
+        return list(map(Tensor.data_ptr, self.weights)) == self._addresses
 
     def holds(self, blocks: nn.ModuleList, norm: nn.Module) -> bool:
         """Whether no module, weight or option is another one than when the plan was made."""
@@ -70,21 +80,19 @@ class Plan:
             and all(map(is_, map(dict.get, self._dicts, self._keys), self._values))
             and not any(self._hooks)
             and list(map(type, self._modules)) == self._about_modules
+            and self.is_in_place()
             and all(
                 list(map(about, self.weights)) == before
                 for about, before in zip(ABOUT_WEIGHTS, self._about_weights, strict=True)
             )
         )
 
-    def _add_block(self, block: Any, kind: type[nn.Module]) -> None:
-        if type(block) is not kind:
+    def _add_block(self, block: Any) -> None:
+        mixer = self._child(block, "mixer")
+        self._modules += block, mixer
+        training, p = self._options(self._module(self._child(block, "dropout"), Dropout), "training", "p")
+        if (training and p > 0) or any(self._options(block, "step") + self._options(mixer, "step", "mix_step")):
             raise NotCovered
-        self._modules.append(block)
-        dropout, mixer = self._child(block, "dropout"), self._child(block, "mixer")
-        training, p = self._options(dropout, "training", "p")
-        if type(dropout) is not Dropout or (training and p > 0) or type(mixer) not in (MinGRUMixer, MinLSTMMixer):
-            raise NotCovered
-        self._modules += dropout, mixer
         self.states.append([])
         self._add_norm(self._child(block, "mixer_norm"))
         self._add_convolution(self._child(block, "conv"))
@@ -96,9 +104,10 @@ class Plan:
             self.fields += NO_MLP
             return
         up, gelu, down = (self._entry(self._module(mlp, nn.Sequential)._modules, name) for name in "012")
-        if len(mlp) != 3 or self._options(self._module(gelu, nn.GELU), "approximate") != ["none"]:
-            raise NotCovered
+        more = self._entry(mlp._modules, "3")
         (units,) = self._options(up, "out_features")
+        if more is not None or not units or self._options(self._module(gelu, nn.GELU), "approximate") != ["none"]:
+            raise NotCovered
         self.fields.append(units)
         self._add_norm(self._child(block, "mlp_norm"))
         if self._child(block, "mlp_conv") is None:
@@ -127,7 +136,7 @@ class Plan:
             raise NotCovered
         logits = self._module(self._child(mixer, "rnn"), Logits)
         self.learns_start |= self._entry(logits._parameters, "initial") is not None
-        self.fields += hidden, KINDS[normalize], activation == "identity", signed
+        self.fields += hidden, kind_of(mixer.blocks, normalize), activation == "identity", bool(signed)
         self._add_weight(logits, "weight_ih_l0", mixer.blocks * hidden, self.dim)
         self._add_weight(logits, "bias_ih_l0", mixer.blocks * hidden)
         return int(hidden)
@@ -180,43 +189,39 @@ class Plan:
 
 
 class unchanged_modules:  # noqa: N801 - used like a function
-    """Steps in this context look at the modules of a backbone once, and not again in every step.
+    """Steps in this context look at the modules of a backbone once, and then only whether its weights have moved.
 
-    At batches of a few rows that is much of the time of a step. Values of weights may change in place, as by an
-    optimizer; of a module, weight, option or hook that is replaced, steps may go on to use the one before. An instance
-    may be entered again and again, and keeps what it has seen::
+    At batches of a few rows that is much of the time of a step on a CPU. Values of weights may change, as by an
+    optimizer. A module, option or hook that is replaced may go unnoticed. An instance may be entered again and again,
+    and remembers what it has seen::
 
-        with unchanged_modules():
+        with torch.no_grad(), unchanged_modules():
             for x_t in stream:
                 y_t, state = backbone.step(x_t, state)
     """
 
     def __init__(self) -> None:
-        self.plans: dict[Any, Plan] = {}
-        self._memory: list[Tensor] = []
-        self._tokens: list[Token[unchanged_modules | None]] = []
-
-    def keep(self, blocks: Any, plan: Plan) -> None:
-        """Let the steps of a backbone follow a plan, whose addresses stay valid."""
-        self.plans[blocks] = plan
-        self._memory += map(Tensor.detach, plan.weights)
+        self.plans: dict[Any, Plan | None] = {}  # by the blocks of a backbone; None where the kernel lacks something
 
     def __enter__(self) -> None:
-        self._tokens.append(_promise.set(self))
+        _entered.set((*_entered.get(), self))
 
     def __exit__(self, *_: object) -> None:
-        _promise.reset(self._tokens.pop())
+        # Wherever it is: generators that are closed in another order than they were begun share a context.
+        entered = list(_entered.get())
+        if self in entered:
+            del entered[len(entered) - 1 - entered[::-1].index(self)]
+            _entered.set(tuple(entered))
 
 
-_promise: ContextVar[unchanged_modules | None] = ContextVar("unchanged modules", default=None)
-_plans: WeakKeyDictionary[nn.ModuleList, Plan] = WeakKeyDictionary()
+_entered: ContextVar[tuple[unchanged_modules, ...]] = ContextVar("unchanged modules", default=())
 
 
-def find_plan(blocks: nn.ModuleList, kind: type[nn.Module], norm: nn.Module, dim: int) -> Plan:
+def find_plan(blocks: Any, kind: type[nn.Module], norm: nn.Module, dim: int) -> Plan:
     """The plan of a backbone, an earlier one where that still holds.
 
     Args:
-        blocks: Those of the backbone.
+        blocks: The ``nn.ModuleList`` of those of the backbone, which keeps the plan.
         kind: The class of the blocks that the kernel computes.
         norm: The norm after the last block.
         dim: The width.
@@ -224,15 +229,31 @@ def find_plan(blocks: nn.ModuleList, kind: type[nn.Module], norm: nn.Module, dim
     Raises:
         NotCovered: The kernel lacks something.
     """
-    promise = _promise.get()
-    if promise is not None and (promised := promise.plans.get(blocks)) is not None:
-        return promised
-    plan = _plans.get(blocks)
-    if plan is None or not plan.holds(blocks, norm):
-        plan = _plans[blocks] = Plan(blocks, kind, norm, dim)
-    if promise is not None:
-        promise.keep(blocks, plan)
+    entered = _entered.get()
+    if not entered:
+        return _find_plan(blocks, kind, norm, dim)
+    plans = entered[-1].plans
+    plan = plans.get(blocks)
+    if plan is None or plan.norm is not norm or not plan.is_in_place():
+        if plan is None and blocks in plans:
+            raise NotCovered
+        plans[blocks] = None
+        plans[blocks] = plan = _find_plan(blocks, kind, norm, dim)
     return plan
+
+
+def _find_plan(blocks: Any, kind: type[nn.Module], norm: nn.Module, dim: int) -> Plan:
+    about = blocks.__dict__
+    plan: Plan | None = about.get("_plan")
+    if plan is None or not plan.holds(blocks, norm):
+        about["_plan"] = None  # so that replaced weights are freed where the kernel lacks something
+        plan = about["_plan"] = Plan(blocks, kind, norm, dim)
+    return plan
+
+
+def kind_of(blocks: int, normalize: object) -> int:
+    """The recurrence as ``step_kernels`` numbers them, of a layer with so many logits for each unit."""
+    return 0 if blocks == 2 else 1 if normalize else 2
 
 
 def address(tensor: Any, shape: tuple[int, ...]) -> int:
@@ -244,6 +265,7 @@ def address(tensor: Any, shape: tuple[int, ...]) -> int:
         or not tensor.is_cpu
         or tensor.layout is not torch.strided
         or not tensor.is_contiguous()
+        or tensor.is_neg()
     ):
         raise NotCovered
     address: int = tensor.data_ptr()

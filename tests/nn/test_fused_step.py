@@ -1,7 +1,11 @@
 """A step in one kernel: as exact as the operators, and left to them where something else is asked for."""
 
 import copy
+import gc
 import math
+import pickle
+import weakref
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -139,13 +143,12 @@ def test_modules_that_do_not_change_are_looked_at_once(fused, monkeypatch):
         model.norm.bias += 1  # in place: seen
         with unchanged:
             torch.testing.assert_close(model.step(x, state)[0], expected + 1)
-            for parameter in model.parameters():  # their memory stays valid
+            for parameter in model.parameters():  # elsewhere in memory: seen too
                 parameter.data = torch.full_like(parameter, math.nan)
-            torch.testing.assert_close(model.step(x, state)[0], expected + 1)
-            with unchanged_modules():
-                assert model.step(x, state)[0].isnan().all()
-        assert model.step(x, state)[0].isnan().all()
-    assert fused == [True] * 8
+            assert model.step(x, state)[0].isnan().all()
+            model.share_memory()  # moves it, and the old place is no longer mapped
+            assert model.step(x, state)[0].isnan().all()
+    assert fused == [True] * 7
     assert len(looked) == 3
 
 
@@ -175,7 +178,21 @@ def transpose(model):
     weight.data = weight.data.t().contiguous().t()
 
 
-@pytest.mark.parametrize("change", [hook, replace, parametrize, transpose])
+def append(model):
+    model.blocks[1].mlp.append(nn.Linear(16, 16))
+
+
+def hook_dropout(model):
+    model.blocks[0].dropout.register_forward_hook(lambda module, args, output: 2 * output)
+
+
+def override(model):
+    mixer = model.blocks[0].mixer
+    mixer.mix_step = lambda x, state, **_: (torch.zeros_like(x), state)
+    mixer.mix = lambda x, state, reset, **_: (torch.zeros_like(x), state)
+
+
+@pytest.mark.parametrize("change", [hook, replace, parametrize, transpose, append, hook_dropout, override])
 def test_changed_modules_are_left_to_the_operators(change, fused):
     model = build()
     x, state = torch.randn(2, 16), model.initial_state(2)
@@ -245,6 +262,72 @@ def test_what_needs_the_operators_gets_them(fused):
         narrow = model.bfloat16().step(x.bfloat16(), state)[0]
     assert narrow.dtype == torch.bfloat16
     assert fused == [False, True, False, False, False, False, True, False, False, False]
+
+
+def test_two_backbones_with_the_same_blocks():
+    one, other = build(), build()
+    other.blocks = one.blocks
+    with torch.no_grad(), unchanged_modules():
+        other.norm.bias += 5
+        x, state = torch.randn(2, 16), one.initial_state(2)
+        torch.testing.assert_close(other.step(x, state)[0], one.step(x, state)[0] + 5)
+
+
+def test_contexts_that_end_in_another_order():
+    def stream():
+        with unchanged_modules():
+            yield
+
+    first, second = stream(), stream()
+    next(first), next(second)
+    first.close(), second.close()
+    assert step_plan._entered.get() == ()
+    shared = unchanged_modules()
+    with shared, ThreadPoolExecutor(2) as pool:
+        assert not any(pool.map(lambda _: shared.__exit__(), range(4)))
+        assert step_plan._entered.get() == (shared,)
+
+
+def test_plans_are_no_part_of_a_model():
+    model = build()
+    x, state = torch.randn(2, 16), model.initial_state(2)
+    model.blocks[0].register_forward_hook(lambda *_, owner=model: owner)
+    with torch.no_grad():
+        model.step(x, state)
+        model.blocks[0]._forward_hooks.clear()
+        alike = copy.deepcopy(model), pickle.loads(pickle.dumps(model))
+        model.norm.bias += 1
+        for each in alike:
+            torch.testing.assert_close(each.step(x, state)[0], model.step(x, state)[0] - 1)
+        model.blocks[0].register_forward_hook(lambda *_, owner=model: owner)
+        before = [weakref.ref(parameter) for parameter in model.parameters()]
+        model.load_state_dict({name: value.bfloat16() for name, value in model.state_dict().items()}, assign=True)
+        model.step(x.bfloat16(), state)
+    gone = weakref.ref(model)
+    del model
+    gc.collect()
+    assert gone() is None
+    assert not any(parameter() is not None for parameter in before)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_another_default_type(dtype):
+    model, layer = build(), MinGRU(16, 16)
+    x, state = torch.randn(2, 16), model.initial_state(2)
+    with torch.no_grad():
+        expected, expected_of_layer = model.step(x, state)[0], layer.step(x)[0]
+        torch.set_default_dtype(dtype)
+        try:
+            assert torch.equal(model.step(x, state)[0], expected)
+            assert torch.equal(layer.step(x)[0], expected_of_layer)
+        finally:
+            torch.set_default_dtype(torch.float32)
+
+
+def test_no_features_is_refused_as_by_the_operators():
+    model = build()
+    with torch.no_grad(), pytest.raises(RuntimeError, match="normalized_shape"):
+        model.step(torch.zeros(2, 0), model.initial_state(2))
 
 
 LAYERS = [  # class, sizes and options, batch size
