@@ -279,7 +279,8 @@ class MinRNN(LinearViews, nn.RNNBase):
         x, h_0 = self._checked(x, h_0)
         if x.shape[1] == 0:
             raise RuntimeError("Expected sequence length to be larger than 0 in RNN")
-        if x.shape[1] == 1 and delta_t is None and padding is None:
+        # An exporter would take the question whether it is one step for a condition.
+        if delta_t is None and padding is None and not torch.compiler.is_compiling() and x.shape[1] == 1:
             result = self._fused_step(x[:, 0], h_0, None if reset is None else reset[:, 0])
             if result is not None:
                 return result[0].unsqueeze(1), result[1]
