@@ -69,14 +69,23 @@ def attention(dim: int, depth: int) -> Stepper:
     return Stepper(stack, stack.read, stack.step)
 
 
-def blocks(mixer: str, dim: int, depth: int, kernel_size: int, mlp_ratio: float, unchanged: bool = False) -> Stepper:
-    """A ``Backbone`` of a mixer and its method ``step``, perhaps in the context ``unchanged_modules``."""
+def blocks(
+    mixer: str,
+    dim: int,
+    depth: int,
+    kernel_size: int,
+    mlp_ratio: float,
+    unchanged: bool = False,
+    compile: bool = False,  # noqa: A002
+) -> Stepper:
+    """A ``Backbone`` of a mixer and its method ``step``, perhaps compiled or in the context ``unchanged_modules``."""
     backbone = Backbone(dim, depth, mixer, kernel_size=kernel_size, mlp_ratio=mlp_ratio)
     context = unchanged_modules() if unchanged else nullcontext()
+    run = torch.compile(backbone.step) if compile else backbone.step
 
     def step(x_t: Tensor, state: State) -> tuple[Tensor, State]:
         with context:
-            return backbone.step(x_t, state)
+            return run(x_t, state)
 
     return Stepper(backbone, lambda x, _: backbone(x)[1], step)
 
@@ -104,6 +113,7 @@ def step(
     kernel_size: int = 4,
     mlp_ratio: float = 4.0,
     unchanged: bool = False,
+    compile: bool = False,  # noqa: A002
     products: bool = False,
     steps: int = 64,
     threads: int = 1,
@@ -131,6 +141,7 @@ def step(
         kernel_size: Steps of the causal convolution in a block; 0 leaves it out.
         mlp_ratio: Hidden units of the MLP of a block per channel; 0 leaves it out.
         unchanged: Step the blocks in the context ``unchanged_modules``, as generation and rollouts do.
+        compile: Step the blocks through ``torch.compile``.
         products: Also measure the matrix products of a step alone, where they are calls of linear maps.
         steps: Steps after the context that are timed together.
         threads: Threads of PyTorch.
@@ -149,7 +160,7 @@ def step(
     makers: dict[str, Callable[[int, int], Stepper]] = {}
     makers |= dict(LAYERS[name] for name in _chosen("layers", layers, LAYERS))
     chosen = _chosen("mixer", mixer, MIXERS)
-    block = partial(blocks, kernel_size=kernel_size, mlp_ratio=mlp_ratio, unchanged=unchanged)
+    block = partial(blocks, kernel_size=kernel_size, mlp_ratio=mlp_ratio, unchanged=unchanged, compile=compile)
     makers |= {f"blocks of {name}": partial(block, name) for name in chosen}
     if not makers:
         raise InputError("layers and mixer are both none: give a layer or a mixer")
@@ -161,7 +172,11 @@ def step(
         raise InputError(f"processor_time is for one thread on the CPU, got threads {threads} and device {device}")
     clock = time.process_time if processor_time else time.perf_counter
     about: dict[str, object] = {"dtype": dtype, "depth": depth, "steps": steps, "repeats": repeats}
-    about |= {"kernel_size": kernel_size, "mlp_ratio": mlp_ratio, "unchanged": unchanged} if chosen else {}
+    about |= (
+        {"kernel_size": kernel_size, "mlp_ratio": mlp_ratio, "unchanged": unchanged, "compile": compile}
+        if chosen
+        else {}
+    )
     about |= {"clock": "time on a processor"} if processor_time else {}
     with torch_threads(threads), torch.inference_mode():
         report = Report("step", ["ms", "us_per_token"], about, torch_device, output, compare, axis="batch_size")
