@@ -47,7 +47,7 @@ def fused_layers(
     (features, count, hidden), batch, threads = sizes, x_t.shape[0], torch.get_num_threads()
     if not 0 < batch <= most_rows(hidden) * threads:
         return None
-    from minrnn_lightning.ops.cpu import step
+    from minrnn_lightning.ops.cpu import step, step_kernels
 
     x_t, state, after = x_t.contiguous(), state.contiguous(), empty(count, batch, hidden)
     kept: list[Tensor] = []
@@ -62,7 +62,7 @@ def fused_layers(
             features = hidden
     except NotCovered:
         return None
-    step.run_layers(batch, fields, threads)
+    step.run(step_kernels.layers, batch, fields, threads)
     return after[-1].clone(), after
 
 
@@ -101,7 +101,7 @@ def fused_blocks(
     """
     if not _can_run(x_t):
         return None
-    from minrnn_lightning.ops.cpu import step
+    from minrnn_lightning.ops.cpu import step, step_kernels
 
     (batch, dim), threads = x_t.shape, torch.get_num_threads()
     if not 0 < batch <= most_rows(dim) * threads or not isinstance(state, list) or len(state) != len(blocks):
@@ -119,7 +119,7 @@ def fused_blocks(
             after.append(tuple(_state(*each, batch, fields, kept) for each in zip(before, places, strict=True)))
     except NotCovered:
         return None
-    step.run_blocks(batch, fields, threads)
+    step.run(step_kernels.blocks, batch, fields, threads)
     return y, after
 
 

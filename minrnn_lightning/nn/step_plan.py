@@ -95,7 +95,8 @@ class Plan:
             raise NotCovered
         self.states.append([])
         self._add_norm(self._child(block, "mixer_norm"))
-        self._add_convolution(self._child(block, "conv"))
+        if not self._add_convolution(self._child(block, "conv")):
+            self.states[-1].append(((), 0))
         hidden = self._add_recurrence(mixer)
         self._add_state(hidden)
         self._add_linear(self._child(mixer, "out"), hidden, self.dim)
@@ -110,23 +111,21 @@ class Plan:
             raise NotCovered
         self.fields.append(units)
         self._add_norm(self._child(block, "mlp_norm"))
-        if self._child(block, "mlp_conv") is None:
-            self.fields += NO_CONVOLUTION
-        else:
-            self._add_convolution(self._child(block, "mlp_conv"))
+        self._add_convolution(self._child(block, "mlp_conv"))
         self._add_linear(up, self.dim, units)
         self._add_linear(down, units, self.dim)
 
-    def _add_convolution(self, conv: Any) -> None:
+    def _add_convolution(self, conv: Any) -> bool:
+        """Add a convolution with its state, or the lack of both; whether there is one."""
         if conv is None:
-            self.states[-1].append(((), 0))
             self.fields += NO_CONVOLUTION
-            return
+            return False
         (size,) = self._options(self._module(conv, CausalConv), "kernel_size")
         self.fields.append(size)
         self._add_weight(conv, "weight", size, self.dim)
         self._add_weight(conv, "bias", self.dim)
         self._add_state(size - 1, self.dim)
+        return True
 
     def _add_recurrence(self, mixer: Any) -> int:
         """Add the options of a mixer, and its logits' weight and bias; its number of hidden units."""
@@ -233,12 +232,14 @@ def find_plan(blocks: Any, kind: type[nn.Module], norm: nn.Module, dim: int) -> 
     if not entered:
         return _find_plan(blocks, kind, norm, dim)
     plans = entered[-1].plans
-    plan = plans.get(blocks)
-    if plan is None or plan.norm is not norm or not plan.is_in_place():
-        if plan is None and blocks in plans:
+    if blocks in plans:
+        plan = plans[blocks]
+        if plan is None:
             raise NotCovered
-        plans[blocks] = None
-        plans[blocks] = plan = _find_plan(blocks, kind, norm, dim)
+        if plan.norm is norm and plan.is_in_place():
+            return plan
+    plans[blocks] = None
+    plans[blocks] = plan = _find_plan(blocks, kind, norm, dim)
     return plan
 
 

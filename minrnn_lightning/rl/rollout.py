@@ -251,7 +251,8 @@ def _run_episodes(
     starts = [env.reset(seed=seed)[0] for env, seed in zip(envs, seeds, strict=False)]
     returns, lengths = np.zeros(len(seeds)), np.zeros(len(seeds), dtype=int)
     running, step = np.arange(len(seeds)), 0
-    observations, unchanged = np.array(starts, dtype=np.float32), unchanged_modules()
+    observations = np.array(starts, dtype=np.float32)
+    unchanged = unchanged_modules()
     while len(running):
         if on_step is not None:
             on_step(step)

@@ -41,18 +41,29 @@ CASES = [  # options of the backbone, of the mixer, batch size
 ]
 
 
-@pytest.fixture
-def fused(monkeypatch):
-    """For every step since it was made, whether the kernel ran."""
-    ran, function = [], backbone.fused_blocks
+def watch(monkeypatch, module, name):
+    """For every call of a function from now on, whether it returned something: the kernel ran."""
+    ran, function = [], getattr(module, name)
 
     def watched(*args):
         result = function(*args)
         ran.append(result is not None)
         return result
 
-    monkeypatch.setattr(backbone, "fused_blocks", watched)
+    monkeypatch.setattr(module, name, watched)
     return ran
+
+
+@pytest.fixture
+def fused(monkeypatch):
+    """For every step of a backbone since it was made, whether the kernel ran."""
+    return watch(monkeypatch, backbone, "fused_blocks")
+
+
+@pytest.fixture
+def stepped(monkeypatch):
+    """For every step of a layer since it was made, whether the kernel ran."""
+    return watch(monkeypatch, gru_interface, "fused_layers")
 
 
 def build(dim=16, mixer="mingru", args=None, **options):
@@ -337,20 +348,6 @@ LAYERS = [  # class, sizes and options, batch size
     (MinLSTM, (8, 20, 2), {}, 5),
     (MinLSTM, (5, 7, 2), {"normalize": False, "signed": True}, MOST_ROWS),
 ]
-
-
-@pytest.fixture
-def stepped(monkeypatch):
-    """For every step of a layer since it was made, whether the kernel ran."""
-    ran, function = [], gru_interface.fused_layers
-
-    def watched(*args):
-        result = function(*args)
-        ran.append(result is not None)
-        return result
-
-    monkeypatch.setattr(gru_interface, "fused_layers", watched)
-    return ran
 
 
 @pytest.mark.parametrize(("kind", "sizes", "options", "batch"), LAYERS)

@@ -10,23 +10,15 @@ from minrnn_lightning.ops.cpu import step_kernels, threads
 MIN_ROWS = 4  # of a thread: with fewer, all of them would read the weights for little work
 
 
-def run_layers(batch: int, fields: Sequence[int], most_threads: int) -> None:
-    """Run the kernel of layers; arguments as in ``run_blocks``."""
-    _run(step_kernels.layers, batch, fields, most_threads)
-
-
-def run_blocks(batch: int, fields: Sequence[int], most_threads: int) -> None:
-    """Run the kernel of blocks.
+def run(entry: Callable[[Any], None], batch: int, fields: Sequence[int], most_threads: int) -> None:
+    """Run a kernel.
 
     Args:
+        entry: ``step_kernels.layers`` or ``step_kernels.blocks``.
         batch: Number of rows.
         fields: The rest of the call from ``step_kernels.RESET`` on.
         most_threads: Most threads to use.
     """
-    _run(step_kernels.blocks, batch, fields, most_threads)
-
-
-def _run(entry: Callable[[Any], None], batch: int, fields: Sequence[int], most_threads: int) -> None:
     rows = max(MIN_ROWS, -(-batch // most_threads))
     units = -(-batch // rows)
     numbers = struct.pack(f"{4 + len(fields)}q", 0, units, batch, rows, *fields)

@@ -158,10 +158,12 @@ def test_bad_arguments(files, tmp_path):
         InputError, match=r"^tokenizer must be byte or a file of the package tokenizers, got .*bad.json \("
     ):
         opened(files, tokenizer=str(tmp_path / "bad.json")).input_size  # noqa: B018
-    known = "json needs a split train with a column words, but has train: text, other"
-    with pytest.raises(
-        InputError, match=f"^({known}|column must be one of text, other, got words)"
-    ):  # datasets 3 reads
+    message = "json needs a split train with a column words, but has train: text, other"
+    if not datasets.load_dataset(
+        "json", data_files=files, split="train", streaming=True
+    ).column_names:  # with datasets 3.0
+        message = "column must be one of text, other, got words"
+    with pytest.raises(InputError, match=f"^{message}"):
         ready(files, column="words")
     with pytest.raises(InputError, match=r"^column must be one of text, got words"):  # where it is known only now
         next(rows_of([{"text": "a"}], "words"))
