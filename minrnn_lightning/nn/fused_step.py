@@ -5,6 +5,7 @@ here return None for all that the kernels do not have or that something else wan
 hooks, tensors of other classes, autocast, derivatives, tracing, compiling.
 """
 
+import ctypes
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 
 from minrnn_lightning.nn.fused import is_observed
 from minrnn_lightning.nn.state import State
-from minrnn_lightning.nn.step_plan import CLASSES, NotCovered, address, find_plan, kind_of
+from minrnn_lightning.nn.step_plan import CLASSES, NotCovered, address, addresses, find_plan, kind_of
 from minrnn_lightning.ops.kernel_choice import runs_numba
 
 # Of a batch, for each thread: with more rows, or rows × width, the operators of PyTorch are about as fast.
@@ -53,7 +54,7 @@ def fused_layers(
     kept: list[Tensor] = []
     kind = kind_of(blocks, options.get("normalize"))
     try:
-        fields = [_reset(reset, batch, kept), address(x_t, (batch, features)), count, features, hidden, kind]
+        fields = [0, 0, 0, 0, _reset(reset, batch, kept), address(x_t, (batch, features)), count, features, hidden, kind]
         fields += options["activation"] == "identity", bool(options["signed"])
         fields += address(state, (count, batch, hidden)), after.data_ptr()
         for layer in range(count):
@@ -62,7 +63,7 @@ def fused_layers(
             features = hidden
     except NotCovered:
         return None
-    step.run(step_kernels.layers, batch, fields, threads)
+    step.run(step_kernels.layers, batch, (ctypes.c_int64 * len(fields))(*fields), threads)
     return after[-1].clone(), after
 
 
@@ -104,34 +105,27 @@ def fused_blocks(
     from minrnn_lightning.ops.cpu import step, step_kernels
 
     (batch, dim), threads = x_t.shape, torch.get_num_threads()
-    if not 0 < batch <= most_rows(dim) * threads or not isinstance(state, list) or len(state) != len(blocks):
+    if not 0 < batch <= most_rows(dim) * threads:
         return None
     try:
         plan = find_plan(blocks, kind, norm, dim)
         if dim != plan.dim or (reset is not None and plan.learns_start):
             return None
-        y, x_t = empty(batch, dim), x_t.contiguous()
-        fields, kept, after = plan.fields.copy(), [x_t], []  # kept: what has an address must live as long as the call
-        fields[0], fields[1], fields[4] = _reset(reset, batch, kept), address(x_t, (batch, dim)), y.data_ptr()
-        for places, before in zip(plan.states, state, strict=True):
-            if len(before) != len(places):
-                return None
-            after.append(tuple(_state(*each, batch, fields, kept) for each in zip(before, places, strict=True)))
+        kept, before = [x_t.contiguous()], plan.tensors(state)  # what has an address must live as long as the call
+        if not CLASSES.issuperset(map(type, before)):
+            return None
+        before = list(map(Tensor.contiguous, before))
+        y, after = torch.empty_like(kept[0]), list(map(torch.empty_like, before))
+        call = plan.new_call()
+        call[step_kernels.RESET] = _reset(reset, batch, kept)
+        call[step_kernels.X], call[step_kernels.Y] = address(kept[0], (batch, dim)), y.data_ptr()
+        old, new = addresses(before, [(batch, *shape) for shape in plan.shapes]), map(Tensor.data_ptr, after)
+        for field, *pair in zip(plan.state_fields, old, new, strict=True):
+            call[field : field + 2] = pair
     except NotCovered:
         return None
-    step.run(step_kernels.blocks, batch, fields, threads)
-    return y, after
-
-
-def _state(before: Any, place: tuple[tuple[int, ...], int], batch: int, fields: list[int], kept: list[Tensor]) -> State:
-    """Add the addresses of a state of a block, and of the one of the next step that the kernel will write."""
-    shape, field = place
-    if not field:
-        return ()
-    before, after = before.contiguous(), empty(batch, *shape)
-    fields[field : field + 2] = address(before, (batch, *shape)), after.data_ptr()
-    kept.append(before)
-    return after
+    step.run(step_kernels.blocks, batch, call, threads)
+    return y, plan.state(after)
 
 
 def _reset(reset: Tensor | None, batch: int, kept: list[Tensor]) -> int:

@@ -4,9 +4,11 @@ To ask whether all modules and weights are as before takes less time than to loo
 ``unchanged_modules`` only the addresses of the weights are asked.
 """
 
-from collections.abc import Callable
+import ctypes
+from collections.abc import Callable, Sequence
 from contextvars import ContextVar
-from operator import attrgetter, is_
+from itertools import chain, compress
+from operator import attrgetter, is_, itemgetter
 from typing import Any
 
 import torch
@@ -17,18 +19,16 @@ from minrnn_lightning.nn.dropout import Dropout
 from minrnn_lightning.nn.mixers.gated import Logits
 from minrnn_lightning.nn.mixers.mingru import MinGRUMixer
 from minrnn_lightning.nn.mixers.minlstm import MinLSTMMixer
+from minrnn_lightning.nn.state import State
 
 EPS = 1e-5  # of the norms that the kernel computes
 CLASSES = {Tensor, nn.Parameter}
 NO_CONVOLUTION = (0,) * 5  # in place of its fields
 NO_MLP = (0, 0, 0, *NO_CONVOLUTION, 0, 0, 0, 0)
-# What an assignment to ``weight.data`` can change.
-ABOUT_WEIGHTS: tuple[Callable[[Any], Any], ...] = (
-    type,
-    attrgetter("dtype"),
-    Tensor.is_contiguous,
-    Tensor.numel,
-)
+# Called by ``map``, which takes half of the time of a loop.
+_shape, _dtype, _layout, _is_cpu = map(attrgetter, ("shape", "dtype", "layout", "is_cpu"))
+# What an assignment to ``weight.data`` can change besides the address.
+ABOUT_WEIGHTS: tuple[Callable[[Any], Any], ...] = (attrgetter("nbytes"), Tensor.is_contiguous)
 
 
 class NotCovered(Exception):  # noqa: N818 - no error: the step runs otherwise
@@ -46,9 +46,11 @@ class Plan:
         if any(type(each) is not kind or type(each.mixer) not in (MinGRUMixer, MinLSTMMixer) for each in blocks):
             raise NotCovered
         self.dim, self.norm, self.depth = dim, norm, len(blocks)
-        self.fields = [0, 0, dim, self.depth, 0]  # in the order of ``step_kernels``; 0: of resets, input and output
-        # Of the states of each block, their numbers of features, and at which fields their addresses are.
-        self.states: list[list[tuple[tuple[int, ...], int]]] = []
+        self.fields = [0] * 6 + [dim, self.depth, 0]  # in the order of ``step_kernels``; 0: what differs between steps
+        # Of the states of all blocks, one after the other: sizes without the batch, and the field of the address.
+        self.shapes: list[tuple[int, ...]] = []
+        self.state_fields: list[int] = []
+        self._places: list[list[int]] = []  # of the states of each block among all, -1 for one that is ()
         self.learns_start = False
         self._entries: list[tuple[dict[str, Any], str, Any]] = []  # of the dictionaries in which modules keep all
         self._modules: list[nn.Module] = []
@@ -61,6 +63,27 @@ class Plan:
         self._about_modules = list(map(type, self._modules))
         self._about_weights = [list(map(about, self.weights)) for about in ABOUT_WEIGHTS]
         self._addresses = list(map(Tensor.data_ptr, self.weights))
+        # One block of memory, which a step copies without looking at the numbers one by one.
+        self._call_type = ctypes.c_int64 * len(self.fields)
+        self._call = bytes(self._call_type(*self.fields))
+        self._lengths = list(map(len, self._places))
+        self._getters = [itemgetter(*places) for places in self._places]
+        self._is_state = [place >= 0 for place in chain.from_iterable(self._places)]
+
+    def new_call(self) -> "ctypes.Array[Any]":
+        """A call of the kernel that lacks only what differs between steps."""
+        return self._call_type.from_buffer_copy(self._call)
+
+    def tensors(self, state: State) -> list[Any]:
+        """The states of all blocks one after the other, of that of a backbone."""
+        if not isinstance(state, list) or list(map(len, state)) != self._lengths:
+            raise NotCovered
+        return list(compress(chain.from_iterable(state), self._is_state))
+
+    def state(self, tensors: list[Any]) -> State:
+        """The state of a backbone, of the ``tensors`` of its blocks."""
+        tensors = [*tensors, ()]
+        return [getter(tensors) for getter in self._getters]
 
     def __deepcopy__(self, _: object) -> None:
         """Nothing: the addresses are those of this model. A pickle has none either."""
@@ -93,10 +116,10 @@ class Plan:
         training, p = self._options(self._module(self._child(block, "dropout"), Dropout), "training", "p")
         if (training and p > 0) or any(self._options(block, "step") + self._options(mixer, "step", "mix_step")):
             raise NotCovered
-        self.states.append([])
+        self._places.append([])
         self._add_norm(self._child(block, "mixer_norm"))
         if not self._add_convolution(self._child(block, "conv")):
-            self.states[-1].append(((), 0))
+            self._places[-1].append(-1)
         hidden = self._add_recurrence(mixer)
         self._add_state(hidden)
         self._add_linear(self._child(mixer, "out"), hidden, self.dim)
@@ -158,7 +181,9 @@ class Plan:
 
     def _add_state(self, *shape: int) -> None:
         """Add the places of a state's address and of that of the next step."""
-        self.states[-1].append((shape, len(self.fields)))
+        self._places[-1].append(len(self.shapes))
+        self.shapes.append(shape)
+        self.state_fields.append(len(self.fields))
         self.fields += 0, 0
 
     def _module(self, module: Any, kind: type[nn.Module]) -> Any:
@@ -257,17 +282,25 @@ def kind_of(blocks: int, normalize: object) -> int:
     return 0 if blocks == 2 else 1 if normalize else 2
 
 
-def address(tensor: Any, shape: tuple[int, ...]) -> int:
-    """Where a contiguous float32 tensor of a shape begins."""
-    if (
-        type(tensor) not in CLASSES
-        or tensor.dtype is not torch.float32
-        or tensor.shape != shape
-        or not tensor.is_cpu
-        or tensor.layout is not torch.strided
-        or not tensor.is_contiguous()
-        or tensor.is_neg()
+def addresses(tensors: Sequence[Any], shapes: Sequence[tuple[int, ...]]) -> list[int]:
+    """Where contiguous float32 tensors of some shapes begin.
+
+    Raises:
+        NotCovered: They are something else.
+    """
+    if not (
+        CLASSES.issuperset(map(type, tensors))
+        and list(map(_shape, tensors)) == shapes
+        and {torch.float32}.issuperset(map(_dtype, tensors))
+        and all(map(_is_cpu, tensors))
+        and {torch.strided}.issuperset(map(_layout, tensors))
+        and all(map(Tensor.is_contiguous, tensors))
+        and not any(map(Tensor.is_neg, tensors))
     ):
         raise NotCovered
-    address: int = tensor.data_ptr()
-    return address
+    return list(map(Tensor.data_ptr, tensors))
+
+
+def address(tensor: Any, shape: tuple[int, ...]) -> int:
+    """Where a contiguous float32 tensor of a shape begins."""
+    return addresses([tensor], [shape])[0]

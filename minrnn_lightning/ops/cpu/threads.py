@@ -6,13 +6,14 @@ PyTorch's threads, through the function that compilers call for a parallel regio
 """
 
 import ctypes
+import functools
 import os
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import torch
 
-_function = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
+_function = functools.cache(ctypes.CFUNCTYPE(None, ctypes.c_void_p))  # by address
 _pools: dict[int, ThreadPoolExecutor] = {}
 
 
