@@ -80,7 +80,9 @@ class OptimizationMixin(LightningModule):
     def make_optimizer(self) -> Optimizer:
         """AdamW, and Muon where ``muon_lr`` is given, with decay on matrices only."""
         if self.muon_lr is not None:
-            return MuonAdamW(self.parameter_groups(), lr=self.lr, momentum=self.muon_momentum)
+            # As the matrix products of the model.
+            dtype = torch.bfloat16 if self._trainer is not None and self.trainer.precision == "bf16-mixed" else None
+            return MuonAdamW(self.parameter_groups(), lr=self.lr, momentum=self.muon_momentum, dtype=dtype)
         # Not fused: Lightning does not clip the gradients of a fused optimizer in mixed precision.
         return torch.optim.AdamW(self.parameter_groups(), lr=self.lr, betas=(0.9, 0.99))
 

@@ -17,22 +17,40 @@ EPS = 1e-7  # norm below which a gradient counts as zero
 ADAM_RMS = 0.2  # the root mean square of an AdamW update in the course of a training
 
 
-def orthogonalize(matrices: Tensor) -> Tensor:
+def orthogonalize(matrices: Tensor, dtype: torch.dtype | None = None) -> Tensor:
     """Replace the singular values of each matrix by values near 1, between about 0.7 and 1.2.
 
     Five Newton-Schulz iterations X ← (a + b XXᵀ + c (XXᵀ)²) X. All iterates are polynomials of the first Gram matrix
-    times the first X, so only the smaller of the two Gram matrices is iterated, and X multiplied once, at the end.
+    times the first X. From float32 on, only the smaller of the two Gram matrices is iterated, and X multiplied once, at
+    the end. In bfloat16 a rounded Gram matrix has eigenvalues below 0, which its iteration would make large; there X is
+    iterated, from which each Gram matrix is made anew.
 
     Args:
         matrices: (number, rows, columns).
+        dtype: Type of the products; None for that of the matrices.
 
     Returns:
-        A tensor of the same shape.
+        A tensor of the same shape and type.
     """
     if matrices.shape[-2] > matrices.shape[-1]:
-        return orthogonalize(matrices.mT).mT
+        return orthogonalize(matrices.mT, dtype).mT
+    norm = torch.linalg.matrix_norm(matrices, keepdim=True, dtype=torch.promote_types(matrices.dtype, torch.float32))
+    x = (matrices / norm.clamp_min(EPS)).to(dtype or matrices.dtype)  # no singular value above 1
+    iterate = _iterate_matrix if x.dtype.itemsize < 4 else _iterate_gram
+    return iterate(x).to(matrices.dtype)
+
+
+def _iterate_matrix(x: Tensor) -> Tensor:
     a, b, c = NEWTON_SCHULZ
-    x = matrices / matrices.norm(dim=(-2, -1), keepdim=True).clamp_min(EPS)  # no singular value above 1
+    for _ in range(ITERATIONS):
+        gram = x @ x.mT
+        polynomial = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
+        x = torch.baddbmm(x, polynomial, x, beta=a)
+    return x
+
+
+def _iterate_gram(x: Tensor) -> Tensor:
+    a, b, c = NEWTON_SCHULZ
     gram = x @ x.mT
     identity = torch.eye(gram.shape[-1], dtype=x.dtype, device=x.device)
     product = None
@@ -52,9 +70,9 @@ class MuonAdamW(Optimizer):
     Nesterov momentum). Of a parameter that contains several linear maps, such as those of all gates, each is a matrix
     of its own. The update is scaled by 0.2 √max(rows, columns), as Liu et al. 2025
     (https://arxiv.org/abs/2502.16982), so that its entries are as large as those of AdamW and one learning rate serves
-    all widths. The weight decay is decoupled in both. ``torch.optim.Muon`` with ``match_rms_adamw`` computes the same
-    in bfloat16, from torch 2.9 on; this one computes in the parameters' type, needs no newer torch than the package,
-    and takes parameters that FSDP has sharded.
+    all widths. The weight decay is decoupled in both. ``torch.optim.Muon`` with ``match_rms_adamw``, from torch 2.9 on,
+    computes the same in bfloat16; this one computes in the type that is asked for, needs no newer torch than the
+    package, and takes parameters that FSDP has sharded.
 
     Args:
         groups: Parameter groups. Besides ``params``: ``muon``, and for groups with it ``shapes``, for each parameter
@@ -65,6 +83,7 @@ class MuonAdamW(Optimizer):
         eps: Of AdamW.
         weight_decay: Decoupled weight decay.
         momentum: Of Muon.
+        dtype: Type of the products with which Muon orthogonalises; None for that of the parameters.
     """
 
     def __init__(
@@ -75,7 +94,9 @@ class MuonAdamW(Optimizer):
         eps: float = 1e-8,
         weight_decay: float = 0.1,
         momentum: float = 0.95,
+        dtype: torch.dtype | None = None,
     ) -> None:
+        self.dtype = dtype
         shared = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "momentum": momentum}
         super().__init__(groups, {**shared, "muon": False})
 
@@ -101,7 +122,7 @@ class MuonAdamW(Optimizer):
             whole = _stacked(shape)
             shards = [None if each.shape == whole else _own_shard(each) for each in directions]
             matrices = torch.stack([_gather(*each, whole) for each in zip(directions, shards, strict=True)])
-            updates = orthogonalize(matrices.view(-1, *shape[-2:])).reshape(matrices.shape)
+            updates = orthogonalize(matrices.view(-1, *shape[-2:]), self.dtype).reshape(matrices.shape)
             scale = ADAM_RMS * max(shape[-2:]) ** 0.5
             for parameter, shard, update in zip(parameters, shards, updates, strict=True):
                 parameter.mul_(1 - group["lr"] * group["weight_decay"])

@@ -36,6 +36,17 @@ def test_orthogonalize_maps_the_singular_values(rows, columns, count, seed):
     torch.testing.assert_close(orthogonalize(matrices.double()), expected, rtol=0, atol=1e-8)
 
 
+@pytest.mark.parametrize("given", [torch.float32, torch.bfloat16])
+def test_rounding_to_bfloat16_makes_no_singular_value_large(given):
+    generator = torch.Generator().manual_seed(0)
+    decreasing = torch.randn(64, 64, generator=generator) * torch.logspace(0, -4, 64)  # as momentum has them
+    for matrix in (decreasing, torch.randn(64, 64, generator=generator), torch.randn(96, 32, generator=generator)):
+        expected = by_singular_values(matrix.to(given))
+        result = orthogonalize(matrix.to(given)[None], torch.bfloat16)[0]
+        assert result.dtype is given
+        assert (result.double() - expected).norm() < 0.03 * expected.norm()
+
+
 def test_a_zero_gradient_moves_nothing():
     assert orthogonalize(torch.zeros(2, 3, 4)).abs().max() == 0
 
