@@ -30,6 +30,7 @@ from minrnn_lightning.nn import Backbone, MinGRU, MinLSTM, unchanged_modules
 from minrnn_lightning.nn.mixers import MIXERS
 
 State = Any
+Compiled = Literal["none", "step", "checks"]
 
 
 class Stepper(NamedTuple):
@@ -76,18 +77,26 @@ def blocks(
     kernel_size: int,
     mlp_ratio: float,
     unchanged: bool = False,
-    compile: bool = False,  # noqa: A002
+    compile: Compiled = "none",  # noqa: A002
 ) -> Stepper:
     """A ``Backbone`` of a mixer and its method ``step``, perhaps compiled or in the context ``unchanged_modules``."""
     backbone = Backbone(dim, depth, mixer, kernel_size=kernel_size, mlp_ratio=mlp_ratio)
     context = unchanged_modules() if unchanged else nullcontext()
-    run = torch.compile(backbone.step) if compile else backbone.step
+    run = backbone.step
+    if compile != "none":
+        run = torch.compile(run, backend="inductor" if compile == "step" else without_work)
 
     def step(x_t: Tensor, state: State) -> tuple[Tensor, State]:
         with context:
             return run(x_t, state)
 
     return Stepper(backbone, lambda x, _: backbone(x)[1], step)
+
+
+def without_work(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Callable[..., Any]:
+    """A backend of ``torch.compile`` that computes once: what its later calls take are the checks before the graph."""
+    result = graph(*inputs)
+    return lambda *inputs: result
 
 
 LAYERS: dict[str, tuple[str, Callable[[int, int], Stepper]]] = {  # by their name in --layers: name in tables, and maker
@@ -113,7 +122,7 @@ def step(
     kernel_size: int = 4,
     mlp_ratio: float = 4.0,
     unchanged: bool = False,
-    compile: bool = False,  # noqa: A002
+    compile: Compiled = "none",  # noqa: A002
     products: bool = False,
     steps: int = 64,
     threads: int = 1,
@@ -141,7 +150,8 @@ def step(
         kernel_size: Steps of the causal convolution in a block; 0 leaves it out.
         mlp_ratio: Hidden units of the MLP of a block per channel; 0 leaves it out.
         unchanged: Step the blocks in the context ``unchanged_modules``, as generation and rollouts do.
-        compile: Step the blocks through ``torch.compile``.
+        compile: ``step`` steps the blocks through ``torch.compile``; ``checks`` too, but leaves out all work of the
+            compiled graph, so that what is left are the checks of modules, weights and inputs before each call.
         products: Also measure the matrix products of a step alone, where they are calls of linear maps.
         steps: Steps after the context that are timed together.
         threads: Threads of PyTorch.
@@ -234,7 +244,7 @@ def products_alone(stacks: dict[str, Stepper], x_t: Tensor, steps: int) -> dict[
     alone: dict[str, Step] = {}
     for name, stack in stacks.items():
         state = stack.read(x_t.unsqueeze(1), 1)
-        with Linears() as linears:
+        with Linears() as linears, torch.compiler.set_stance("force_eager"):
             stack.step(x_t, state)
         if linears.operands:
             alone[PRODUCTS + name] = linears.forward_products(steps)
