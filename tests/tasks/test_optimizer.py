@@ -223,6 +223,17 @@ def test_a_resumed_run_equals_the_uninterrupted_one(tmp_path, precision):
         assert torch.equal(value, resumed.state_dict()[name]), name
 
 
+@pytest.mark.parametrize(
+    ("precision", "dtype"), [("32-true", None), ("bf16-mixed", torch.bfloat16), ("bf16-true", None)]
+)
+def test_muon_multiplies_in_the_type_in_which_the_model_does(tmp_path, precision, dtype):
+    training = trainer(tmp_path, 1, precision=precision)
+    task = LanguageTask(7, 7, dim=8, depth=1, muon_lr=0.05, warmup=0)
+    training.fit(task, batches())
+    assert training.optimizers[0].dtype is dtype
+    assert all(each.isfinite().all() for each in task.parameters())
+
+
 class StopAfter(Callback):
     def __init__(self, steps):
         self.steps = steps
