@@ -54,7 +54,8 @@ def fused_layers(
     kept: list[Tensor] = []
     kind = kind_of(blocks, options.get("normalize"))
     try:
-        fields = [0, 0, 0, 0, _reset(reset, batch, kept), address(x_t, (batch, features))]  # 0: see ``step.run``
+        fields = [0] * step_kernels.RESET  # see ``step.run``
+        fields += _reset(reset, batch, kept), address(x_t, (batch, features))
         fields += count, features, hidden, kind
         fields += options["activation"] == "identity", bool(options["signed"])
         fields += address(state, (count, batch, hidden)), after.data_ptr()

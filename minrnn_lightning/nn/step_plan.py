@@ -27,8 +27,8 @@ NO_CONVOLUTION = (0,) * 5  # in place of its fields
 NO_MLP = (0, 0, 0, *NO_CONVOLUTION, 0, 0, 0, 0)
 # Called by ``map``, which takes half of the time of a loop.
 _shape, _dtype, _layout, _is_cpu = map(attrgetter, ("shape", "dtype", "layout", "is_cpu"))
-# What an assignment to ``weight.data`` can change besides the address.
-ABOUT_WEIGHTS: tuple[Callable[[Any], Any], ...] = (attrgetter("nbytes"), Tensor.is_contiguous)
+# What is compared besides the addresses.
+ABOUT_WEIGHTS: tuple[Callable[[Any], Any], ...] = (type, attrgetter("nbytes"), Tensor.is_contiguous)
 
 
 class NotCovered(Exception):  # noqa: N818 - no error: the step runs otherwise
@@ -75,14 +75,14 @@ class Plan:
         return self._call_type.from_buffer_copy(self._call)
 
     def tensors(self, state: State) -> list[Any]:
-        """The states of all blocks one after the other, of that of a backbone."""
+        """All tensors of a backbone's state, block by block."""
         if not isinstance(state, list) or list(map(len, state)) != self._lengths:
             raise NotCovered
         return list(compress(chain.from_iterable(state), self._is_state))
 
     def state(self, tensors: list[Any]) -> State:
-        """The state of a backbone, of the ``tensors`` of its blocks."""
-        tensors = [*tensors, ()]
+        """The inverse of ``tensors``."""
+        tensors = [*tensors, ()]  # at place -1
         return [getter(tensors) for getter in self._getters]
 
     def __deepcopy__(self, _: object) -> None:
@@ -303,4 +303,7 @@ def addresses(tensors: Sequence[Any], shapes: Sequence[tuple[int, ...]]) -> list
 
 def address(tensor: Any, shape: tuple[int, ...]) -> int:
     """Where a contiguous float32 tensor of a shape begins."""
-    return addresses([tensor], [shape])[0]
+    (address,) = addresses([tensor], [shape])
+    if address == 4 * tensor.storage_offset():  # FSDP has freed the memory
+        raise NotCovered
+    return address

@@ -10,7 +10,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from minrnn_lightning.errors import InputError
-from minrnn_lightning.tasks.optimizer import MuonAdamW
+from minrnn_lightning.tasks.optimizer import MuonAdamW, multiplies_fast
 from minrnn_lightning.tasks.schedule import Shape, WarmupDecay, keep_settings
 
 FSDP_PREFIX = "_fsdp_wrapped_module."  # in the names of parameters of wrapped modules
@@ -80,8 +80,9 @@ class OptimizationMixin(LightningModule):
     def make_optimizer(self) -> Optimizer:
         """AdamW, and Muon where ``muon_lr`` is given, with decay on matrices only."""
         if self.muon_lr is not None:
-            # As the matrix products of the model.
-            dtype = torch.bfloat16 if self._trainer is not None and self.trainer.precision == "bf16-mixed" else None
+            # The type in which the model multiplies, where that saves time.
+            narrow = self._trainer is not None and self.trainer.precision in ("bf16-mixed", "bf16-true")
+            dtype = torch.bfloat16 if narrow and multiplies_fast(self.device) else None
             return MuonAdamW(self.parameter_groups(), lr=self.lr, momentum=self.muon_momentum, dtype=dtype)
         # Not fused: Lightning does not clip the gradients of a fused optimizer in mixed precision.
         return torch.optim.AdamW(self.parameter_groups(), lr=self.lr, betas=(0.9, 0.99))

@@ -21,23 +21,30 @@ def orthogonalize(matrices: Tensor, dtype: torch.dtype | None = None) -> Tensor:
     """Replace the singular values of each matrix by values near 1, between about 0.7 and 1.2.
 
     Five Newton-Schulz iterations X ← (a + b XXᵀ + c (XXᵀ)²) X. All iterates are polynomials of the first Gram matrix
-    times the first X. From float32 on, only the smaller of the two Gram matrices is iterated, and X multiplied once, at
-    the end. In bfloat16 a rounded Gram matrix has eigenvalues below 0, which its iteration would make large; there X is
-    iterated, from which each Gram matrix is made anew.
+    times the first X. In float32 and float64 only the smaller of the two Gram matrices is iterated, and X multiplied
+    once, at the end. In 16-bit types a rounded Gram matrix has eigenvalues below 0, which its iteration would make
+    large; there X is iterated, from which each Gram matrix is made anew. Singular values that are below the rounding
+    error of the largest are then those of the rounding.
 
     Args:
         matrices: (number, rows, columns).
-        dtype: Type of the products; None for that of the matrices.
+        dtype: Type of the products; None for that of the matrices, float32 at least.
 
     Returns:
         A tensor of the same shape and type.
     """
     if matrices.shape[-2] > matrices.shape[-1]:
         return orthogonalize(matrices.mT, dtype).mT
-    norm = torch.linalg.matrix_norm(matrices, keepdim=True, dtype=torch.promote_types(matrices.dtype, torch.float32))
-    x = (matrices / norm.clamp_min(EPS)).to(dtype or matrices.dtype)  # no singular value above 1
+    wide = matrices.to(torch.promote_types(matrices.dtype, torch.float32))
+    x = wide / torch.linalg.matrix_norm(wide, keepdim=True).clamp_min(EPS)  # no singular value above 1
+    x = x.to(dtype or wide.dtype)
     iterate = _iterate_matrix if x.dtype.itemsize < 4 else _iterate_gram
     return iterate(x).to(matrices.dtype)
+
+
+def multiplies_fast(device: torch.device) -> bool:
+    """Whether products in bfloat16 take less time than in float32: on GPUs, and on CPUs with AMX."""
+    return device.type == "cuda" or (device.type == "cpu" and torch.cpu._is_amx_tile_supported())
 
 
 def _iterate_matrix(x: Tensor) -> Tensor:
@@ -71,7 +78,7 @@ class MuonAdamW(Optimizer):
     of its own. The update is scaled by 0.2 √max(rows, columns), as Liu et al. 2025
     (https://arxiv.org/abs/2502.16982), so that its entries are as large as those of AdamW and one learning rate serves
     all widths. The weight decay is decoupled in both. ``torch.optim.Muon`` with ``match_rms_adamw``, from torch 2.9 on,
-    computes the same in bfloat16; this one computes in the type that is asked for, needs no newer torch than the
+    computes the same in bfloat16; this one computes in the type given by ``dtype``, needs no newer torch than the
     package, and takes parameters that FSDP has sharded.
 
     Args:
@@ -83,8 +90,10 @@ class MuonAdamW(Optimizer):
         eps: Of AdamW.
         weight_decay: Decoupled weight decay.
         momentum: Of Muon.
-        dtype: Type of the products with which Muon orthogonalises; None for that of the parameters.
+        dtype: Type of the products with which Muon orthogonalises; None for that of the parameters, float32 at least.
     """
+
+    dtype: torch.dtype | None = None  # also of an optimizer that was pickled without one
 
     def __init__(
         self,
@@ -99,6 +108,9 @@ class MuonAdamW(Optimizer):
         self.dtype = dtype
         shared = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "momentum": momentum}
         super().__init__(groups, {**shared, "muon": False})
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "dtype": self.dtype}
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]

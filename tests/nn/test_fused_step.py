@@ -9,10 +9,11 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.func import functional_call, vmap
 from torch.nn.utils import parametrizations
+from torch.utils import swap_tensors
 
 from minrnn_lightning import ops
 from minrnn_lightning.nn import (
@@ -189,6 +190,19 @@ def transpose(model):
     weight.data = weight.data.t().contiguous().t()
 
 
+class Observed(Tensor):
+    """A tensor whose operators something else sees."""
+
+    @classmethod
+    def __torch_function__(cls, func, types, args=(), kwargs=None):
+        return super().__torch_function__(func, types, args, kwargs or {})
+
+
+def change_class(model):
+    weight = model.blocks[0].mlp[0].weight
+    swap_tensors(weight, nn.Parameter(weight.data.as_subclass(Observed)))
+
+
 def append(model):
     model.blocks[1].mlp.append(nn.Linear(16, 16))
 
@@ -203,7 +217,9 @@ def override(model):
     mixer.mix = lambda x, state, reset, **_: (torch.zeros_like(x), state)
 
 
-@pytest.mark.parametrize("change", [hook, replace, parametrize, transpose, append, hook_dropout, override])
+@pytest.mark.parametrize(
+    "change", [hook, replace, parametrize, transpose, change_class, append, hook_dropout, override]
+)
 def test_changed_modules_are_left_to_the_operators(change, fused):
     model = build()
     x, state = torch.randn(2, 16), model.initial_state(2)
@@ -214,6 +230,20 @@ def test_changed_modules_are_left_to_the_operators(change, fused):
         whole, _ = model(x[:, None])
     assert fused == [True, False]
     torch.testing.assert_close(y, whole[:, 0], rtol=1e-4, atol=1e-5)
+
+
+def test_freed_weights_are_an_error_as_with_the_operators(fused):
+    model, layer = build(), MinGRU(16, 16)
+    x, state = torch.randn(2, 16), model.initial_state(2)
+    with torch.no_grad():
+        model.step(x, state)
+        for weight in (model.blocks[0].mlp[0].weight, layer.weight_ih_l0):
+            weight.data = torch.zeros(8 + weight.numel())[8:].view_as(weight)  # as in the flat parameter of FSDP
+            weight.untyped_storage().resize_(0)
+        for step in (lambda: model.step(x, state), lambda: layer.step(x)):
+            with pytest.raises(RuntimeError):
+                step()
+    assert fused == [True, False]
 
 
 def assign(model):

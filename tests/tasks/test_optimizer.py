@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader
 from minrnn_lightning import LanguageTask
 from minrnn_lightning.errors import InputError
 from minrnn_lightning.nn import MIXERS
+from minrnn_lightning.tasks import optimization
 from minrnn_lightning.tasks.optimizer import NEWTON_SCHULZ, MuonAdamW, orthogonalize
 
 
@@ -36,13 +37,14 @@ def test_orthogonalize_maps_the_singular_values(rows, columns, count, seed):
     torch.testing.assert_close(orthogonalize(matrices.double()), expected, rtol=0, atol=1e-8)
 
 
+@pytest.mark.parametrize("dtype", [None, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("given", [torch.float32, torch.bfloat16])
-def test_rounding_to_bfloat16_makes_no_singular_value_large(given):
+def test_rounding_makes_no_singular_value_large(given, dtype):
     generator = torch.Generator().manual_seed(0)
     decreasing = torch.randn(64, 64, generator=generator) * torch.logspace(0, -4, 64)  # as momentum has them
     for matrix in (decreasing, torch.randn(64, 64, generator=generator), torch.randn(96, 32, generator=generator)):
         expected = by_singular_values(matrix.to(given))
-        result = orthogonalize(matrix.to(given)[None], torch.bfloat16)[0]
+        result = orthogonalize(matrix.to(given)[None], dtype)[0]
         assert result.dtype is given
         assert (result.double() - expected).norm() < 0.03 * expected.norm()
 
@@ -223,14 +225,16 @@ def test_a_resumed_run_equals_the_uninterrupted_one(tmp_path, precision):
         assert torch.equal(value, resumed.state_dict()[name]), name
 
 
-@pytest.mark.parametrize(
-    ("precision", "dtype"), [("32-true", None), ("bf16-mixed", torch.bfloat16), ("bf16-true", None)]
-)
-def test_muon_multiplies_in_the_type_in_which_the_model_does(tmp_path, precision, dtype):
+@pytest.mark.parametrize("fast", [False, True])
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", "bf16-true"])
+def test_muon_multiplies_in_bfloat16_where_that_saves_time(tmp_path, precision, fast, monkeypatch):
+    monkeypatch.setattr(optimization, "multiplies_fast", lambda device: fast)
     training = trainer(tmp_path, 1, precision=precision)
     task = LanguageTask(7, 7, dim=8, depth=1, muon_lr=0.05, warmup=0)
     training.fit(task, batches())
-    assert training.optimizers[0].dtype is dtype
+    (optimizer,) = training.optimizers
+    assert optimizer.dtype is (torch.bfloat16 if fast and precision != "32-true" else None)
+    assert copy.deepcopy(optimizer).dtype is optimizer.dtype
     assert all(each.isfinite().all() for each in task.parameters())
 
 

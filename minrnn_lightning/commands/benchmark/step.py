@@ -84,7 +84,7 @@ def blocks(
     context = unchanged_modules() if unchanged else nullcontext()
     run = backbone.step
     if compile != "none":
-        run = torch.compile(run, backend="inductor" if compile == "step" else without_work)
+        run = torch.compile(run, backend="inductor" if compile == "step" else without_work, dynamic=False)
 
     def step(x_t: Tensor, state: State) -> tuple[Tensor, State]:
         with context:
@@ -94,7 +94,7 @@ def blocks(
 
 
 def without_work(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Callable[..., Any]:
-    """A backend of ``torch.compile`` that computes once: what its later calls take are the checks before the graph."""
+    """A backend of ``torch.compile`` that computes once; later calls take the time of the checks before them."""
     result = graph(*inputs)
     return lambda *inputs: result
 
@@ -198,6 +198,7 @@ def step(
             for length in contexts:
                 rows = []
                 for batch in batch_sizes:
+                    torch.compiler.reset()  # torch.compile gives up after eight versions of a function
                     x = torch.randn(batch, length + steps, width, dtype=torch_dtype, device=torch_device)
                     walks: dict[str, Step] = {name: Walk(stack, x, length) for name, stack in stacks.items()}
                     ready = warm_up(walks)

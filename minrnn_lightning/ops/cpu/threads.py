@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-_function = functools.cache(ctypes.CFUNCTYPE(None, ctypes.c_void_p))  # by address
+_function = functools.cache(ctypes.CFUNCTYPE(None, ctypes.c_void_p))  # one object for each address
 _pools: dict[int, ThreadPoolExecutor] = {}
 
 

@@ -196,6 +196,14 @@ def test_compiled(minrnn, monkeypatch):
     assert "nn.GRU, compiled" not in out
 
 
+@pytest.mark.slow
+def test_the_checks_of_a_compiled_step(minrnn):
+    words = ["--lengths=8", "--batch_size=1,2,3", "--dim=8", "--layers=none", "--mixer=mingru", "--steps=2"]
+    code, out, errors = minrnn("benchmark", "step", *words, "--repeats=2", "--products", "--compile=checks")
+    assert (code, "left out" in errors) == (0, False)
+    assert sum(line.startswith("│ blocks of mingru ") for line in out.splitlines()) == 3
+
+
 def test_without_peers_and_matplotlib(minrnn, tmp_path, monkeypatch):
     for module in ("minGRU_pytorch", "mingru", "matplotlib", "matplotlib.figure"):
         monkeypatch.setitem(sys.modules, module, None)
