@@ -6,6 +6,7 @@ hooks, tensors of other classes, autocast, derivatives, tracing, compiling.
 """
 
 import ctypes
+import struct
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 
 from minrnn_lightning.nn.fused import is_observed
 from minrnn_lightning.nn.state import State
-from minrnn_lightning.nn.step_plan import CLASSES, NotCovered, address, addresses, find_plan, kind_of
+from minrnn_lightning.nn.step_plan import CLASSES, NotCovered, addresses, check_allocated, find_plan, kind_of
 from minrnn_lightning.ops.kernel_choice import runs_numba
 
 # Of a batch, for each thread: with more rows, or rows × width, the operators of PyTorch are about as fast.
@@ -52,20 +53,21 @@ def fused_layers(
 
     x_t, state, after = x_t.contiguous(), state.contiguous(), empty(count, batch, hidden)
     kept: list[Tensor] = []
-    kind = kind_of(blocks, options.get("normalize"))
+    read: list[Any] = [x_t, state]
+    shapes: list[tuple[int, ...]] = [(batch, features), (count, batch, hidden)]
+    for layer in range(count):
+        read += layers._parameters.get(f"weight_ih_l{layer}"), layers._parameters.get(f"bias_ih_l{layer}")
+        shapes += (blocks * hidden, hidden if layer else features), (blocks * hidden,)
     try:
-        fields = [0] * step_kernels.RESET  # see ``step.run``
-        fields += _reset(reset, batch, kept), address(x_t, (batch, features))
-        fields += count, features, hidden, kind
-        fields += options["activation"] == "identity", bool(options["signed"])
-        fields += address(state, (count, batch, hidden)), after.data_ptr()
-        for layer in range(count):
-            weight, bias = (layers._parameters.get(f"{name}_ih_l{layer}") for name in ("weight", "bias"))
-            fields += address(weight, (blocks * hidden, features)), address(bias, (blocks * hidden,))
-            features = hidden
+        fields = [0] * step_kernels.RESET + [_reset(reset, batch, kept)]  # 0: see ``step.run``
+        x_at, state_at, *weights_at = addresses(read, shapes)
+        check_allocated(read[2:], weights_at)
     except NotCovered:
         return None
-    step.run(step_kernels.layers, batch, (ctypes.c_int64 * len(fields))(*fields), threads)
+    fields += x_at, count, features, hidden, kind_of(blocks, options.get("normalize"))
+    fields += options["activation"] == "identity", bool(options["signed"]), state_at, after.data_ptr(), *weights_at
+    call = (ctypes.c_int64 * len(fields)).from_buffer_copy(struct.pack(f"{len(fields)}q", *fields))
+    step.run(step_kernels.layers, batch, call, threads)
     return after[-1].clone(), after
 
 
@@ -113,21 +115,19 @@ def fused_blocks(
         plan = find_plan(blocks, kind, norm, dim)
         if dim != plan.dim or (reset is not None and plan.learns_start):
             return None
-        kept, before = [x_t.contiguous()], plan.tensors(state)  # what has an address must live as long as the call
+        before = [x_t, *plan.tensors(state)]
         if not CLASSES.issuperset(map(type, before)):
             return None
-        before = list(map(Tensor.contiguous, before))
-        y, after = torch.empty_like(kept[0]), list(map(torch.empty_like, before))
-        call = plan.new_call()
-        call[step_kernels.RESET] = _reset(reset, batch, kept)
-        call[step_kernels.X], call[step_kernels.Y] = address(kept[0], (batch, dim)), y.data_ptr()
+        before = list(map(Tensor.contiguous, before))  # what has an address must live as long as the call
+        after, call = list(map(torch.empty_like, before)), plan.new_call()
         old, new = addresses(before, [(batch, *shape) for shape in plan.shapes]), map(Tensor.data_ptr, after)
-        for field, *pair in zip(plan.state_fields, old, new, strict=True):
-            call[field : field + 2] = pair
+        for field, field_after, at, at_after in zip(plan.fields_before, plan.fields_after, old, new, strict=True):
+            call[field], call[field_after] = at, at_after
+        call[step_kernels.RESET] = _reset(reset, batch, before)
     except NotCovered:
         return None
     step.run(step_kernels.blocks, batch, call, threads)
-    return y, plan.state(after)
+    return after[0], plan.state(after)
 
 
 def _reset(reset: Tensor | None, batch: int, kept: list[Tensor]) -> int:

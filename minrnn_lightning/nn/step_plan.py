@@ -7,8 +7,8 @@ To ask whether all modules and weights are as before takes less time than to loo
 import ctypes
 from collections.abc import Callable, Sequence
 from contextvars import ContextVar
-from itertools import chain, compress
-from operator import attrgetter, is_, itemgetter
+from itertools import chain, compress, repeat
+from operator import attrgetter, eq, is_, itemgetter, mul
 from typing import Any
 
 import torch
@@ -47,10 +47,11 @@ class Plan:
             raise NotCovered
         self.dim, self.norm, self.depth = dim, norm, len(blocks)
         self.fields = [0] * 6 + [dim, self.depth, 0]  # in the order of ``step_kernels``; 0: what differs between steps
-        # Of the states of all blocks, one after the other: sizes without the batch, and the field of the address.
-        self.shapes: list[tuple[int, ...]] = []
-        self.state_fields: list[int] = []
-        self._places: list[list[int]] = []  # of the states of each block among all, -1 for one that is ()
+        # Of the input and of the states of all blocks: sizes without the batch, and the fields of the addresses before
+        # and after the step.
+        self.shapes: list[tuple[int, ...]] = [(dim,)]
+        self.fields_before, self.fields_after = [5], [8]
+        self._places: list[list[int]] = []  # of the states of each block among these, -1 for one that is ()
         self.learns_start = False
         self._entries: list[tuple[dict[str, Any], str, Any]] = []  # of the dictionaries in which modules keep all
         self._modules: list[nn.Module] = []
@@ -81,7 +82,7 @@ class Plan:
         return list(compress(chain.from_iterable(state), self._is_state))
 
     def state(self, tensors: list[Any]) -> State:
-        """The inverse of ``tensors``."""
+        """The state of a backbone, of an output and the tensors after a step."""
         tensors = [*tensors, ()]  # at place -1
         return [getter(tensors) for getter in self._getters]
 
@@ -176,14 +177,17 @@ class Plan:
 
     def _add_weight(self, module: nn.Module, name: str, *shape: int) -> None:
         weight = self._entry(module._parameters, name)
-        self.fields.append(address(weight, shape))
+        at = addresses([weight], [shape])
+        check_allocated([weight], at)
+        self.fields += at
         self.weights.append(weight)
 
     def _add_state(self, *shape: int) -> None:
         """Add the places of a state's address and of that of the next step."""
         self._places[-1].append(len(self.shapes))
         self.shapes.append(shape)
-        self.state_fields.append(len(self.fields))
+        self.fields_before.append(len(self.fields))
+        self.fields_after.append(len(self.fields) + 1)
         self.fields += 0, 0
 
     def _module(self, module: Any, kind: type[nn.Module]) -> Any:
@@ -301,9 +305,11 @@ def addresses(tensors: Sequence[Any], shapes: Sequence[tuple[int, ...]]) -> list
     return list(map(Tensor.data_ptr, tensors))
 
 
-def address(tensor: Any, shape: tuple[int, ...]) -> int:
-    """Where a contiguous float32 tensor of a shape begins."""
-    (address,) = addresses([tensor], [shape])
-    if address == 4 * tensor.storage_offset():  # FSDP has freed the memory
+def check_allocated(weights: Sequence[Tensor], at: Sequence[int]) -> None:
+    """Refuse weights whose memory FSDP has freed, of which only the offset is left as an address.
+
+    Raises:
+        NotCovered: There is one.
+    """
+    if any(map(eq, at, map(mul, repeat(4), map(Tensor.storage_offset, weights)))):
         raise NotCovered
-    return address
