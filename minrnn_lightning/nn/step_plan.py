@@ -23,6 +23,7 @@ from minrnn_lightning.nn.state import State
 
 EPS = 1e-5  # of the norms that the kernel computes
 CLASSES = {Tensor, nn.Parameter}
+INPUT, OUTPUT = 5, 8  # fields of a call: ``step_kernels.X`` and ``Y``, which cannot be imported without Numba
 NO_CONVOLUTION = (0,) * 5  # in place of its fields
 NO_MLP = (0, 0, 0, *NO_CONVOLUTION, 0, 0, 0, 0)
 # Called by ``map``, which takes half of the time of a loop.
@@ -46,11 +47,11 @@ class Plan:
         if any(type(each) is not kind or type(each.mixer) not in (MinGRUMixer, MinLSTMMixer) for each in blocks):
             raise NotCovered
         self.dim, self.norm, self.depth = dim, norm, len(blocks)
-        self.fields = [0] * 6 + [dim, self.depth, 0]  # in the order of ``step_kernels``; 0: what differs between steps
+        self._fields = [0] * 6 + [dim, self.depth, 0]  # in the order of ``step_kernels``; 0: what differs between steps
         # Of the input and of the states of all blocks: sizes without the batch, and the fields of the addresses before
         # and after the step.
         self.shapes: list[tuple[int, ...]] = [(dim,)]
-        self.fields_before, self.fields_after = [5], [8]
+        self.fields_before, self.fields_after = [INPUT], [OUTPUT]
         self._places: list[list[int]] = []  # of the states of each block among these, -1 for one that is ()
         self.learns_start = False
         self._entries: list[tuple[dict[str, Any], str, Any]] = []  # of the dictionaries in which modules keep all
@@ -65,8 +66,8 @@ class Plan:
         self._about_weights = [list(map(about, self.weights)) for about in ABOUT_WEIGHTS]
         self._addresses = list(map(Tensor.data_ptr, self.weights))
         # One block of memory, which a step copies without looking at the numbers one by one.
-        self._call_type = ctypes.c_int64 * len(self.fields)
-        self._call = bytes(self._call_type(*self.fields))
+        self._call_type = ctypes.c_int64 * len(self._fields)
+        self._call = bytes(self._call_type(*self._fields))
         self._lengths = list(map(len, self._places))
         self._getters = [itemgetter(*places) for places in self._places]
         self._is_state = [place >= 0 for place in chain.from_iterable(self._places)]
@@ -126,14 +127,14 @@ class Plan:
         self._add_linear(self._child(mixer, "out"), hidden, self.dim)
         mlp = self._child(block, "mlp")
         if mlp is None:
-            self.fields += NO_MLP
+            self._fields += NO_MLP
             return
         up, gelu, down = (self._entry(self._module(mlp, nn.Sequential)._modules, name) for name in "012")
         more = self._entry(mlp._modules, "3")
         (units,) = self._options(up, "out_features")
         if more is not None or not units or self._options(self._module(gelu, nn.GELU), "approximate") != ["none"]:
             raise NotCovered
-        self.fields.append(units)
+        self._fields.append(units)
         self._add_norm(self._child(block, "mlp_norm"))
         self._add_convolution(self._child(block, "mlp_conv"))
         self._add_linear(up, self.dim, units)
@@ -142,10 +143,10 @@ class Plan:
     def _add_convolution(self, conv: Any) -> bool:
         """Add a convolution with its state, or the lack of both; whether there is one."""
         if conv is None:
-            self.fields += NO_CONVOLUTION
+            self._fields += NO_CONVOLUTION
             return False
         (size,) = self._options(self._module(conv, CausalConv), "kernel_size")
-        self.fields.append(size)
+        self._fields.append(size)
         self._add_weight(conv, "weight", size, self.dim)
         self._add_weight(conv, "bias", self.dim)
         self._add_state(size - 1, self.dim)
@@ -159,7 +160,7 @@ class Plan:
             raise NotCovered
         logits = self._module(self._child(mixer, "rnn"), Logits)
         self.learns_start |= self._entry(logits._parameters, "initial") is not None
-        self.fields += hidden, kind_of(mixer.blocks, normalize), activation == "identity", bool(signed)
+        self._fields += hidden, kind_of(mixer.blocks, normalize), activation == "identity", bool(signed)
         self._add_weight(logits, "weight_ih_l0", mixer.blocks * hidden, self.dim)
         self._add_weight(logits, "bias_ih_l0", mixer.blocks * hidden)
         return int(hidden)
@@ -179,16 +180,16 @@ class Plan:
         weight = self._entry(module._parameters, name)
         at = addresses([weight], [shape])
         check_allocated([weight], at)
-        self.fields += at
+        self._fields += at
         self.weights.append(weight)
 
     def _add_state(self, *shape: int) -> None:
         """Add the places of a state's address and of that of the next step."""
         self._places[-1].append(len(self.shapes))
         self.shapes.append(shape)
-        self.fields_before.append(len(self.fields))
-        self.fields_after.append(len(self.fields) + 1)
-        self.fields += 0, 0
+        self.fields_before.append(len(self._fields))
+        self.fields_after.append(len(self._fields) + 1)
+        self._fields += 0, 0
 
     def _module(self, module: Any, kind: type[nn.Module]) -> Any:
         """The module, if its class is ``kind`` and nothing is attached to its call."""
@@ -284,7 +285,7 @@ def kind_of(blocks: int, normalize: object) -> int:
     return 0 if blocks == 2 else 1 if normalize else 2
 
 
-def addresses(tensors: Sequence[Any], shapes: Sequence[tuple[int, ...]]) -> list[int]:
+def addresses(tensors: Sequence[Any], shapes: list[tuple[int, ...]]) -> list[int]:
     """Where contiguous float32 tensors of some shapes begin.
 
     Raises:

@@ -159,9 +159,8 @@ def test_bad_arguments(files, tmp_path):
     ):
         opened(files, tokenizer=str(tmp_path / "bad.json")).input_size  # noqa: B018
     message = "json needs a split train with a column words, but has train: text, other"
-    if not datasets.load_dataset(
-        "json", data_files=files, split="train", streaming=True
-    ).column_names:  # with datasets 3.0
+    streamed = datasets.load_dataset("json", data_files=files, split="train", streaming=True)
+    if not streamed.column_names:  # with datasets 3.0
         message = "column must be one of text, other, got words"
     with pytest.raises(InputError, match=f"^{message}"):
         ready(files, column="words")
