@@ -157,11 +157,11 @@ FIGURES = {
         "Validation loss of the mixers",
         draw_mixers,
         lambda: (
-            "Shakespeare, about 480,000 parameters each, learning rates of its own for each mixer, means of three "
+            "Shakespeare, about 470,000 parameters each, learning rates of its own for each mixer, means of three "
             "seeds; the numbers are the last losses. " + machines(all_runs("shakespeare_small"))
         ),
         "minrnn compare --config shakespeare_small --mixers mingru,lstm,minlstm,gated_mingru,matrix_mingru,gru,"
-        "attention,mingru+attention,s4d,mamba --seeds 0,1,2 --tune 0.5 --output recipes/results/shakespeare_small",
+        "attention,mingru+attention,s4d,mamba --seeds 0,1,2 --tune 1 --output recipes/results/shakespeare_small",
     ),
     "lengths": Figure(
         "Accuracy of a formal language against the length",

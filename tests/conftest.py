@@ -42,13 +42,15 @@ def pytest_collection_finish(session):
 
 def compile_kernels(share: int, shares: int) -> None:
     """Compile every n-th kernel for CPUs into Numba's cache."""
-    from minrnn_lightning.ops.cpu import block_kernels, kernels, step_kernels
+    from minrnn_lightning.ops.cpu import block_kernels, kernels, selective_kernels, step_kernels
 
     scans = kernels.forward_entry, kernels.ends_entry, kernels.backward_entry
     adds = block_kernels.add_forward_entry, block_kernels.add_backward_entry
     norms = block_kernels.norm_forward_entry, block_kernels.norm_backward_entry
     types = ("float32", "float32"), ("float32", "uint16")
     every = [partial(step_kernels.compiled, entry) for entry in (step_kernels.layers, step_kernels.blocks)]
+    selective = selective_kernels.forward_entry, selective_kernels.backward_entry
+    every += [partial(selective_kernels.compiled, entry) for entry in selective]
     for stored, entry, gates in itertools.product(("float32", "float64", "uint16"), scans, (None, True)):
         every.append(partial(kernels.compiled, entry, stored, gates))
     for entry, (wide, narrow) in itertools.product((*norms, *adds), types):

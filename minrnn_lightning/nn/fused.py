@@ -19,6 +19,11 @@ TYPES = torch.float32, torch.bfloat16
 
 
 def can_fuse(x: Tensor, *modules: nn.Module) -> bool:
+    """Whether the kernels run on ``x``, with the parameters of modules, and pay."""
+    return x.numel() >= MIN_ELEMENTS and can_run(x, *modules)
+
+
+def can_run(x: Tensor, *modules: nn.Module) -> bool:
     """Whether the kernels run on ``x``, with the parameters of modules.
 
     They do on CPUs in float32 and bfloat16, where Numba is there. They do not under whatever takes PyTorch's operators
@@ -31,7 +36,6 @@ def can_fuse(x: Tensor, *modules: nn.Module) -> bool:
         and x.is_cpu
         and x.dtype in TYPES
         and product_dtype(x) in TYPES
-        and x.numel() >= MIN_ELEMENTS
         and all(map(_is_plain, modules))
         and runs_numba(x.device)
     )

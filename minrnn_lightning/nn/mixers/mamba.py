@@ -1,20 +1,16 @@
 """The Mamba mixer: a state-space model whose step size, input and output weights depend on the input."""
 
-import functools
 import math
-from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
 
 from minrnn_lightning.errors import InputError
 from minrnn_lightning.nn.conv import CausalConv
 from minrnn_lightning.nn.mixers.base import Mixer, hidden_size, mark_maps
+from minrnn_lightning.nn.mixers.selective_scan import selective_scan
 from minrnn_lightning.nn.mixers.ssm import log_step_sizes, undecayed
-from minrnn_lightning.ops import linear_scan
 from minrnn_lightning.ops.eager import state_dtype
 
 State = tuple[Tensor, Tensor]
@@ -105,63 +101,3 @@ class MambaMixer(Mixer):
         """The skip, the gate and the linear map back."""
         gated: Tensor = self.out_proj(((y + self.D * u) * F.silu(z)).to(z.dtype))
         return gated
-
-
-def selective_scan(
-    u: Tensor, dt: Tensor, a: Tensor, b: Tensor, c: Tensor, initial: Tensor | None = None, reset: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
-    """Run h_t = exp(Δ_t A) · h_{t-1} + Δ_t B_t u_t, y_t = C_t h_t, with A diagonal for each channel.
-
-    One number of the state at a time, so that memory does not grow with ``state_size``; backward computes the states
-    again. Where ``mamba_ssm`` is installed, its kernel runs on CUDA tensors unless there is an initial state, a reset
-    or ``torch.compile``, none of which it takes; the final state that it returns carries no gradient.
-
-    Args:
-        u: Inputs, (batch, length, inner).
-        dt: Δ, the step sizes, (batch, length, inner).
-        a: A, below zero, (inner, state_size).
-        b: B, (batch, length, state_size).
-        c: C, (batch, length, state_size).
-        initial: The state before the first step, (batch, inner, state_size); zeros if None.
-        reset: Bool (batch, length), True where the state before that step is replaced by zeros.
-
-    Returns:
-        y, (batch, length, inner), and the state after the last step, (batch, inner, state_size).
-    """
-    fits = u.is_cuda and u.dtype == torch.float32 and initial is None and reset is None
-    kernel = _mamba_ssm() if fits and not torch.compiler.is_compiling() else None
-    if kernel is not None:
-        u, dt, b, c = (x.transpose(1, 2) for x in (u, dt, b, c))
-        y, h = kernel(u, dt, a, b, c, return_last_state=True)
-        return y.transpose(1, 2), h.detach()
-    run: Callable[..., tuple[Tensor, Tensor]] = functools.partial(
-        checkpoint, _scan_one, use_reentrant=False, preserve_rng_state=False
-    )
-    if not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active():
-        run = _scan_one  # torch.func refuses the hooks with which checkpoint saves memory
-    y, final = torch.zeros_like(u), []
-    for n in range(a.shape[1]):
-        one = a[:, n], b[..., n : n + 1], c[..., n : n + 1], None if initial is None else initial[..., n]
-        part, h = run(u, dt, *one, reset)
-        y = y + part
-        final.append(h)
-    return y, torch.stack(final, -1)
-
-
-def _scan_one(
-    u: Tensor, dt: Tensor, a: Tensor, b: Tensor, c: Tensor, initial: Tensor | None, reset: Tensor | None
-) -> tuple[Tensor, Tensor]:
-    """What one number of the state adds to y, and its value after the last step."""
-    h = linear_scan(torch.exp(dt * a), dt * b * u, initial, reset=reset)
-    return c * h, h[:, -1].clone()  # a view would keep all of h
-
-
-@functools.cache
-def _mamba_ssm() -> Callable[..., Any] | None:
-    """The fused scan of ``mamba_ssm``, or None where that is not installed."""
-    try:
-        from mamba_ssm.ops.selective_scan_interface import selective_scan_fn
-    except ImportError:
-        return None
-    kernel: Callable[..., Any] = selective_scan_fn
-    return kernel

@@ -342,7 +342,7 @@ def gelu_backward_entry(wide, narrow):
 
 
 @functools.cache
-def _helpers() -> int:
+def helpers() -> int:
     """A number for the text of ``kernels``: Numba's cache notices changes only in the file that holds the entry."""
     return zlib.crc32(Path(kernels.__file__).read_bytes())
 
@@ -357,5 +357,5 @@ def compiled(entry, wide, narrow):
         narrow: Type of what is added to it.
     """
     function = entry(getattr(np, wide), getattr(np, narrow))
-    function.__qualname__ = f"{entry.__name__}_{wide}_{narrow}_{_helpers():x}"
+    function.__qualname__ = f"{entry.__name__}_{wide}_{narrow}_{helpers():x}"
     return cfunc(types.void(types.voidptr), cache=kernels.CACHE, error_model="numpy")(function)

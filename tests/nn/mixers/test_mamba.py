@@ -7,8 +7,10 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from minrnn_lightning.nn.mixers import mamba
-from minrnn_lightning.nn.mixers.mamba import MambaMixer, selective_scan
+from minrnn_lightning.nn.mixers import selective_scan as scans
+from minrnn_lightning.nn.mixers.mamba import MambaMixer
+from minrnn_lightning.nn.mixers.selective_scan import selective_scan
+from minrnn_lightning.ops import use_kernel
 
 DIM, BATCH, LENGTH = 12, 2, 40
 
@@ -102,6 +104,65 @@ def test_scan_starts_anew_at_a_reset():
     torch.testing.assert_close((y[:, 9:], after), (expected, last))
 
 
+@pytest.mark.parametrize(("batch", "length", "inner", "size"), [(1, 1, 3, 1), (2, 40, 6, 4), (3, 33, 130, 16)])
+@pytest.mark.parametrize("stateful", [False, True])
+def test_compiled_scan_equals_the_recurrence_in_float64(batch, length, inner, size, stateful):
+    torch.manual_seed(length)
+    u, dt = torch.randn(batch, length, inner), torch.rand(batch, length, inner)
+    b, c = torch.randn(2, batch, length, size)
+    inputs = [u, dt, -3 * torch.rand(inner, size), b, c, *[torch.randn(batch, inner, size)] * stateful]
+    reset = torch.rand(batch, length) < 0.1 if stateful else None
+    weights, last_weights = torch.randn(batch, length, inner), torch.randn(batch, inner, size)
+
+    def run(function, dtype):
+        arguments = [x.to(dtype).requires_grad_() for x in inputs]
+        before = arguments[5] if stateful else None
+        y, after = function(*arguments[:5], before, reset)
+        loss = (y * weights).sum() + (after * last_weights).sum()
+        return y, after, *torch.autograd.grad(loss, arguments)
+
+    for made, exact in zip(run(selective_scan, torch.float32), run(scans._scan_each, torch.float64), strict=True):
+        assert (made - exact).abs().max() <= 1e-6 * exact.abs().max()
+    with use_kernel("torch"):
+        for made, exact in zip(run(selective_scan, torch.float32), run(scans._scan_each, torch.float64), strict=True):
+            assert (made - exact).abs().max() <= 3e-6 * exact.abs().max()
+
+
+def test_compiled_scan_is_what_runs(monkeypatch):
+    monkeypatch.setattr(scans, "_scan_each", None)
+    inputs = scan_inputs(dtype=torch.float32)
+    y, _ = selective_scan(*(tensor.requires_grad_() for tensor in inputs))
+    y.sum().backward()
+    with torch.no_grad():
+        torch.testing.assert_close(selective_scan(*inputs)[0], y.detach(), rtol=0, atol=0)
+
+
+def test_compiled_scan_has_second_derivatives():
+    def second(dtype):
+        inputs = [tensor.requires_grad_() for tensor in scan_inputs(dtype=torch.float64)]
+        y, after = selective_scan(*(tensor.to(dtype) for tensor in inputs))
+        gradients = torch.autograd.grad(y.square().sum() + after.sum(), inputs, create_graph=True)
+        return torch.autograd.grad(sum(gradient.square().sum() for gradient in gradients), inputs)
+
+    for made, exact in zip(second(torch.float32), second(torch.float64), strict=True):
+        assert (made - exact).abs().max() <= 1e-5 * exact.abs().max()
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_compiled_scan_gives_the_same_bits_with_any_number_of_threads(threads):
+    inputs = [tensor.requires_grad_() for tensor in scan_inputs(16, 200, torch.float32)]
+    before = torch.get_num_threads()
+    results = []
+    try:
+        for number in (2, threads):
+            torch.set_num_threads(number)
+            y, after = selective_scan(*inputs)
+            results.append([y, after, *torch.autograd.grad(y.square().sum() + after.sum(), inputs)])
+    finally:
+        torch.set_num_threads(before)
+    assert all(map(torch.equal, *results))
+
+
 def test_backward_keeps_only_the_inputs():
     inputs = [tensor.requires_grad_() for tensor in scan_inputs(16)]
     kept = {}
@@ -132,9 +193,9 @@ def kernel_calls(monkeypatch):
         monkeypatch.setitem(sys.modules, name, ModuleType(name))
     sys.modules[names[-1]].selective_scan_fn = selective_scan_fn
     monkeypatch.setattr(torch.Tensor, "is_cuda", property(lambda tensor: True))
-    mamba._mamba_ssm.cache_clear()
+    scans._mamba_ssm.cache_clear()
     yield calls
-    mamba._mamba_ssm.cache_clear()
+    scans._mamba_ssm.cache_clear()
 
 
 def test_the_kernel_of_mamba_ssm_gets_what_it_takes(mixer, x, kernel_calls):
