@@ -16,7 +16,7 @@ from minrnn_lightning.ops.cpu.kernels import ZERO, element, exp, next_unit, poin
 
 UNITS, BATCH, LENGTH, DIM, SIZE, OPERANDS = range(1, 7)  # indices into a call; SIZE: numbers of a channel's state
 MOST_OPERANDS = 16
-BLOCK = 64  # channels of a unit
+BLOCK = 128  # channels of a unit: longer loops, whose scratch memory still fits into the second-level cache
 SPAN = 16  # steps between the states that forward keeps for backward
 
 
