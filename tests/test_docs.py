@@ -117,4 +117,4 @@ def test_torchao(folder):
 
 def test_every_block_and_command_is_tested():
     assert len(BLOCKS) == 7
-    assert len(COMMANDS) == 12
+    assert len(COMMANDS) == 11

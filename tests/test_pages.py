@@ -28,6 +28,7 @@ RUN = [
     *("--trainer.num_sanity_val_steps=0", "--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false"),
 ]
 MODEL = ["--model.match_parameters=null", "--model.dim=16", "--model.depth=1"]
+TRAINED = ["--model.expansion=2", "--model.mlp_ratio=4", "--model.mlp_kernel_size=0"]  # as the fixture's checkpoint
 TEXT = [*RUN, *MODEL, "--data.length=16", "--data.batch_size=4", "--trainer.callbacks=null"]
 ACTING = ["--data.num_envs=2", "--data.length=8", "--data.epochs=1", "--data.minibatches=1", "--data.eval_episodes=2"]
 SMALL = {  # what makes a command small, by words that it contains; the first that fits
@@ -42,6 +43,7 @@ SMALL = {  # what makes a command small, by words that it contains; the first th
     "rl/hopper_selfmade": [*RUN, *MODEL, "--data.length=16", "--trainer.callbacks=null"],
     "--config mqar": [*RUN, "--mixers=attention", "--data.length=16", "--data.batch_size=4"],
     "copying.CopyDataModule": [*RUN, "--data.batch_size=4"],
+    "--ckpt_path last.ckpt": [*TEXT, *TRAINED],
     "test --config": [*TEXT, "--trainer.limit_test_batches=1"],
     "--ckpt_path": [*TEXT, "--trainer.max_steps=3"],
     "mingru+attention": [*TEXT, "--model.depth=2", "--seeds=0", "--mixers=mingru+attention"],
