@@ -1,4 +1,4 @@
-"""Mamba's selective scan for CPUs, forward and backward, without any state in memory but one in every ``SPAN``.
+"""Mamba's selective scan for CPUs, forward and backward, which stores the states before every SPAN steps only.
 
 Compiled like the loops of ``block_kernels``. A unit of work is a block of channels of one row: its states, one row of
 channels for each number of the state, stay in the cache. A call is an array of integers: the number of the next unit,
