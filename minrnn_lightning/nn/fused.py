@@ -4,6 +4,7 @@
 same: modules called one after the other, and the functions of this file whose names begin with ``_eager``.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -168,7 +169,7 @@ class _NormConv(torch.autograd.Function):
         ctx.eps, ctx.dtype = eps, dtype
         ctx.set_materialize_grads(False)
         w, b, f, s, before = (_operand(each) for each in (weight, bias, filters, shift, state))
-        return x, _kernels().norm_forward(x.contiguous(), w, b, eps, f, s, before, _contiguous(reset), dtype)
+        return x, _kernels().norm_forward(x.contiguous(), w, b, eps, f, s, before, contiguous(reset), dtype)
 
     @staticmethod
     def backward(ctx: Any, d_same: Tensor | None, d_y: Tensor | None) -> tuple[Tensor | None, ...]:
@@ -178,13 +179,12 @@ class _NormConv(torch.autograd.Function):
             return d_same, *(None,) * 8
         if torch.is_grad_enabled():  # the gradient is differentiated in turn
             y = _eager_norm_conv(*inputs, state, reset, ctx.eps, ctx.dtype)
-            given = [each for each in inputs if each is not None]
-            d_x, *others = torch.autograd.grad(y, given, d_y, create_graph=True)
-            missing = (None,) * (8 - len(others))
-            return d_x if d_same is None else d_x + d_same, *others, *missing
+            d_x, *others = differentiable_gradients(y, inputs, d_y)
+            total = d_same if d_x is None else d_x if d_same is None else d_x + d_same
+            return total, *others, *(None,) * 4
         residual = torch.zeros_like(x) if d_same is None else d_same.to(x.dtype)
         w, b, f, before = (_operand(each) for each in (weight, bias, filters, state))
-        operands = d_y.contiguous(), residual.contiguous(), x.contiguous(), w, b, ctx.eps, f, before, _contiguous(reset)
+        operands = d_y.contiguous(), residual.contiguous(), x.contiguous(), w, b, ctx.eps, f, before, contiguous(reset)
         d_x, sums = _kernels().norm_backward(*operands)
         d_weight, d_bias, d_shift, d_filters = sums[0], sums[1], sums[2], sums[3:]
         small: list[Tensor | None] = [d_weight.to(weight.dtype), d_bias.to(bias.dtype), None, None]
@@ -239,16 +239,25 @@ class _MLP(torch.autograd.Function):
         return _product(F.gelu(hidden), w_2, b_2)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, ...]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, hidden, w_1, b_1, w_2, b_2 = ctx.saved_tensors
         if torch.is_grad_enabled():  # the gradient is differentiated in turn
             y = F.linear(F.gelu(F.linear(x, w_1, b_1)), w_2, b_2)
-            return torch.autograd.grad(y, (x, w_1, b_1, w_2, b_2), grad, create_graph=True)
+            return differentiable_gradients(y, (x, w_1, b_1, w_2, b_2), grad)
         d_hidden = grad @ w_2
         y, d_b_1 = _kernels().gelu_backward(d_hidden, hidden)  # from here on d_hidden is the gradient of ``hidden``
         grad, x, y = (each.flatten(0, -2) for each in (grad, x, y))
         d_w_1, d_w_2 = d_hidden.flatten(0, -2).t() @ x, grad.t() @ y
         return d_hidden @ w_1, d_w_1, d_b_1.to(b_1.dtype), d_w_2, grad.sum(0)
+
+
+def differentiable_gradients(
+    outputs: Tensor | tuple[Tensor, ...], inputs: Sequence[Tensor | None], grads: Tensor | tuple[Tensor, ...]
+) -> tuple[Tensor | None, ...]:
+    """The gradients of the inputs that require one, with derivatives of their own; None for the others."""
+    needed = [x for x in inputs if x is not None and x.requires_grad]
+    found = iter(torch.autograd.grad(outputs, needed, grads, create_graph=True))
+    return tuple(next(found) if x is not None and x.requires_grad else None for x in inputs)
 
 
 def _product(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -314,5 +323,6 @@ def _operand(x: Tensor | None) -> Tensor | None:
     return None if x is None else x.detach().float().contiguous()
 
 
-def _contiguous(x: Tensor | None) -> Tensor | None:
+def contiguous(x: Tensor | None) -> Tensor | None:
+    """The tensor without gaps in memory, or None."""
     return None if x is None else x.contiguous()

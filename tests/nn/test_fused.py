@@ -120,6 +120,29 @@ def test_second_derivatives(eagerly: Callable[..., list[Tensor]], monkeypatch: p
     compare(actual, second(), 1e-4)
 
 
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("frozen", ["x", "mixer_norm.weight", "conv.bias", "mlp.0.weight", "mlp.2.bias"])
+def test_second_derivatives_beside_what_needs_none(
+    monkeypatch: pytest.MonkeyPatch, frozen: str, precision: torch.dtype
+) -> None:
+    block, x = make_block(), torch.randn(BATCH, LENGTH, DIM, requires_grad=frozen != "x")
+    weights = dict(block.named_parameters())
+    if frozen != "x":
+        weights.pop(frozen).requires_grad_(False)
+    inputs = list(weights.values())
+
+    def second(precision: torch.dtype) -> list[Tensor]:
+        with torch.autocast("cpu", precision, enabled=precision != torch.float32):
+            y, _ = block(x)
+        gradients = torch.autograd.grad(y.float().sin().sum(), inputs, create_graph=True)
+        return list(torch.autograd.grad(sum(g.square().mean() for g in gradients), inputs))
+
+    actual = second(precision)
+    monkeypatch.setattr(fused, "MIN_ELEMENTS", 1 << 60)
+    exact = second(torch.float32)
+    assert error(actual, exact) < 1.2 * error(second(precision), exact) + 1e-4  # no less exact than the operators
+
+
 def test_sums_do_not_depend_on_the_number_of_threads() -> None:
     block, x, threads = make_block(), torch.randn(BATCH, LENGTH, DIM), torch.get_num_threads()
     norm, conv = block.mixer_norm, block.conv

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from minrnn_lightning.nn.fused import can_run
+from minrnn_lightning.nn.fused import can_run, contiguous, differentiable_gradients
 from minrnn_lightning.ops import linear_scan
 
 
@@ -88,43 +88,27 @@ class _SelectiveScan(torch.autograd.Function):
         has_grad: bool,
     ) -> tuple[Tensor, Tensor]:
         keep = has_grad and any(ctx.needs_input_grad)
+        operands = [x.contiguous() for x in (u, dt, a.mT, b, c)]
         start = None if initial is None else initial.mT.contiguous()
-        y, end, kept = _kernels().forward(*_contiguous(u, dt, a.mT, b, c), start, _whole(reset), keep=keep)
+        y, end, kept = _kernels().forward(*operands, start, contiguous(reset), keep=keep)
         ctx.save_for_backward(u, dt, a, b, c, initial, reset, kept)
         return y, end.mT
 
     @staticmethod
     def backward(ctx: Any, d_y: Tensor, d_end: Tensor) -> tuple[Tensor | None, ...]:
-        *inputs, reset, kept = ctx.saved_tensors
+        u, dt, a, b, c, initial, reset, kept = ctx.saved_tensors
         if torch.is_grad_enabled():  # the gradient is differentiated in turn
-            return *_differentiable(inputs, reset, (d_y, d_end)), None, None
-        u, dt, a, b, c, initial = inputs
-        operands = _contiguous(d_y, d_end.mT, u, dt, a.mT, b, c)
-        d_u, d_dt, d_a, d_b, d_c, d_start = _kernels().backward(*operands, _whole(reset), kept)
+            inputs = u, dt, a, b, c, initial
+            return *differentiable_gradients(_scan_each(*inputs, reset), inputs, (d_y, d_end)), None, None
+        operands = [x.contiguous() for x in (d_y, d_end.mT, u, dt, a.mT, b, c)]
+        d_u, d_dt, d_a, d_b, d_c, d_start = _kernels().backward(*operands, contiguous(reset), kept)
         return d_u, d_dt, d_a.mT, d_b, d_c, None if initial is None else d_start.mT, None, None
-
-
-def _differentiable(inputs: list[Any], reset: Tensor | None, grads: tuple[Tensor, Tensor]) -> tuple[Tensor | None, ...]:
-    """The gradients of the inputs by PyTorch's operators, which have derivatives of their own."""
-    u, dt, a, b, c, initial = inputs
-    needed = [x for x in inputs if x is not None and x.requires_grad]
-    found = torch.autograd.grad(_scan_each(u, dt, a, b, c, initial, reset), needed, grads, create_graph=True)
-    gradients = iter(found)
-    return tuple(next(gradients) if x is not None and x.requires_grad else None for x in inputs)
 
 
 def _kernels() -> Any:
     from minrnn_lightning.ops.cpu import selective  # which imports Numba
 
     return selective
-
-
-def _contiguous(*tensors: Tensor) -> list[Tensor]:
-    return [x.detach().contiguous() for x in tensors]
-
-
-def _whole(reset: Tensor | None) -> Tensor | None:
-    return None if reset is None else reset.contiguous()
 
 
 @functools.cache
