@@ -22,7 +22,7 @@ RESHAPES = ("view_copy.default", "unsqueeze_copy.default")
 def write_executorch(module: FlatModule, metadata: dict[str, str], path: Path) -> None:
     """Write a program that takes up to ``MOST_SEQUENCES`` of ``MOST_STEPS`` steps, in float32.
 
-    Its method ``forward`` is the module; its method ``metadata`` returns the metadata as one JSON text.
+    Its method ``forward`` is the module; its method ``metadata`` returns the metadata as one JSON string.
 
     Raises:
         InputError: ExecuTorch is not installed, or torchao has quantised the model.

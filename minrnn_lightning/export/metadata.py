@@ -1,4 +1,4 @@
-"""What is needed to use an exported model, as texts by name that are stored in its file."""
+"""What is needed to use an exported model, as strings by name that are stored in its file."""
 
 from __future__ import annotations
 
