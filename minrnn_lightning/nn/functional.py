@@ -17,7 +17,7 @@ from minrnn_lightning.errors import InputError
 from minrnn_lightning.nn.checks import check_delta_t
 from minrnn_lightning.ops import Activation, gated_scan, linear_scan, positive, sharded_gated_scan, sharded_scan
 from minrnn_lightning.ops.eager import gate_logit, state_dtype
-from minrnn_lightning.ops.scan import gated_scan_and_state, last_state
+from minrnn_lightning.ops.scan import check_gates, gated_scan_and_state, last_state
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -113,6 +113,7 @@ def min_gru(
             return (h, state) if return_state else h
         scan: Callable[..., States] = gated_scan_and_state if return_state else gated_scan
         return scan(gate, candidate, h_0, activation=activation, reset=reset, reverse=reverse)
+    gate, candidate, _, h_0 = check_gates(gate, candidate, None, h_0, activation, reset)
     dtype = state_dtype(gate.dtype)  # in 16 bits, a decay above 0.998 would be 1
     decay, update = _gru_coefficients(gate.to(dtype), candidate.to(dtype), activation, signed, delta_t)
     h, state = _scan(decay, update, h_0, reset, reverse, initial_state, group)
@@ -212,11 +213,12 @@ def min_lstm(
             return (h, state) if return_state else h
         scan: Callable[..., States] = gated_scan_and_state if return_state else gated_scan
         return scan(input, candidate, h_0, reverse=reverse, **options)
-    dtype = state_dtype(forget.dtype)
-    logits = forget.to(dtype), input.to(dtype), candidate.to(dtype)
-    decay, update = _lstm_coefficients(*logits, normalize, activation, signed, delta_t)
+    i, v, f, h_0 = check_gates(input, candidate, forget, h_0, activation, reset)
+    assert f is not None
+    dtype = state_dtype(f.dtype)
+    decay, update = _lstm_coefficients(f.to(dtype), i.to(dtype), v.to(dtype), normalize, activation, signed, delta_t)
     h, state = _scan(decay, update, h_0, reset, reverse, initial_state, group)
-    return (h.to(forget.dtype), state) if return_state else h.to(forget.dtype)
+    return (h.to(f.dtype), state) if return_state else h.to(f.dtype)
 
 
 def min_lstm_step(
@@ -317,5 +319,5 @@ def _scan(
         h, state = sharded_scan(decay, update, h_0, group=group, reset=reset)
     else:
         h = linear_scan(decay, update, h_0, reset=reset, reverse=reverse)
-        state = last_state(h, reverse)
+        state = last_state(h, reverse, h_0)
     return h, state

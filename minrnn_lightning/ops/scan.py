@@ -99,17 +99,25 @@ def gated_scan_and_state(
     """
     k, v, f, initial = check_gates(gate, candidate, forget, initial, activation, reset)
     wide = eager.state_dtype(k.dtype)
-    if k.dtype == wide:
+    if k.dtype == wide or _is_empty(k):
         h: Tensor = run(scan, k, v, f, initial, reset, activation, reverse)
-        return h, last_state(h, reverse)
+        return h, last_state(h, reverse, initial)
     h, exact = run(scan_and_state, k, v, f, initial, reset, activation, reverse)
-    final = last_state(h, reverse).to(wide)
+    final = last_state(h, reverse, initial).to(wide)
     return h, final + (exact - final).detach()
 
 
-def last_state(h: Tensor, reverse: bool) -> Tensor:
-    """The final one of (batch, length, dim) states; a copy, since a view would keep all of them."""
+def last_state(h: Tensor, reverse: bool, initial: Tensor | None) -> Tensor:
+    """The final one of (batch, length, dim) states, or ``initial``; a copy, since a view would keep all of them."""
+    if _is_empty(h):
+        zeros = h.new_zeros(h.shape[0], h.shape[2], dtype=eager.state_dtype(h.dtype))
+        return zeros if initial is None else zeros + initial
     return h[:, 0 if reverse else -1].clone()
+
+
+def _is_empty(sequence: Tensor) -> bool:
+    """Whether there is no step; a compiler or exporter, to which that would be a condition, takes it for no."""
+    return not torch.compiler.is_compiling() and sequence.shape[1] == 0
 
 
 def positive(x: Tensor) -> Tensor:

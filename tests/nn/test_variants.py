@@ -6,6 +6,7 @@ from torch.nn import functional as F
 
 from minrnn_lightning import LanguageTask
 from minrnn_lightning.nn import Backbone, MinGRU, MinLSTM
+from minrnn_lightning.nn.functional import min_gru, min_lstm
 from minrnn_lightning.nn.mixers import MinGRUMixer
 
 LAYERS = [(MinGRU, {}), (MinLSTM, {}), (MinLSTM, {"normalize": False})]
@@ -171,3 +172,39 @@ def test_refuses():
     packed = torch.nn.utils.rnn.pack_sequence([x[:, 0]])
     with pytest.raises(ValueError, match="delta_t need padded input"):
         MinGRU(5, 7)(packed, delta_t=torch.ones(9, 1))
+
+
+WAYS = {
+    "signed": {"signed": True},
+    "delta_t": {"delta_t": torch.ones(2, 3)},
+    "initial_state": {"initial_state": torch.zeros(4), "reset": torch.ones(2, 3) > 0},
+    "not normalised": {"normalize": False},
+}
+
+
+@pytest.mark.parametrize(
+    ("function", "count", "way"),
+    [(min_gru, 2, way) for way in WAYS if way != "not normalised"] + [(min_lstm, 3, way) for way in WAYS],
+)
+def test_wrong_arguments_are_named(function, count, way):
+    logits, options = torch.randn(count, 2, 3, 4), WAYS[way]
+    with pytest.raises(ValueError, match="activation is 'tanh'"):
+        function(*logits, activation="tanh", **options)
+    with pytest.raises(ValueError, match=r"candidate must have the shape of gate.*got \(2, 1, 4\)"):
+        function(*logits[:-1], logits[-1][:, :1], **options)
+    with pytest.raises(TypeError, match=r"gate must be float16.*got torch.int64"):
+        function(*logits.long(), **options)
+    with pytest.raises(ValueError, match=r"initial must have shape .*got \(1, 4\)"):
+        function(*logits, torch.zeros(1, 4), **options)
+
+
+@pytest.mark.parametrize("way", [{}, {"signed": True}, {"initial_state": torch.ones(4)}])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("function", "count"), [(min_gru, 2), (min_lstm, 3)])
+def test_no_step_leaves_the_state(function, count, dtype, way):
+    nothing, h_0 = torch.zeros(2, 0, 4, dtype=dtype), torch.randn(2, 4)
+    h, state = function(*[nothing] * count, h_0, return_state=True, **way)
+    assert (h.shape, h.dtype) == ((2, 0, 4), dtype)
+    torch.testing.assert_close(state, h_0, rtol=1e-6, atol=1e-6)
+    _, state = function(*[nothing] * count, return_state=True, **way)
+    assert torch.equal(state, way.get("initial_state", torch.zeros(4)).expand(2, -1))
