@@ -15,7 +15,7 @@ from minrnn_lightning.memory import check_memory
 from minrnn_lightning.nn.chunks import split_steps
 from minrnn_lightning.nn.conv import CausalConv
 from minrnn_lightning.nn.dropout import Dropout
-from minrnn_lightning.nn.fused import apply_mlp, norm_mlp
+from minrnn_lightning.nn.fused import apply_mlp, is_transformed, norm_mlp
 from minrnn_lightning.nn.fused_step import fused_blocks
 from minrnn_lightning.nn.mixers import MIXERS, Mixer, mixer_name
 from minrnn_lightning.nn.mixers.base import is_exporting
@@ -246,11 +246,13 @@ class Backbone(Shardable):
     ) -> tuple[Tensor, State]:
         """As ``forward``, chunk after chunk, whose activations are computed again in backward."""
         nothing = [None] * -(-x.shape[1] // chunk)
+        # torch.func refuses the hooks with which checkpoint saves memory.
+        again = torch.is_grad_enabled() and (torch.compiler.is_compiling() or not is_transformed())
         resets, times = (nothing if each is None else torch.split(each, chunk, 1) for each in (reset, delta_t))
         outputs: list[Tensor] = []
         for part, starts, elapsed in zip(split_steps(x, chunk), resets, times, strict=True):
             is_last = len(outputs) + 1 == len(nothing)  # backward starts with it, and would compute it at once again
-            if torch.is_grad_enabled() and not is_last:
+            if again and not is_last:
                 y, state = checkpoint(self.forward, part, state, starts, delta_t=elapsed, use_reentrant=False)
             else:
                 y, state = self.forward(part, state, starts, delta_t=elapsed)

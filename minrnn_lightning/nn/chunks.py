@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from minrnn_lightning.nn.fused import is_transformed
+
 
 def split_steps(x: Tensor, chunk: int) -> Iterator[Tensor]:
     """As ``torch.split(x, chunk, 1)``, with a backward pass that takes half of the memory.
@@ -20,7 +22,7 @@ def split_steps(x: Tensor, chunk: int) -> Iterator[Tensor]:
         x: (batch, length, ...).
         chunk: Steps of a chunk; the last may have fewer.
     """
-    if torch.compiler.is_compiling():  # which arranges the memory itself
+    if torch.compiler.is_compiling() or is_transformed():  # which arrange the memory themselves
         yield from torch.split(x, chunk, 1)
         return
     complete, start, rest = _Gradient(), 0, x

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.autograd.forward_ad import _set_fwd_grad_enabled, unpack_dual
 from torch.nn import functional as F
 
-from minrnn_lightning.nn.fused import add_lags, can_fuse, norm_conv, visible_lags
+from minrnn_lightning.nn.fused import add_lags, can_fuse, is_affine, norm_conv, visible_lags
 from minrnn_lightning.nn.sequence_parallel import Shardable
 from minrnn_lightning.nn.state import where
 from minrnn_lightning.ops.eager import state_dtype
@@ -64,7 +64,8 @@ class CausalConv(Shardable):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """``x`` once more, to be used instead of it from here on, and ``forward`` of norm(x)."""
         past = self.kernel_size - 1
-        if self.group is not None or not can_fuse(x, norm, self) or x.shape[1] < max(past, 1):
+        known = type(self) is CausalConv and is_affine(norm) and self.group is None
+        if not known or not can_fuse(x, norm, self) or x.shape[1] < max(past, 1):
             return x, *self(norm(x), state, reset)
         if state is not None and past and state.requires_grad:  # of which the kernel has no gradient: between chunks
             x, y = norm_conv(x, norm, self.weight, self.bias, None, reset)
@@ -136,8 +137,8 @@ class _Depthwise(torch.autograd.Function):
 
 
 def _autocast(*tensors: Tensor) -> Iterator[Tensor]:
-    """The tensors in the type in which autocast convolves on a CPU."""
-    enabled = torch.is_autocast_enabled("cpu")
+    """The tensors in the type in which autocast convolves on a CPU: float64 stays what it is."""
+    enabled = torch.is_autocast_enabled("cpu") and torch.float64 not in [tensor.dtype for tensor in tensors]
     return (tensor.to(torch.get_autocast_dtype("cpu")) if enabled else tensor for tensor in tensors)
 
 

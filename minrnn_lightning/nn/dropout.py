@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from minrnn_lightning.nn.fused import add_dropped, can_fuse
+from minrnn_lightning.nn.fused import add_dropped, can_fuse, is_transformed
 
 
 class Dropout(nn.Dropout):
@@ -34,10 +34,10 @@ class Dropout(nn.Dropout):
         dropped = round(self.p * 256)
         if not self.training or dropped in (0, 256) or not x.is_cpu or torch.compiler.is_compiling():
             return None
-        return dropped
+        return None if is_transformed() else dropped  # vmap knows PyTorch's own random operators only
 
 
 def _draw(x: Tensor) -> Tensor:
     """Random numbers from 0 to 255 in the shape of ``x``, uint8."""
-    draws = torch.empty(-(-x.numel() // 8), dtype=torch.int64).random_(-(2**63), None)
+    draws = torch.empty(-(-x.numel() // 8), dtype=torch.int64, device=x.device).random_(-(2**63), None)
     return draws.view(torch.uint8)[: x.numel()].view(x.shape)

@@ -4,7 +4,8 @@
 same: modules called one after the other, and the functions of this file whose names begin with ``_eager``.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -46,23 +47,37 @@ def is_observed() -> bool:
     """Whether operators or modules of this thread are traced, transformed, counted, hooked or in forward mode."""
     hooks = nn.modules.module  # those of all modules
     return (
-        torch._C._get_tracing_state() is not None
-        or torch._C._are_functorch_transforms_active()
+        is_transformed()
+        or torch._C._get_tracing_state() is not None
         or torch._C._len_torch_function_stack() > 0
         or torch._C._len_torch_dispatch_stack() > 0
-        or forward_ad._current_level >= 0
         or bool(hooks._global_forward_pre_hooks or hooks._global_forward_hooks)
         or bool(hooks._global_backward_pre_hooks or hooks._global_backward_hooks)
     )
 
 
+def is_transformed() -> bool:
+    """Whether a transform of ``torch.func`` or forward mode is active in this thread."""
+    active: bool = torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+    return active
+
+
 def _is_plain(module: nn.Module) -> bool:
     """Whether a module computes what its class says, from dense parameters in a type of the kernels."""
     return not (
-        module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
+        "forward" in vars(module)  # put there by wrappers, accelerate's for example
+        or module._forward_hooks
+        or module._forward_pre_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
     ) and all(
         type(p) is nn.Parameter and p.is_cpu and p.dtype in TYPES for p in module._parameters.values() if p is not None
     )
+
+
+def is_affine(norm: nn.Module) -> bool:
+    """Whether a norm is PyTorch's LayerNorm with weight and bias, the one that the kernels compute."""
+    return type(norm) is nn.LayerNorm and norm.weight is not None and norm.bias is not None
 
 
 def product_dtype(x: Tensor) -> torch.dtype:
@@ -84,7 +99,7 @@ def norm_conv(
 
     Args:
         x: (batch, length, dim), for which ``can_fuse`` is true.
-        norm: The norm.
+        norm: The norm, for which ``is_affine`` is true.
         filters: (kernel size, dim), from lag 0 on.
         shift: The bias of the convolution, (dim,).
         state: norm(x) of the steps before the first, (batch, kernel size − 1, dim), without a gradient; zeros if None.
@@ -118,27 +133,28 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 def apply_linear(module: nn.Linear, x: Tensor) -> Tensor:
     """module(x), by ``linear`` where the module is PyTorch's own."""
-    if type(module) is nn.Linear and _is_plain(module):
+    if type(module) is nn.Linear and can_fuse(x, module):
         return linear(x, module.weight, module.bias)
     y: Tensor = module(x)
     return y
 
 
-def norm_mlp(x: Tensor, norm: nn.LayerNorm, mlp: nn.Sequential) -> tuple[Tensor, Tensor]:
-    """Return x once more, see ``norm_conv``, and mlp(norm(x)); ``mlp`` is a linear map, GELU and a linear map."""
-    if not can_fuse(x, norm, mlp) or x.dim() != 3:
+def norm_mlp(x: Tensor, norm: nn.LayerNorm, mlp: nn.Module) -> tuple[Tensor, Tensor]:
+    """Return x once more, see ``norm_conv``, and mlp(norm(x))."""
+    if not is_affine(norm) or not can_fuse(x, norm) or x.dim() != 3:
         return x, mlp(norm(x))
     x, y = norm_conv(x, norm)
     return x, apply_mlp(y, mlp)
 
 
-def apply_mlp(x: Tensor, mlp: nn.Sequential) -> Tensor:
-    """mlp(x); ``mlp`` is a linear map, GELU and a linear map."""
-    first, gelu, second = mlp
-    plain = type(first) is type(second) is nn.Linear and type(gelu) is nn.GELU and gelu.approximate == "none"
-    if not plain or x.dtype != torch.bfloat16 or not can_fuse(x, *mlp) or not _has_onednn():
+def apply_mlp(x: Tensor, mlp: nn.Module) -> Tensor:
+    """mlp(x), in one function where it is a linear map, GELU and a linear map, in bfloat16."""
+    layers = list(mlp) if type(mlp) is nn.Sequential else []
+    plain = list(map(type, layers)) == [nn.Linear, nn.GELU, nn.Linear] and layers[1].approximate == "none"
+    if not plain or x.dtype != torch.bfloat16 or not can_fuse(x, mlp, *layers) or not _has_onednn():
         y: Tensor = mlp(x)
         return y
+    first, _, second = layers
     operands = x, first.weight, first.bias, second.weight, second.bias
     return _MLP.apply(*(each.to(torch.bfloat16) for each in operands))  # type: ignore[no-any-return,no-untyped-call]
 
@@ -178,8 +194,8 @@ class _NormConv(torch.autograd.Function):
         if d_y is None:
             return d_same, *(None,) * 8
         if torch.is_grad_enabled():  # the gradient is differentiated in turn
-            y = _eager_norm_conv(*inputs, state, reset, ctx.eps, ctx.dtype)
-            d_x, *others = differentiable_gradients(y, inputs, d_y)
+            function = partial(_eager_norm_conv, state=state, reset=reset, eps=ctx.eps, dtype=ctx.dtype)
+            d_x, *others = differentiable_gradients(function, inputs, d_y)
             total = d_same if d_x is None else d_x if d_same is None else d_x + d_same
             return total, *others, *(None,) * 4
         residual = torch.zeros_like(x) if d_same is None else d_same.to(x.dtype)
@@ -242,8 +258,7 @@ class _MLP(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, hidden, w_1, b_1, w_2, b_2 = ctx.saved_tensors
         if torch.is_grad_enabled():  # the gradient is differentiated in turn
-            y = F.linear(F.gelu(F.linear(x, w_1, b_1)), w_2, b_2)
-            return differentiable_gradients(y, (x, w_1, b_1, w_2, b_2), grad)
+            return differentiable_gradients(_eager_mlp, (x, w_1, b_1, w_2, b_2), grad)
         d_hidden = grad @ w_2
         y, d_b_1 = _kernels().gelu_backward(d_hidden, hidden)  # from here on d_hidden is the gradient of ``hidden``
         grad, x, y = (each.flatten(0, -2) for each in (grad, x, y))
@@ -252,18 +267,34 @@ class _MLP(torch.autograd.Function):
 
 
 def differentiable_gradients(
-    outputs: Tensor | tuple[Tensor, ...], inputs: Sequence[Tensor | None], grads: Tensor | tuple[Tensor, ...]
+    function: Callable[..., Any], inputs: Sequence[Tensor | None], *grads: Tensor
 ) -> tuple[Tensor | None, ...]:
-    """The gradients of the inputs that require one, with derivatives of their own; None for the others."""
-    needed = [x for x in inputs if x is not None and x.requires_grad]
-    found = iter(torch.autograd.grad(outputs, needed, grads, create_graph=True))
-    return tuple(next(found) if x is not None and x.requires_grad else None for x in inputs)
+    """The gradients of inputs, with derivatives of their own, from those of the outputs of ``function``.
+
+    Args:
+        function: From the inputs to a tensor or a tuple of them.
+        inputs: Its arguments; the result has None for each that requires no gradient.
+        grads: The gradient of each output.
+    """
+    # Views, since an input that was computed from another one is not to be differentiated through it.
+    views = [x.view_as(x) if x is not None and x.requires_grad else x for x in inputs]
+    made = function(*views)
+    pairs = zip([made] if isinstance(made, Tensor) else made, grads, strict=True)
+    outputs, grad_outputs = zip(*[(y, grad) for y, grad in pairs if y.requires_grad], strict=True)
+    needed = [x for x in views if x is not None and x.requires_grad]
+    found = iter(torch.autograd.grad(outputs, needed, grad_outputs, create_graph=True))
+    return tuple(next(found) if x is not None and x.requires_grad else None for x in views)
 
 
 def _product(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """Compute x · weightᵀ + bias, whose sum ``F.linear`` starts by writing the bias to every row."""
     y: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
     return y
+
+
+def _eager_mlp(x: Tensor, w_1: Tensor, b_1: Tensor, w_2: Tensor, b_2: Tensor) -> Tensor:
+    """The equations of ``_MLP``."""
+    return F.linear(F.gelu(F.linear(x, w_1, b_1)), w_2, b_2)
 
 
 def _eager_norm_conv(

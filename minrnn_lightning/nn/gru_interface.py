@@ -256,7 +256,7 @@ class MinRNN(LinearViews, nn.RNNBase):
         if starts is None:
             weight, layers = self.weight_ih_l0, self.num_layers * len(self._directions)
             return zero_state(weight, layers, batch_size, self.hidden_size)
-        return starts.unsqueeze(1).expand(-1, batch_size, -1)
+        return starts.unsqueeze(1).repeat(1, batch_size, 1)  # a copy: who writes to a state does not mean the weights
 
     def _starts(self) -> Tensor | None:
         """The learned initial state of each layer and direction, (num_layers · directions, hidden_size)."""
@@ -325,7 +325,7 @@ class MinRNN(LinearViews, nn.RNNBase):
             raise RuntimeError(f"input must have 2 dimensions, got {data.dim()}")
         x, lengths = pad_packed_sequence(PackedSequence(data, batch_sizes), batch_first=True)  # the longest first
         _, hx = self._checked(x, hx)
-        padding = (torch.arange(x.shape[1]) >= lengths.unsqueeze(1)).to(x.device)
+        padding = (torch.arange(x.shape[1], device=lengths.device) >= lengths.unsqueeze(1)).to(x.device)
         output, h_n = self._run(x, hx if order is None else hx.index_select(1, order), padding=padding)
         output = pack_padded_sequence(output, lengths, batch_first=True).data
         return packed._replace(data=output), h_n if unorder is None else h_n.index_select(1, unorder)

@@ -142,3 +142,19 @@ def test_convolution_before_the_mlp():
 def test_refuses(options, words):
     with pytest.raises(ValueError, match=words):
         Backbone(**{"dim": 8, "depth": 2, **options})
+
+
+def test_dropout_for_a_gradient_of_each_sample():
+    """Each sample draws numbers of its own, as with PyTorch's dropout."""
+    dropout, x = Dropout(0.5), torch.ones(64, 100)
+    rows = torch.vmap(dropout, randomness="different")(x)
+    assert ((rows == 0) | (rows == 2)).all()
+    assert 0.4 < (rows == 0).float().mean() < 0.6
+    assert len(rows.unique(dim=0)) == 64
+
+
+def test_float64_stays_under_autocast():
+    backbone, x = Backbone(8, 1).double(), torch.randn(2, 5, 8, dtype=torch.float64)
+    expected = backbone(x)[0]
+    with torch.autocast("cpu", torch.bfloat16):
+        torch.testing.assert_close(backbone(x)[0], expected, rtol=0, atol=0)

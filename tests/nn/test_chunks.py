@@ -104,3 +104,21 @@ def test_memory():
     _, short, middle, long = map(peak, (4096, 4096, 6144, 8192))  # the first allocates what is kept besides
     assert long - middle == pytest.approx(middle - short, rel=0.05)
     assert long + (long - middle) / 2048 * (1_000_000 - 8192) < 3 * 512e6 + 0.1e9
+
+
+def test_under_torch_func():
+    backbone, x = Backbone(8, 1, chunk=16).double(), torch.randn(2, 50, 8, dtype=torch.float64)
+    complete = Backbone(8, 1).double()
+    complete.load_state_dict(backbone.state_dict())
+    tangent = torch.randn_like(x)
+
+    def results(model):
+        def loss(x):
+            return model(x)[0].sin().sum()
+
+        gradients = torch.func.vmap(torch.func.grad(lambda row: loss(row[None])))(x)
+        with torch.autograd.forward_ad.dual_level():
+            dual = torch.autograd.forward_ad.unpack_dual(loss(torch.autograd.forward_ad.make_dual(x, tangent))).tangent
+        return [torch.func.grad(loss)(x), *torch.func.jvp(loss, (x,), (tangent,)), gradients, dual]
+
+    torch.testing.assert_close(results(backbone), results(complete))

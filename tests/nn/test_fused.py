@@ -143,6 +143,18 @@ def test_second_derivatives_beside_what_needs_none(
     assert error(actual, exact) < 1.2 * error(second(precision), exact) + 1e-4  # no less exact than the operators
 
 
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
+def test_a_graph_of_the_gradient_does_not_change_it(precision: torch.dtype) -> None:
+    """The block is applied twice, so that its second input depends on its own weights."""
+    block, x = make_block(), torch.randn(BATCH, LENGTH, DIM)
+    with torch.autocast("cpu", precision, enabled=precision != torch.float32):
+        y, _ = block(block(x)[0])
+    loss, weights = y.float().sin().sum(), list(block.parameters())
+    plain = torch.autograd.grad(loss, weights, retain_graph=True)
+    made = torch.autograd.grad(loss, weights, create_graph=True)
+    assert error([each.detach() for each in made], list(plain)) < (1e-4 if precision == torch.float32 else 0.5)
+
+
 def test_sums_do_not_depend_on_the_number_of_threads() -> None:
     block, x, threads = make_block(), torch.randn(BATCH, LENGTH, DIM), torch.get_num_threads()
     norm, conv = block.mixer_norm, block.conv
@@ -182,3 +194,80 @@ def test_hooks_of_all_modules_are_called(kind):
         assert not fused.can_fuse(x)
     finally:
         hook.remove()
+
+
+class Tripled(nn.LayerNorm):
+    """A norm with a forward of its own."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return 3 * super().forward(x)
+
+
+NORMS = {
+    "without bias": lambda: nn.LayerNorm(DIM, bias=False),
+    "without weights": lambda: nn.LayerNorm(DIM, elementwise_affine=False),
+    "RMSNorm": lambda: nn.RMSNorm(DIM),
+    "subclass": lambda: Tripled(DIM),
+}
+
+
+@pytest.mark.parametrize("kernel_size", [0, 4])
+@pytest.mark.parametrize("name", ["mixer_norm", "mlp_norm"])
+@pytest.mark.parametrize("kind", NORMS)
+def test_a_replaced_norm_runs(kind: str, name: str, kernel_size: int) -> None:
+    block, x = make_block(kernel_size, mlp_kernel_size=kernel_size), torch.randn(BATCH, LENGTH, DIM)
+    setattr(block, name, NORMS[kind]())
+    with torch.no_grad():
+        exact, _ = copy.deepcopy(block).double()(x.double())
+        assert_close(block(x)[0], exact.float(), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("shape", [(BATCH, LENGTH, DIM), (1, 5, DIM)])
+@pytest.mark.parametrize("mlp_kernel_size", [0, 3])
+@pytest.mark.parametrize("change", [lambda mlp: mlp.append(nn.Tanh()), lambda mlp: nn.Linear(DIM, DIM)])
+def test_a_replaced_mlp_runs(
+    change: Callable[[nn.Sequential], nn.Module], mlp_kernel_size: int, shape: tuple[int, ...]
+) -> None:
+    block, x = make_block(mlp_kernel_size=mlp_kernel_size), torch.randn(shape)
+    block.mlp = change(block.mlp)
+    with torch.no_grad():
+        exact, _ = copy.deepcopy(block).double()(x.double())
+        assert_close(block(x)[0], exact.float(), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", ["mixer_norm", "conv", "mlp_norm", "mlp_conv", "mlp", "mlp.0", "mlp.2", "mixer.out"])
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_what_is_attached_to_a_module_is_called(wrapped: bool, name: str, dtype: torch.dtype) -> None:
+    """A hook, or a ``forward`` on the instance, as accelerate puts it there."""
+    block, x, calls = make_block(mlp_kernel_size=3).to(dtype), torch.randn(BATCH, LENGTH, DIM, dtype=dtype), []
+    module = block.get_submodule(name)
+    original = module.forward
+    if wrapped:
+        module.forward = lambda *args: calls.append(1) or original(*args)  # type: ignore[method-assign]
+    else:
+        module.register_forward_hook(lambda *_: calls.append(1))
+    block(x)
+    assert calls
+
+
+def test_hooks_of_all_modules_see_every_module() -> None:
+    block, seen = make_block(mlp_kernel_size=3), set()
+    handle = nn.modules.module.register_module_forward_hook(lambda module, *_: seen.add(module))
+    try:
+        block(torch.randn(1, 5, DIM))
+    finally:
+        handle.remove()
+    layers = ("mixer_norm", "conv", "mixer.out", "mlp_norm", "mlp_conv", "mlp", "mlp.0", "mlp.2")
+    assert seen.issuperset(map(block.get_submodule, layers))
+
+
+def test_whatever_the_default_type_is() -> None:
+    block, x = make_block(mlp_kernel_size=3, dropout=0.3), torch.randn(BATCH, LENGTH, DIM)
+    expected = run(block, x)
+    torch.set_default_dtype(torch.float64)
+    try:
+        actual = run(block, x)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert all(map(torch.equal, actual, expected))

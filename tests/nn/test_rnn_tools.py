@@ -8,6 +8,7 @@ from functools import partial
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils.rnn import pack_padded_sequence
 
 from minrnn_lightning.nn import MinGRU, MinLSTM
 
@@ -166,3 +167,19 @@ def test_export(cell, bidirectional):
     program = torch.export.export(rnn, example, dynamic_shapes=({0: batch, 1: length}, {1: batch}, None)[:2])
     for x, h_0 in (example, (torch.randn(4, 17, 3), torch.randn(len(example[1]), 4, 5))):
         torch.testing.assert_close(program.module()(x, h_0), rnn(x, h_0))
+
+
+@pytest.mark.parametrize("cell", [MinGRU, MinLSTM])
+def test_the_default_device_is_not_where_the_inputs_are(cell):
+    layer, x = cell(3, 4, 2, batch_first=True, bidirectional=True, dropout=0.5), torch.randn(2, 5, 3)
+    packed = pack_padded_sequence(x, torch.tensor([5, 3]), batch_first=True)
+
+    def results():
+        torch.manual_seed(0)
+        output, h_n = layer(packed)
+        return [output.data, h_n, layer.eval()(x)[0], layer.train()(x)[0]]
+
+    expected = results()
+    with torch.device("meta"):  # as torch.set_default_device does
+        made = results()
+    assert all(map(torch.equal, made, expected))

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.utils._pytree import tree_leaves
 
-from minrnn_lightning.nn import Backbone, select_state, where
+from minrnn_lightning.nn import Backbone, MinGRU, select_state, where
 from minrnn_lightning.nn.functional import min_gru
 
 DIM, BATCH, LENGTH = 8, 3, 12
@@ -74,3 +74,18 @@ def test_final_state_has_the_gradient_of_the_last_one():
         torch.autograd.grad(final.sum(), [*logits, h_0]), torch.autograd.grad(exact.sum(), [*logits, h_0]), strict=True
     ):
         torch.testing.assert_close(grad, expected, rtol=0.02, atol=1e-3)
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+def test_whoever_writes_to_an_initial_state_changes_nothing_else(batch):
+    options = {"learn_initial_state": True, "activation": "identity"}
+    layer, backbone = MinGRU(3, 4, **options), Backbone(8, 1, mixer_args={"mingru": options})
+    attention = Backbone(8, 1, "attention", mixer_args={"attention": {"window": 4, "heads": 1}})
+    for model in (layer, backbone, attention):
+        before = {name: parameter.clone() for name, parameter in model.named_parameters()}
+        with torch.no_grad():
+            leaves = tree_leaves(model.initial_state(batch))
+            for number, leaf in enumerate(leaves):
+                leaf.fill_(number + 2)
+        assert all((leaf == torch.tensor(number + 2).to(leaf.dtype)).all() for number, leaf in enumerate(leaves))
+        assert all(torch.equal(parameter, before[name]) for name, parameter in model.named_parameters())

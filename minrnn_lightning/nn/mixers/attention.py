@@ -86,7 +86,7 @@ class AttentionMixer(Mixer):
         """No step, or a window of steps that are not visible."""
         steps = self.window or 0
         empty = zero_state(self.out.weight, batch_size, steps, self.kv_heads, self.head_dim)
-        return empty, empty, torch.zeros(batch_size, steps, dtype=torch.bool, device=empty.device)
+        return empty, empty.clone(), torch.zeros(batch_size, steps, dtype=torch.bool, device=empty.device)
 
     def _mix(self, x: Tensor, state: Cache, reset: Tensor | None, block: int | None) -> tuple[Tensor, Cache]:
         """Attend to the cached steps and to x, in blocks of that many queries or all at once."""

@@ -133,7 +133,7 @@ class GatedMixer(Mixer):
         (start,) = self._starts()
         if start is None:
             return zero_state(self.out.weight, batch_size, self.hidden)
-        return start.to(state_dtype(self.out.weight.dtype)).expand(batch_size, -1)
+        return start.to(state_dtype(self.out.weight.dtype)).repeat(batch_size, 1)
 
     def _starts(self) -> list[Tensor | None]:
         """The learned initial state of each direction, (hidden,), or None."""

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from minrnn_lightning.nn.fused import can_run, contiguous, differentiable_gradients
+from minrnn_lightning.nn.fused import can_run, contiguous, differentiable_gradients, is_transformed
 from minrnn_lightning.ops import linear_scan
+from minrnn_lightning.ops.scan import check_sequences
 
 
 def selective_scan(
@@ -33,7 +34,16 @@ def selective_scan(
 
     Returns:
         y, (batch, length, inner), and the state after the last step, (batch, inner, state_size).
+
+    Raises:
+        ValueError: A shape does not fit.
+        TypeError: ``reset`` is not bool.
     """
+    check_sequences({"u": u, "dt": dt}, None, reset)
+    if initial is not None:
+        if initial.shape != (u.shape[0], *a.shape):
+            raise ValueError(f"initial must have shape {(u.shape[0], *a.shape)}, got {tuple(initial.shape)}")
+        initial = initial.to(u.dtype)
     fits = u.is_cuda and u.dtype == torch.float32 and initial is None and reset is None
     kernel = _mamba_ssm() if fits and not torch.compiler.is_compiling() else None
     if kernel is not None:
@@ -53,7 +63,7 @@ def _scan_each(
     run: Callable[..., tuple[Tensor, Tensor]] = functools.partial(
         checkpoint, _scan_one, use_reentrant=False, preserve_rng_state=False
     )
-    if not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active():
+    if not torch.compiler.is_compiling() and is_transformed():
         run = _scan_one  # torch.func refuses the hooks with which checkpoint saves memory
     y, final = torch.zeros_like(u), []
     for n in range(a.shape[1]):
@@ -98,8 +108,8 @@ class _SelectiveScan(torch.autograd.Function):
     def backward(ctx: Any, d_y: Tensor, d_end: Tensor) -> tuple[Tensor | None, ...]:
         u, dt, a, b, c, initial, reset, kept = ctx.saved_tensors
         if torch.is_grad_enabled():  # the gradient is differentiated in turn
-            inputs = u, dt, a, b, c, initial
-            return *differentiable_gradients(_scan_each(*inputs, reset), inputs, (d_y, d_end)), None, None
+            function, inputs = functools.partial(_scan_each, reset=reset), (u, dt, a, b, c, initial)
+            return *differentiable_gradients(function, inputs, d_y, d_end), None, None
         operands = [x.contiguous() for x in (d_y, d_end.mT, u, dt, a.mT, b, c)]
         d_u, d_dt, d_a, d_b, d_c, d_start = _kernels().backward(*operands, contiguous(reset), kept)
         return d_u, d_dt, d_a.mT, d_b, d_c, None if initial is None else d_start.mT, None, None

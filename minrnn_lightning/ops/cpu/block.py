@@ -36,7 +36,7 @@ def norm_forward(
         reset: Bool (batch, length), True where the convolution sees nothing before.
         dtype: Of the result.
     """
-    y = torch.empty(x.shape, dtype=dtype)
+    y = x.new_empty(x.shape, dtype=dtype)
     operands = x, y, weight, bias, filters, shift, state, reset
     _run(block_kernels.norm_forward_entry, x, y, operands, taps=0 if filters is None else len(filters), eps=eps)
     return y
@@ -55,7 +55,7 @@ def norm_backward(
 ) -> tuple[Tensor, Tensor]:
     """``residual`` plus the gradient of x; and those of weight, bias, shift and filters, (3 + kernel size, dim)."""
     d_x, taps = torch.empty_like(x), 0 if filters is None else len(filters)
-    sums = torch.empty(_units(x), 3 + taps, x.shape[-1])
+    sums = x.new_empty(_units(x), 3 + taps, x.shape[-1], dtype=torch.float32)
     operands = x, grad, residual, d_x, weight, bias, filters, state, reset, sums
     _run(block_kernels.norm_backward_entry, x, grad, operands, taps=taps, eps=eps)
     return d_x, sums.sum(0)
@@ -70,7 +70,7 @@ def add_forward(x: Tensor, y: Tensor, draws: Tensor | None, dropped: int) -> Ten
 
 def add_backward(grad: Tensor, draws: Tensor, dropped: int, dtype: torch.dtype) -> Tensor:
     """The gradient of y in ``add_forward``."""
-    d_y = torch.empty(grad.shape, dtype=dtype)
+    d_y = grad.new_empty(grad.shape, dtype=dtype)
     _run(block_kernels.add_backward_entry, grad, d_y, (grad, draws, d_y), dropped=dropped)
     return d_y
 
@@ -80,7 +80,7 @@ def gelu_backward(grad: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
 
     That gradient is written over ``grad``: in memory of its own it would take half as long again.
     """
-    y, sums = torch.empty_like(x), torch.empty(_units(x), x.shape[-1])
+    y, sums = torch.empty_like(x), x.new_empty(_units(x), x.shape[-1], dtype=torch.float32)
     _run(block_kernels.gelu_backward_entry, x, x, (grad, x, y, sums))
     return y, sums.sum(0)
 

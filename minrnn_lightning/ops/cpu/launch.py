@@ -53,7 +53,7 @@ def backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The gradients of k, v, f (an empty one if there is none) and the initial state, from that of every state."""
     d_k, d_v, d_f = _empty(k), _empty(k), _empty(k[:, :0] if f is None else f)
-    d_initial = torch.zeros(k.shape[0], k.shape[2], dtype=state_dtype(k.dtype))
+    d_initial = k.new_zeros(k.shape[0], k.shape[2], dtype=state_dtype(k.dtype))
     if d_k.numel():
         scan = _Scan(k, f, reset, kind, reverse, split_from=2)
         flows = scan.states()
@@ -83,7 +83,7 @@ def _empty(like: Tensor) -> Tensor:
 
     The system zeroes new memory page by page at the first touch, which in small pages takes longer than the scan.
     """
-    tensor = torch.empty(like.shape, dtype=_stored(like.dtype))
+    tensor = like.new_empty(like.shape, dtype=_stored(like.dtype))
     if tensor.nbytes >= 2 * HUGE_PAGE and _madvise is not None:
         start = -(-tensor.data_ptr() // HUGE_PAGE) * HUGE_PAGE
         _madvise(ctypes.c_void_p(start), ctypes.c_size_t(tensor.data_ptr() + tensor.nbytes - start), MADV_HUGEPAGE)
@@ -101,7 +101,7 @@ def _operand(x: Tensor | None) -> Tensor | None:
 
 @functools.lru_cache(maxsize=8)
 def _order(length: int, reverse: bool) -> Tensor:
-    steps = torch.arange(length)
+    steps = torch.arange(length, device="cpu")
     return steps.flip(0) if reverse else steps
 
 
@@ -132,7 +132,7 @@ class _Scan:
 
     def states(self) -> Tensor:
         """Zeros, (batch, chunks, dim), in the type of the state."""
-        return torch.zeros(self.shape, dtype=self.wide)
+        return torch.zeros(self.shape, dtype=self.wide, device="cpu")
 
     def run(self, entry: Callable[..., Any], *operands: Tensor | None, backward: bool = False) -> None:
         """Run a kernel; its operands are sequences, (batch, length, dim), and states, (batch, chunks, dim)."""

@@ -148,6 +148,44 @@ def test_compiled_scan_has_second_derivatives():
         assert (made - exact).abs().max() <= 1e-5 * exact.abs().max()
 
 
+def test_a_graph_of_the_gradient_does_not_change_it(mixer, x):
+    """Δ, B and C depend on u, through which the gradient of the scan alone must not go."""
+    inputs = [x.requires_grad_(), *mixer.parameters()]
+    loss = mixer(x)[0].sin().sum()
+    plain = torch.autograd.grad(loss, inputs, retain_graph=True)
+    for made, expected in zip(torch.autograd.grad(loss, inputs, create_graph=True), plain, strict=True):
+        assert (made - expected).abs().max() <= 1e-5 * expected.abs().max()
+
+
+@pytest.mark.parametrize("which", range(5))
+def test_second_derivatives_of_one_input(which):
+    inputs = scan_inputs(dtype=torch.float32)
+    y, _ = selective_scan(*(tensor.requires_grad_(n == which) for n, tensor in enumerate(inputs)))
+    (gradient,) = torch.autograd.grad(y.square().sum(), inputs[which], create_graph=True)
+    made = torch.autograd.grad(gradient.square().sum(), inputs[which])[0]
+    wide = [tensor.detach().double().requires_grad_(n == which) for n, tensor in enumerate(inputs)]
+    (gradient,) = torch.autograd.grad(selective_scan(*wide)[0].square().sum(), wide[which], create_graph=True)
+    exact = torch.autograd.grad(gradient.square().sum(), wide[which])[0]
+    assert (made - exact).abs().max() <= 1e-5 * exact.abs().max()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_a_state_of_another_type_is_converted(mixer, x, dtype):
+    with torch.no_grad():
+        _, state = mixer(x)
+        stored = [each.to(dtype) for each in state]
+        made, expected = mixer(x, stored)[0], mixer(x, [each.float() for each in stored])[0]
+    torch.testing.assert_close(made, expected, rtol=1e-6, atol=1e-6)
+
+
+def test_wrong_arguments_are_named():
+    u, dt, a, b, c = scan_inputs(dtype=torch.float32)
+    with pytest.raises(ValueError, match=r"initial must have shape \(2, 6, 4\), got \(1, 6, 4\)"):
+        selective_scan(u, dt, a, b, c, torch.zeros(1, 6, 4))
+    with pytest.raises(TypeError, match=r"reset must be bool, got torch.int64"):
+        selective_scan(u, dt, a, b, c, reset=torch.zeros(BATCH, LENGTH, dtype=torch.int64))
+
+
 @pytest.mark.parametrize("threads", [1, 3])
 def test_compiled_scan_gives_the_same_bits_with_any_number_of_threads(threads):
     inputs = [tensor.requires_grad_() for tensor in scan_inputs(16, 200, torch.float32)]
