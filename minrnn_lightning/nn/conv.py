@@ -10,13 +10,14 @@ from torch.autograd.forward_ad import _set_fwd_grad_enabled, unpack_dual
 from torch.nn import functional as F
 
 from minrnn_lightning.nn.fused import add_lags, can_fuse, is_affine, norm_conv, visible_lags
+from minrnn_lightning.nn.marks import Marked, without_muon
 from minrnn_lightning.nn.sequence_parallel import Shardable
 from minrnn_lightning.nn.state import where
 from minrnn_lightning.ops.eager import state_dtype
 from minrnn_lightning.ops.sharded import steps_before
 
 
-class CausalConv(Shardable):
+class CausalConv(Marked, Shardable):
     """y_t = Σ_i w_i · x_{t-i} + b over the last ``kernel_size`` steps, each channel with weights of its own.
 
     The state is the last kernel_size − 1 inputs, (batch, kernel_size − 1, dim), float32 (float64 for float64 inputs).
@@ -30,8 +31,7 @@ class CausalConv(Shardable):
         super().__init__()
         self.kernel_size = kernel_size
         bound = 1 / math.sqrt(kernel_size)
-        self.weight = nn.Parameter(torch.empty(kernel_size, dim).uniform_(-bound, bound))  # row i: lag i
-        self.weight._no_muon = True  # type: ignore[attr-defined]  # its entries are no linear map
+        self.weight = without_muon(torch.empty(kernel_size, dim).uniform_(-bound, bound))  # row i: lag i
         self.bias = nn.Parameter(torch.zeros(dim))
 
     def forward(self, x: Tensor, state: Tensor | None = None, reset: Tensor | None = None) -> tuple[Tensor, Tensor]:

@@ -151,6 +151,19 @@ def test_muon_trains_the_linear_maps_of_the_backbone(mixer):
     assert all(parameter.ndim == 1 or hasattr(parameter, "_no_weight_decay") for parameter in rest["params"])
 
 
+@pytest.mark.parametrize("mixer", sorted(MIXERS))
+def test_a_copy_is_trained_in_the_same_way(mixer):
+    def groups(task):
+        names = {id(parameter): name for name, parameter in task.named_parameters()}
+        muon, *others = task.parameter_groups()
+        shapes = [(names[id(each)], shape) for each, shape in zip(muon["params"], muon["shapes"], strict=True)]
+        return [shapes, *([names[id(each)] for each in group["params"]] for group in others)]
+
+    task = LanguageTask(10, 10, mixer=mixer, dim=16, depth=1, muon_lr=0.02, mlp_kernel_size=3)
+    duplicate = copy.deepcopy(task)
+    assert groups(duplicate) == groups(copy.deepcopy(duplicate)) == groups(task)
+
+
 SHARDED = """
 import os
 import sys

@@ -5,7 +5,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from minrnn_lightning.errors import InputError
-from minrnn_lightning.nn.mixers.base import Mixer, hidden_size, is_exporting, mark_maps
+from minrnn_lightning.nn.marks import mark_maps
+from minrnn_lightning.nn.mixers.base import Mixer, hidden_size, is_exporting
 from minrnn_lightning.nn.state import zero_state
 from minrnn_lightning.ops.eager import state_dtype
 

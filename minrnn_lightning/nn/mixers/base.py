@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from minrnn_lightning.errors import InputError
+from minrnn_lightning.nn.marks import Marked
 from minrnn_lightning.nn.sequence_parallel import Shardable
 from minrnn_lightning.nn.state import State, where
 
@@ -17,12 +18,7 @@ def is_exporting() -> bool:
     return getattr(torch.compiler, "_is_exporting_flag", False)
 
 
-def mark_maps(weight: Tensor, maps: int) -> None:
-    """Mark a weight that contains several linear maps, one below the other: Muon trains each by itself."""
-    weight._maps = maps  # type: ignore[attr-defined]
-
-
-class Mixer(Shardable, ABC):
+class Mixer(Marked, Shardable, ABC):
     """Maps (batch, length, dim) to the same shape, causally, in parallel over the length or step by step.
 
     A subclass defines ``mix``, ``mix_step`` and ``initial_state``. Its constructor takes ``dim`` and, where it has

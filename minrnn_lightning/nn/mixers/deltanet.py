@@ -5,9 +5,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from minrnn_lightning.errors import InputError
+from minrnn_lightning.nn.marks import undecayed
 from minrnn_lightning.nn.mixers.chunkwise import delta_rule
 from minrnn_lightning.nn.mixers.matrix_state import EPS, MatrixStateMixer, State, in_state_dtype
-from minrnn_lightning.nn.mixers.ssm import undecayed
 from minrnn_lightning.nn.timescale import log_timescales
 
 

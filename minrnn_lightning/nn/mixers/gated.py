@@ -11,7 +11,8 @@ from minrnn_lightning.errors import InputError
 from minrnn_lightning.nn.functional import activate
 from minrnn_lightning.nn.fused import apply_linear
 from minrnn_lightning.nn.linear_views import LinearViews, project
-from minrnn_lightning.nn.mixers.base import Mixer, mark_maps
+from minrnn_lightning.nn.marks import mark_maps
+from minrnn_lightning.nn.mixers.base import Mixer
 from minrnn_lightning.nn.state import State, zero_state
 from minrnn_lightning.ops import Activation, state_dtype
 

@@ -7,8 +7,8 @@ from torch.nn import functional as F
 from minrnn_lightning.errors import InputError
 from minrnn_lightning.nn.conv import CausalConv
 from minrnn_lightning.nn.functional import min_gru, min_gru_step
+from minrnn_lightning.nn.marks import undecayed
 from minrnn_lightning.nn.mixers.base import Mixer, hidden_size
-from minrnn_lightning.nn.mixers.ssm import undecayed
 from minrnn_lightning.nn.timescale import log_timescales
 from minrnn_lightning.ops.eager import state_dtype
 

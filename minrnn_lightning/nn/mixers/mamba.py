@@ -8,9 +8,10 @@ from torch.nn import functional as F
 
 from minrnn_lightning.errors import InputError
 from minrnn_lightning.nn.conv import CausalConv
-from minrnn_lightning.nn.mixers.base import Mixer, hidden_size, mark_maps
+from minrnn_lightning.nn.marks import mark_maps, undecayed
+from minrnn_lightning.nn.mixers.base import Mixer, hidden_size
 from minrnn_lightning.nn.mixers.selective_scan import selective_scan
-from minrnn_lightning.nn.mixers.ssm import log_step_sizes, undecayed
+from minrnn_lightning.nn.mixers.ssm import log_step_sizes
 from minrnn_lightning.ops.eager import state_dtype
 
 State = tuple[Tensor, Tensor]

@@ -4,9 +4,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from minrnn_lightning.nn.marks import undecayed
 from minrnn_lightning.nn.mixers.chunkwise import linear_attention
 from minrnn_lightning.nn.mixers.matrix_state import MatrixStateMixer, in_state_dtype
-from minrnn_lightning.nn.mixers.ssm import undecayed
 from minrnn_lightning.nn.timescale import log_timescales
 
 

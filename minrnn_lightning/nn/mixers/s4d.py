@@ -8,9 +8,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from minrnn_lightning.errors import InputError
+from minrnn_lightning.nn.marks import undecayed
 from minrnn_lightning.nn.mixers.base import Mixer, hidden_size
 from minrnn_lightning.nn.mixers.segments import split_at_resets
-from minrnn_lightning.nn.mixers.ssm import log_step_sizes, undecayed
+from minrnn_lightning.nn.mixers.ssm import log_step_sizes
 from minrnn_lightning.ops.decomposition import exporting_to_onnx, loop
 from minrnn_lightning.ops.eager import state_dtype
 

@@ -8,7 +8,8 @@ from torch import Tensor, nn
 from torch._compile import _disable_dynamo
 from torch.nn.utils.rnn import pack_sequence, unpack_sequence
 
-from minrnn_lightning.nn.mixers.base import Mixer, hidden_size, is_exporting, mark_maps
+from minrnn_lightning.nn.marks import mark_maps
+from minrnn_lightning.nn.mixers.base import Mixer, hidden_size, is_exporting
 from minrnn_lightning.nn.state import zero_state
 from minrnn_lightning.ops.decomposition import exporting_to_onnx, loop
 from minrnn_lightning.ops.eager import state_dtype
