@@ -152,7 +152,7 @@ def test_a_graph_of_the_gradient_does_not_change_it(precision: torch.dtype) -> N
     loss, weights = y.float().sin().sum(), list(block.parameters())
     plain = torch.autograd.grad(loss, weights, retain_graph=True)
     made = torch.autograd.grad(loss, weights, create_graph=True)
-    assert error([each.detach() for each in made], list(plain)) < (1e-4 if precision == torch.float32 else 0.5)
+    assert error([each.detach() for each in made], list(plain)) < (1e-4 if precision == torch.float32 else 0.02)
 
 
 def test_sums_do_not_depend_on_the_number_of_threads() -> None:
