@@ -12,6 +12,7 @@ from minrnn_lightning.export.modules import FlatModule
 from minrnn_lightning.tasks import PolicyTask, PPOTask
 from minrnn_lightning.tasks.action_bounds import ActionBounds
 from minrnn_lightning.tasks.action_distributions import GaussianActions
+from minrnn_lightning.tasks.running_moments import divisor
 from minrnn_lightning.tasks.task import Task
 
 if TYPE_CHECKING:
@@ -47,7 +48,8 @@ def metadata(model: nn.Module, module: FlatModule, mode: str, tokenizer: Tokeniz
         data = getattr(model._trainer, "datamodule", None)
         tokenizer = tokenizer or getattr(data, "tokenizer", None) or model.tokenizer
     if isinstance(model, PolicyTask | PPOTask):
-        values |= {name: getattr(model, name).tolist() for name in ("observation_mean", "observation_std")}
+        std = divisor(model.observation_std) if isinstance(model, PPOTask) else model.observation_std
+        values |= {"observation_mean": model.observation_mean.tolist(), "observation_std": std.tolist()}
         bounds = _bounds(model)
         if bounds is not None:
             low, high = bounds.middle - bounds.scale, bounds.middle + bounds.scale

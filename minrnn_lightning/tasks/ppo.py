@@ -17,7 +17,7 @@ from minrnn_lightning.tasks.action_distributions import CategoricalActions, Gaus
 from minrnn_lightning.tasks.metrics import Mean
 from minrnn_lightning.tasks.observation_encoder import ObservationEncoder
 from minrnn_lightning.tasks.ppo_functional import approximate_kl, normalized, policy_loss, value_loss
-from minrnn_lightning.tasks.running_moments import Moments, moments, update
+from minrnn_lightning.tasks.running_moments import Moments, divisor, moments, update
 from minrnn_lightning.tasks.task import Task
 
 LARGEST = 10.0  # of normalised observations and rewards, either way
@@ -171,8 +171,8 @@ class PPOTask(Task):
         return self.distribution.to_environment(self.distribution.mode(outputs))
 
     def normalized(self, observations: Tensor) -> Tensor:
-        """Observations (..., input_size) with mean 0 and standard deviation 1 over those before."""
-        x = (observations - self.observation_mean) / self.observation_std
+        """Observations (..., input_size) with mean 0 and standard deviation 1 over those before, constants with 0."""
+        x = (observations - self.observation_mean) / divisor(self.observation_std)
         return x.clamp(-LARGEST, LARGEST) if self.normalize_observations else x
 
     def losses(self, batch: RolloutBatch) -> dict[str, Tensor]:
@@ -243,7 +243,7 @@ class PPOTask(Task):
         if not self.normalize_rewards:
             return rewards
         self._update("return", returns.flatten().unsqueeze(-1))
-        return (rewards / self.return_std).clamp(-LARGEST, LARGEST)
+        return (rewards / divisor(self.return_std)).clamp(-LARGEST, LARGEST)
 
     def _update(self, name: str, values: Tensor) -> None:
         count, mean, std = (getattr(self, f"{name}_{each}") for each in ("count", "mean", "std"))

@@ -32,13 +32,17 @@ def update(count: Tensor, mean: Tensor, std: Tensor, parts: Iterable[Moments]) -
     Args:
         count: Number of values so far, int64 ().
         mean: Their mean, (size,).
-        std: Their standard deviation, (size,); 1 where it would be 0, so that what is constant so far is not scaled.
+        std: Their standard deviation, (size,); anything where there are no values.
         parts: Moments of the new values, on the CPU.
     """
     total: Moments = (count.cpu().double(), mean.cpu().double(), std.cpu().double().square())
     for part in parts:
         total = merge(total, part) if total[0] else part
-    deviation = total[2].sqrt()
     count.copy_(total[0])
     mean.copy_(total[1])
-    std.copy_(torch.where(deviation > 1e-6, deviation, 1.0))
+    std.copy_(total[2].sqrt())
+
+
+def divisor(std: Tensor) -> Tensor:
+    """What to divide values by: their standard deviation, or 1 where it is at most 1e-6, that of constants."""
+    return std.masked_fill(std <= 1e-6, 1.0)

@@ -118,8 +118,9 @@ def test_metadata_has_what_is_needed_to_use_a_model():
     assert (about["action_low"], about["action_high"], about["observation_std"]) == ("[-2.0]", "[4.0]", "[1.0, 1.0]")
     online = PPOTask(2, 1, actions="continuous", **SMALL)
     online.distribution.bounds.set([-2], [4])
+    online.update_observations(torch.tensor([[5.0, 0.0], [5.0, 4.0]]))  # the first is constant, and not scaled
     about = metadata(online, flatten(online), "step")
-    assert (about["action_low"], about["action_high"], about["observation_std"]) == ("[-2.0]", "[4.0]", "[1.0, 1.0]")
+    assert (about["action_low"], about["action_high"], about["observation_std"]) == ("[-2.0]", "[4.0]", "[1.0, 2.0]")
     discrete = PPOTask(2, 1, **SMALL)
     assert "action_low" not in metadata(discrete, flatten(discrete), "step")
 

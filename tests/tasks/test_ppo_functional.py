@@ -12,7 +12,7 @@ from minrnn_lightning.tasks.ppo_functional import (
     policy_loss,
     value_loss,
 )
-from minrnn_lightning.tasks.running_moments import merge, moments
+from minrnn_lightning.tasks.running_moments import divisor, merge, moments, update
 
 BATCH, LENGTH = 5, 64
 
@@ -107,3 +107,23 @@ def test_merged_moments_are_those_of_all_values(draw):
     assert total[0] == len(values)
     torch.testing.assert_close(total[1], values.mean(0))
     torch.testing.assert_close(total[2], values.var(0, correction=0))
+
+
+def test_running_moments_with_constant_phases(draw):
+    """Components that vary always, never, only at first, and only later, by much and by little."""
+    parts = np.zeros((5, 100, 6), np.float32)
+    parts[:, :, 0] = draw.normal(3, 2, size=(5, 100))
+    parts[:, :, 1] = 7
+    parts[0, :, 2] = draw.normal(size=100)
+    parts[3, :, 3] = draw.normal(size=100)
+    parts[4, :, 4] = 0.01 * draw.normal(size=100)
+    parts[2:, :, 5] = 1
+    count, mean, std = torch.tensor(0), torch.zeros(6), torch.ones(6)
+    for number, part in enumerate(parts, 1):
+        update(count, mean, std, [moments(torch.from_numpy(part[:40])), moments(torch.from_numpy(part[40:]))])
+        so_far = parts[:number].reshape(-1, 6).astype(float)
+        expected = so_far.std(0)
+        assert count == len(so_far)
+        np.testing.assert_allclose(mean, so_far.mean(0), rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(std, expected, rtol=1e-5, atol=1e-7)
+        np.testing.assert_allclose(divisor(std), np.where(expected > 0, expected, 1), rtol=1e-5)
