@@ -37,9 +37,10 @@ class RolloutDataModule(BaseDataModule):
     environments of its own.
 
     Actions, the order of the rows and the seeds of the environments come from a generator of this module, which
-    depends on the global seed alone. A checkpoint has it, the number of steps so far and, in the task, the statistics;
-    it does not have the environments, which no interface can save: a resumed run starts with new episodes and a new
-    rollout, so that it does not equal one that was never interrupted.
+    depends on the global seed and the process alone. A checkpoint has that of the first process, from which the others
+    get new seeds, the number of steps so far and, in the task, the statistics; it does not have the environments, which
+    no interface can save: a resumed run starts with new episodes and a new rollout, so that it does not equal one that
+    was never interrupted.
 
     Validation and test run ``eval_episodes`` episodes of the most likely actions, from the same seeds every time.
 
@@ -157,9 +158,16 @@ class RolloutDataModule(BaseDataModule):
         return {"generator": self.generator.get_state(), "env_steps": self.env_steps}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue with the generator and the number of steps of a checkpoint."""
+        """Continue with the generator and the number of steps of a checkpoint.
+
+        The checkpoint has the generator of the first process; each other one gets a seed from it, so that no two
+        processes collect the same rollouts.
+        """
         assert self.generator is not None
         self.generator.set_state(state["generator"])
+        rank = self.processes[0]
+        if rank:
+            self.generator.manual_seed(int(torch.randint(2**63 - 1, (rank,), generator=self.generator)[-1]))
         self.earlier_steps = state["env_steps"]
 
     def train_dataloader(self) -> DataLoader[Any]:

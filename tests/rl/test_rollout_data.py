@@ -97,6 +97,27 @@ def test_a_checkpoint_continues_statistics_generator_and_optimizer(tmp_path):
     assert again.observation_count == 6 * 24  # that of the interrupted rollout is not in the checkpoint
 
 
+def test_resumed_processes_collect_different_rollouts():
+    """The first continues the saved generator; the others start from its first draws, the same in every resumption."""
+
+    def of_rank(rank):
+        data = rollouts()
+        data.__class__ = type("OfRank", (RolloutDataModule,), {"processes": (rank, 3)})
+        data.setup("fit")
+        return data
+
+    saved = of_rank(0).state_dict()
+    generators = []
+    for rank in (0, 1, 2, 2):
+        data = of_rank(rank)
+        data.load_state_dict(saved)
+        generators.append(data.generator)
+    assert torch.equal(generators[0].get_state(), saved["generator"])
+    draws = [torch.rand(100, generator=each) for each in generators]
+    assert torch.equal(draws[2], draws[3])
+    assert not any((draws[one] == draws[other]).any() for one, other in ((0, 1), (0, 2), (1, 2)))
+
+
 def test_a_loaded_policy_acts_as_in_training(tmp_path):
     data = rollouts("continuous")
     task = agent(data, previous_action=True)
