@@ -72,13 +72,7 @@ class PolicyTask(CarryingTask, PolicyModel):
                 raise InputError(f"the actions of the data are {name}: give --model.discrete {value}")
             self.observation_mean.copy_(torch.as_tensor(data.observation_mean))
             self.observation_std.copy_(torch.as_tensor(data.observation_std))
-            assert data.max_return is not None, "data that have observation_mean have these too"
-            assert data.length is not None
-            self.environment |= {
-                "env_id": data.env_id,
-                "max_return": float(data.max_return),
-                "window": int(data.length),
-            }
+            self.environment |= self._environment_of_data()
             if data.action_low is not None:
                 self.bound_actions(data.action_low, data.action_high)
         super().setup(stage)
@@ -118,13 +112,24 @@ class PolicyTask(CarryingTask, PolicyModel):
         checkpoint["environment"] = self.environment
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Restore what ``on_save_checkpoint`` saved."""
+        """Restore what ``on_save_checkpoint`` saved; a run that is resumed with other data keeps the bounds alone."""
         super().on_load_checkpoint(checkpoint)
         self.environment = dict(checkpoint.get("environment", {}))
+        if self._trainer is not None and self._trainer.state.fn == "fit":  # whose setup came before
+            self.environment |= self._environment_of_data()
         if all(name in self.environment for name in BOUNDS):
             self.bound_actions(*(self.environment[name] for name in BOUNDS))
         else:
             self.action_bounds.reset()
+
+    def _environment_of_data(self) -> dict[str, Any]:
+        """What the data module knows of its environment, as the checkpoint contains it."""
+        data = data_facts(self._trainer)
+        if data.observation_mean is None:
+            return {}
+        assert data.max_return is not None, "data that have observation_mean have these too"
+        assert data.length is not None
+        return {"env_id": data.env_id, "max_return": float(data.max_return), "window": int(data.length)}
 
     def _outputs(self, batch: Any) -> Tensor:
         steps = batch.observations, batch.actions, batch.returns_to_go, batch.timesteps

@@ -266,18 +266,27 @@ class PPOTask(Task):
             if data.actions != self.actions:
                 given = str(data.actions).replace(" ", "")
                 raise InputError(f"the actions of {data.env_id} are {data.actions}: give --model.actions {given}")
-            self.environment |= {"env_id": data.env_id, "env_args": dict(data.env_args or {})}
-            if data.action_low is not None:
-                ends = zip(BOUNDS, (data.action_low, data.action_high), strict=True)
-                self._set_bounds({name: exact(end).tolist() for name, end in ends})
+            self._set_environment(self._environment_of_data())
         super().setup(stage)
         if stage == "fit" and self.init_from and not self.observation_count and (self.observation_std != 1).any():
             self.observation_count.fill_(OFFLINE_STEPS)
 
-    def _set_bounds(self, bounds: dict[str, Any]) -> None:
-        assert isinstance(self.distribution, GaussianActions)
-        self.distribution.bounds.set(*(bounds[name] for name in BOUNDS))
-        self.environment |= bounds
+    def _environment_of_data(self) -> dict[str, Any]:
+        """The environment of the data module and the bounds of its actions, as the checkpoint contains them."""
+        data = data_facts(self._trainer)
+        if data.actions is None:
+            return {}
+        environment = {"env_id": data.env_id, "env_args": dict(data.env_args or {})}
+        if data.action_low is not None:
+            ends = zip(BOUNDS, (data.action_low, data.action_high), strict=True)
+            environment |= {name: exact(end).tolist() for name, end in ends}
+        return environment
+
+    def _set_environment(self, environment: dict[str, Any]) -> None:
+        self.environment = environment
+        if BOUNDS[0] in environment:
+            assert isinstance(self.distribution, GaussianActions)
+            self.distribution.bounds.set(*(environment[name] for name in BOUNDS))
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Save the environment and the bounds of its actions."""
@@ -285,11 +294,9 @@ class PPOTask(Task):
         checkpoint["environment"] = self.environment
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Restore what ``on_save_checkpoint`` saved."""
+        """Restore what ``on_save_checkpoint`` saved, except in a run whose data module has an environment."""
         super().on_load_checkpoint(checkpoint)
-        self.environment = dict(checkpoint.get("environment", {}))
-        if BOUNDS[0] in self.environment:
-            self._set_bounds({name: self.environment[name] for name in BOUNDS})
+        self._set_environment(self._environment_of_data() or dict(checkpoint.get("environment", {})))
 
 
 def _check_shares(**values: float) -> None:

@@ -131,6 +131,21 @@ def test_a_loaded_policy_acts_as_in_training(tmp_path):
     assert results[0].returns == results[1].returns
 
 
+def test_a_resumed_run_has_the_environment_of_its_data(tmp_path):
+    file = tmp_path / "x.ckpt"
+    for steps, high in ((1, 10.0), (2, 20.0)):
+        data = rollouts("continuous")
+        data.env_args["high"] = high
+        task, fit = agent(data), trainer(tmp_path, steps)
+        fit.fit(task, data, ckpt_path=file if steps > 1 else None)
+        assert task.distribution.bounds.scale.tolist() == [2, high / 2]
+        fit.save_checkpoint(file)
+    saved = torch.load(file, weights_only=True)["environment"]
+    assert saved["env_args"] == {"kind": "continuous", "high": 20.0}
+    assert saved["action_high"] == [2, 20]
+    assert load_policy(file).distribution.bounds.scale.tolist() == [2, 10]
+
+
 def test_two_runs_with_one_seed_are_equal(tmp_path):
     tasks = []
     for _ in range(2):

@@ -42,6 +42,18 @@ def test_fit_keeps_all_in_the_checkpoint(tmp_path):
     torch.testing.assert_close(tuned.observation_mean, data.observation_mean)
 
 
+def test_a_resumed_run_has_the_environment_of_its_data(tmp_path):
+    run, data = trainer(tmp_path, 1), Rows()
+    run.fit(PolicyTask(OBSERVATION, ACTION, **SMALL), data)
+    run.save_checkpoint(tmp_path / "one.ckpt")
+    data.env_id, data.max_return, data.length = "Elsewhere-v0", 456.0, 7
+    run, task = trainer(tmp_path, 2), PolicyTask(OBSERVATION, ACTION, **SMALL)
+    run.fit(task, data, ckpt_path=tmp_path / "one.ckpt", weights_only=True)
+    run.save_checkpoint(tmp_path / "two.ckpt")
+    expected = {"env_id": "Elsewhere-v0", "max_return": 456.0, "window": 7}
+    assert read_checkpoint(tmp_path / "two.ckpt")["environment"] == expected
+
+
 @pytest.mark.parametrize("discrete", [False, True])
 def test_validation_loss_is_the_mean_over_real_steps(tmp_path, discrete):
     """Batches of unequal size, one of them without a real step; then one that is not a number."""
