@@ -155,11 +155,12 @@ def step_env(env: Environment, action: np.ndarray) -> tuple[np.ndarray, float, b
         The next observation, the reward, and whether the episode has ended.
     """
     space = env.action_space
-    if action.dtype.kind == "i" and action.ndim:
-        observation, reward, terminated, truncated, _ = env.step(action + space.start)
-    elif action.ndim:
-        allowed = action.reshape(space.shape).clip(space.low, space.high)
-        observation, reward, terminated, truncated, _ = env.step(allowed)
+    taken: Any
+    if action.dtype.kind != "i":
+        taken = action.reshape(space.shape).clip(space.low, space.high)
+    elif space.shape:  # also of a single choice, which policies have as an integer ()
+        taken = (action + space.start).reshape(space.shape)
     else:
-        observation, reward, terminated, truncated, _ = env.step(int(action) + int(space.start))
+        taken = int(action) + int(space.start)
+    observation, reward, terminated, truncated, _ = env.step(taken)
     return observation, float(reward), terminated or truncated

@@ -117,5 +117,5 @@ def to_action_space(actions: np.ndarray, space: Any) -> np.ndarray:
         space: Action space of one environment.
     """
     if np.issubdtype(actions.dtype, np.integer):
-        return np.asarray(actions + space.start)
+        return np.asarray(actions + space.start).reshape(-1, *space.shape)
     return np.asarray(actions.reshape(-1, *space.shape).clip(space.low, space.high))

@@ -44,7 +44,7 @@ def test_probabilities_of_steps_equal_those_of_the_parallel_pass(mixer):
         torch.testing.assert_close(values, batch.values, rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("kind", ["discrete", "several", "continuous"])
+@pytest.mark.parametrize("kind", ["discrete", "several", "one of several", "continuous"])
 @pytest.mark.parametrize("previous_action", [False, True])
 def test_every_type_of_actions(kind, previous_action):
     """Also where the states before the first step are learned."""

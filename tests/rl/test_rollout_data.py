@@ -39,7 +39,7 @@ def test_every_row_once_an_epoch_and_no_rollout_of_older_weights(tmp_path):
     assert min(divergences[1:6] + divergences[7:]) > 1e-9
 
 
-@pytest.mark.parametrize("kind", ["discrete", "several", "continuous"])
+@pytest.mark.parametrize("kind", ["discrete", "several", "one of several", "continuous"])
 def test_fit_logs_and_changes_every_parameter(tmp_path, kind):
     data = rollouts(kind)
     task = agent(data, previous_action=True)

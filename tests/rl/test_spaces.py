@@ -49,6 +49,7 @@ def test_observations_are_flattened(space, size):
     [
         (spaces.Discrete(5, start=3), "discrete", 5),
         (spaces.MultiDiscrete([3, 2]), [3, 2], 5),
+        (spaces.MultiDiscrete([3], start=[2]), [3], 3),
         (spaces.Box(np.float32([[-1, 0]]), np.float32([[1, 3]])), "continuous", 2),
     ],
     ids=str,
@@ -62,6 +63,8 @@ def test_actions(space, actions, size):
         assert taken.tolist() == [[[-1, 3]], [[0.5, 0.5]]]
     elif actions == "discrete":
         assert to_action_space(np.array([0, 4]), space).tolist() == [3, 7]
+    elif size == 3:
+        assert to_action_space(np.array([0, 2]), space).tolist() == [[2], [4]]
     else:
         assert to_action_space(np.array([[0, 1]]), space).tolist() == [[0, 1]]
 
