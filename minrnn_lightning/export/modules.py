@@ -60,7 +60,7 @@ class FlatModule(nn.Module, ABC):
     ) -> None:
         super().__init__()
         self.model = model
-        self.given, self.has_reset = len(inputs), reset is not None
+        self.given, self.has_reset, self.has_state = len(inputs), reset is not None, start is not None
         self.starts, self.spec = tree_flatten(() if start is None else start)
         self.batch_dim = batch_dim
         leaves = tree_leaves(() if state is None else state)
@@ -79,9 +79,9 @@ class FlatModule(nn.Module, ABC):
         """Take the tensors ``inputs`` and return the tensors ``outputs``."""
         given, rest = tensors[: self.given], list(tensors[self.given :])
         reset = rest.pop() if self.has_reset else None
-        state = tree_unflatten(rest, self.spec) if rest else None
+        state = tree_unflatten(rest, self.spec) if self.has_state else None  # without a tensor for a pointwise mixer
         output, state = self.run(*given, state=state, reset=reset)
-        return (output, *tree_leaves(state)) if rest else (output,)
+        return (output, *tree_leaves(state)) if self.has_state else (output,)
 
     @property
     def examples(self) -> tuple[Tensor, ...]:

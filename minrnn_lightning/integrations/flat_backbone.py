@@ -58,23 +58,22 @@ class FlatBackbone(nn.Module):
         """
         new = F.pad(self._is_new(state).unsqueeze(1), (0, x.shape[1] - 1))
         y, after = self.backbone(self.proj(x), self._unflatten(state), new if reset is None else new | reset)
-        return y, self._flatten(after)
+        return y, self._flatten(after, len(x))
 
     def step(self, x_t: Tensor, state: Tensor, reset: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """One step of ``forward``: (batch, input_size) to (batch, dim), and the state; ``reset`` is (batch,)."""
         new = self._is_new(state)
         y, after = self.backbone.step(self.proj(x_t), self._unflatten(state), new if reset is None else new | reset)
-        return y, self._flatten(after)
+        return y, self._flatten(after, len(x_t))
 
     def _is_new(self, state: Tensor) -> Tensor:
         return state[:, 0] == 0
 
-    def _flatten(self, state: State) -> Tensor:
-        leaves = tree_flatten(state)[0]
-        dtype = state_dtype(self.proj.weight.dtype)
-        return torch.cat(
-            [leaves[0].new_ones(leaves[0].shape[0], 1, dtype=dtype), *(x.flatten(1).to(dtype) for x in leaves)], 1
-        )
+    def _flatten(self, state: State, rows: int) -> Tensor:
+        weight = self.proj.weight
+        dtype = state_dtype(weight.dtype)
+        leaves = (x.flatten(1).to(dtype) for x in tree_flatten(state)[0])
+        return torch.cat([weight.new_ones(rows, 1, dtype=dtype), *leaves], 1)
 
     def _unflatten(self, state: Tensor) -> State:
         parts = torch.split(state[:, 1:], [prod(shape) for shape, _ in self.layout], 1)

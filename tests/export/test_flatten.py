@@ -13,6 +13,7 @@ from minrnn_lightning.errors import InputError
 from minrnn_lightning.export import export
 from minrnn_lightning.export.flatten import flatten
 from minrnn_lightning.export.metadata import metadata
+from minrnn_lightning.nn.mixers import PointwiseMixer
 
 SMALL = {"dim": 8, "depth": 1}
 
@@ -95,6 +96,28 @@ def test_steps_of_an_online_policy_equal_its_own_and_its_sequence(actions):
     torch.testing.assert_close(
         torch.stack(outputs, 1), whole(observations, torch.stack(given, 1), *_start(whole), reset)[0]
     )
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda **options: Backbone(**options),
+        lambda **options: LanguageTask(3, 3, **options),
+        lambda **options: ClassificationTask(3, 3, pooling="last", **options),
+        lambda **options: PolicyTask(3, 3, **options),
+        lambda **options: PPOTask(3, 3, **options),
+    ],
+    ids=["backbone", "language", "classification", "policy", "online"],
+)
+def test_a_step_without_any_state_equals_a_sequence_of_one(make):
+    torch.manual_seed(0)
+    model = make(mixer=PointwiseMixer, kernel_size=0, **SMALL)
+    step, whole = flatten(model, "step"), flatten(model, "sequence")
+    (output,) = step(*step.examples)
+    given = [each.example.unsqueeze(1) for each in step.inputs[: len(whole.inputs)]]
+    given += [torch.ones(2, dtype=torch.long)] * (len(whole.inputs) - len(given))  # the lengths of a classification
+    (expected,) = whole(*given)
+    torch.testing.assert_close(output, expected.view_as(output))
 
 
 def _start(module):
