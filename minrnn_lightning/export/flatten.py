@@ -194,15 +194,15 @@ def _reads_backward(model: Any) -> bool:
 
 
 def _width(model: Any) -> int:
-    """Features of the input of a layer, a mixer (whose first linear map reads it) or a backbone."""
+    """Features of the input of a layer, a mixer or a backbone."""
     if isinstance(model, MinRNN):
         return model.input_size
     if isinstance(model, Backbone):
         return int(model.norm.normalized_shape[0])
-    first = next((each for each in model.modules() if isinstance(each, nn.Linear)), None)
-    if first is None:
-        raise InputError(f"the width of a {type(model).__name__} is unknown: export a Backbone of it")
-    return first.in_features
+    if not hasattr(model, "dim"):
+        name = type(model).__name__
+        raise InputError(f"the width of a {name} is unknown: set self.dim in its __init__, or export a Backbone of it")
+    return int(model.dim)
 
 
 def _copy(model: nn.Module) -> nn.Module:

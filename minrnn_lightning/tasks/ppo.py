@@ -276,7 +276,7 @@ class PPOTask(Task):
         data = data_facts(self._trainer)
         if data.actions is None:
             return {}
-        environment = {"env_id": data.env_id, "env_args": dict(data.env_args or {})}
+        environment: dict[str, Any] = {"env_id": data.env_id, "env_args": dict(data.env_args or {})}
         if data.action_low is not None:
             ends = zip(BOUNDS, (data.action_low, data.action_high), strict=True)
             environment |= {name: exact(end).tolist() for name, end in ends}

@@ -13,7 +13,8 @@ from minrnn_lightning.errors import InputError
 from minrnn_lightning.export import export
 from minrnn_lightning.export.flatten import flatten
 from minrnn_lightning.export.metadata import metadata
-from minrnn_lightning.nn.mixers import PointwiseMixer
+from minrnn_lightning.export.quantize import quantize
+from minrnn_lightning.nn.mixers import MIXERS, PointwiseMixer
 
 SMALL = {"dim": 8, "depth": 1}
 
@@ -41,6 +42,22 @@ def test_a_missing_package_is_named_with_its_extra(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "onnxscript", None)
     with pytest.raises(InputError, match=r'needs the package onnxscript: pip install "minrnn-lightning\[export\]"'):
         export(MinGRU(3, 4), tmp_path / "m.onnx")
+
+
+@pytest.mark.parametrize("name", MIXERS)
+@pytest.mark.parametrize("rounded", [False, True])
+def test_a_mixer_takes_its_width(name, rounded):
+    """With more hidden units than channels, and with weights in int8."""
+    mixer = MIXERS[name](8, 2.0)
+    module = flatten(quantize(mixer).model if rounded else mixer, "step")
+    assert module.inputs[0].example.shape == module(*module.examples)[0].shape == (2, 8)
+
+
+def test_a_mixer_of_unknown_width_is_refused():
+    mixer = PointwiseMixer(8)
+    del mixer.dim
+    with pytest.raises(InputError, match=r"^the width of a PointwiseMixer is unknown: set self\.dim in its __init__"):
+        flatten(mixer)
 
 
 @pytest.mark.parametrize("pooling", ["mean", "last"])

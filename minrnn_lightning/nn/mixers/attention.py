@@ -53,6 +53,7 @@ class AttentionMixer(Mixer):
         base: float = 10_000.0,
     ) -> None:
         super().__init__()
+        self.dim = dim
         width = hidden_size(dim, expansion)
         heads = _default_heads(width) if heads is None else heads
         kv_heads = heads if kv_heads is None else kv_heads

@@ -26,6 +26,7 @@ class Mixer(Marked, Shardable, ABC):
     the number of its blocks; all other arguments come from ``mixer_args``.
 
     Attributes:
+        dim: The width, which a subclass sets so that it can be exported by itself, without a backbone around it.
         timed: Whether the decay depends on the elapsed time: ``mix`` and ``mix_step`` then have the keyword
             ``delta_t``.
         causal: Whether no output depends on a later input; an encoder that reads in both directions is not causal.
@@ -34,6 +35,7 @@ class Mixer(Marked, Shardable, ABC):
             see ``sequence_parallel``.
     """
 
+    dim: int
     timed = False
     causal = True
     has_convolution = False

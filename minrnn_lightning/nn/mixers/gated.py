@@ -92,7 +92,7 @@ class GatedMixer(Mixer):
         super().__init__()
         if activation not in ("positive", "identity"):
             raise InputError(f"activation is {activation!r}; it can be 'positive' or 'identity'")
-        self.hidden, self.activation, self.bidirectional = hidden, activation, bidirectional
+        self.dim, self.hidden, self.activation, self.bidirectional = dim, hidden, activation, bidirectional
         self.options = {"activation": activation, **options}
         self.causal = self.shardable = not bidirectional
         self.rnn = Logits(

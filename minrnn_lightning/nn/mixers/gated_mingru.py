@@ -55,6 +55,7 @@ class GatedMinGRUMixer(Mixer):
         timescale: float = 64.0,
     ) -> None:
         super().__init__()
+        self.dim = dim
         for name, size in (("rank", rank), ("d_conv", d_conv)):
             if size < 1:
                 raise InputError(f"{name} must be at least 1, got {size}")

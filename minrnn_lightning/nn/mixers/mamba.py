@@ -49,6 +49,7 @@ class MambaMixer(Mixer):
         dt_rank: int | None = None,
     ) -> None:
         super().__init__()
+        self.dim = dim
         rank = math.ceil(dim / 16) if dt_rank is None else dt_rank
         for name, size in (("state_size", state_size), ("d_conv", d_conv), ("dt_rank", rank)):
             if size < 1:

@@ -53,6 +53,7 @@ class MatrixStateMixer(Mixer):
         values: bool = True,
     ) -> None:
         super().__init__()
+        self.dim = dim
         width = hidden_size(dim, expansion)
         heads = next(n for n in range(max(1, width // HEAD), 0, -1) if width % n == 0) if heads is None else heads
         if heads < 1 or width % heads:

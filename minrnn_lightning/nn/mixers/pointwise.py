@@ -17,6 +17,7 @@ class PointwiseMixer(Mixer):
 
     def __init__(self, dim: int) -> None:
         super().__init__()
+        self.dim = dim
         self.linear = nn.Linear(dim, dim)
 
     def mix(self, x: Tensor, state: State, reset: Tensor | None) -> tuple[Tensor, State]:

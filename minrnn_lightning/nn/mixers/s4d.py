@@ -45,6 +45,7 @@ class S4DMixer(Mixer):
         self, dim: int, expansion: float = 1.0, *, state_size: int = 64, init: Literal["lin", "inv"] = "lin"
     ) -> None:
         super().__init__()
+        self.dim = dim
         if state_size < 2 or state_size % 2:
             raise InputError(f"state_size must be even and at least 2, got {state_size}")
         if init not in ("lin", "inv"):

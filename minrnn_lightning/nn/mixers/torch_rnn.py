@@ -28,6 +28,7 @@ class TorchRNNMixer(Mixer):
 
     def __init__(self, mode: Literal["GRU", "LSTM"], dim: int, expansion: float) -> None:
         super().__init__()
+        self.dim = dim
         hidden = hidden_size(dim, expansion)
         self.rnn = nn.RNNBase(mode, dim, hidden, batch_first=True)  # the base of nn.GRU, which Dynamo does not refuse
         for parameter in self.rnn.parameters():
