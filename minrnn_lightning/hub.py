@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 WEIGHTS, CONFIG, TOKENIZER, CARD = "model.safetensors", "config.json", "tokenizer.json", "README.md"
 PACKAGE = "minrnn_lightning.tasks."  # where the classes are that the configuration of a model may name
 PACKAGES = ("minrnn-lightning", "torch", "lightning")
+MINARI = re.compile(r"[-\w][-\w/]*/[-\w]+-v\d+")  # names of its data sets that have a namespace
 DATA_SETS = {"ShakespeareDataModule": "karpathy/tiny_shakespeare"}  # on the Hub, by data module
 CARD_TEXT = """
 # {title}
@@ -200,7 +202,7 @@ def model_config(
 
 
 def training_facts(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
-    """What a checkpoint says of its training: data, their settings, steps, and the metrics that chose it.
+    """What a checkpoint says of its training: data, their settings, steps, and the metrics of its weights.
 
     Args:
         checkpoint: What ``read_checkpoint`` returned, of Lightning or of ``save_pretrained``.
@@ -208,15 +210,13 @@ def training_facts(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
     if "training" in checkpoint:
         return dict(checkpoint["training"])
     names = (name for name, entry in checkpoint.items() if isinstance(entry, dict) and name.endswith("DataModule"))
-    states = [state for state in checkpoint.get("callbacks", {}).values() if isinstance(state, dict)]
-    scores = {state["monitor"]: state.get("current_score") for state in states if state.get("monitor")}
     name = next(names, None)
     corpus = checkpoint[name].get("corpus") if name else None
     facts = plain_facts(
         name,
         checkpoint.get("datamodule_hyper_parameters", {}),
         checkpoint.get("global_step"),
-        {name: score for name, score in scores.items() if score is not None},
+        checkpoint.get("metrics", {}),
     )
     return facts | ({"corpus": corpus} if isinstance(corpus, str) else {})
 
@@ -226,11 +226,18 @@ def plain_facts(
 ) -> dict[str, Any]:
     """Facts of a training as plain values, without folders of this machine."""
     kept = {name: value for name, value in settings.items() if name != "data_dir" and _is_plain(value)}
-    named = {k: Path(value).name if isinstance(value, str) and "/" in value and not is_pretrained(value) else value
-             for k, value in kept.items()}  # fmt: skip
-    numbers = {name: round(float(value), 6) for name, value in metrics.items()}
+    named = {name: _without_folders(value) for name, value in kept.items()}
+    numbers = {name: round(float(value), 6) for name, value in metrics.items() if math.isfinite(value)}
     facts = {"data": data, "data_hyper_parameters": named, "steps": steps, "metrics": numbers}
     return {name: fact for name, fact in facts.items() if fact not in (None, {})}
+
+
+def _without_folders(value: Any) -> Any:
+    """The last part of a path; a name of the Hub or of Minari, which has slashes too, as it is."""
+    if not isinstance(value, str) or "/" not in value:
+        return value
+    named = is_pretrained(value) or MINARI.fullmatch(value)
+    return value if named and not Path(value).exists() else Path(value).name
 
 
 def _is_plain(value: Any) -> bool:

@@ -120,12 +120,12 @@ class PretrainedMixin(ModelHubMixin):
 
     def _facts(self) -> dict[str, Any]:
         """What is known of the training: of this run, or of the checkpoint that the task was loaded from."""
-        trainer = cast("Task", self)._trainer
+        task = cast("Task", self)
+        trainer = task._trainer
         data = getattr(trainer, "datamodule", None)
         if trainer is None or data is None:
             return self.training_facts
-        metrics = {k: v for k, v in trainer.callback_metrics.items() if k.startswith(("val/", "test/"))}
-        return plain_facts(type(data).__name__, data.hparams, trainer.global_step, metrics)
+        return plain_facts(type(data).__name__, data.hparams, trainer.global_step, task.held_out_metrics())
 
 
 def _class_of(path: Path) -> type[Task]:

@@ -166,6 +166,7 @@ class Task(PretrainedMixin, OptimizationMixin, LightningModule, ABC):
         self.schedule: Shape = schedule
         self.weight_decay = plain(weight_decay, "weight_decay")
         self.warmup = plain(warmup, "warmup")
+        self._measured: dict[str, int] = {}  # steps at which metrics of held-out data were logged, by name
         self._work: float | None = None  # floating-point operations per token, counted before weights are sharded
         self.init_from = init_from
         self.compile_backbone = compile
@@ -293,9 +294,22 @@ class Task(PretrainedMixin, OptimizationMixin, LightningModule, ABC):
         """Tokens in a sequence of the data."""
         return (data_facts(self._trainer).length or 256) * self.tokens_per_step
 
+    def log(self, name: str, *args: Any, **options: Any) -> None:
+        """``LightningModule.log``, which notes of which step the metrics of held-out data are."""
+        super().log(name, *args, **options)
+        if self._trainer is not None and name.startswith(("val/", "test/")):
+            self._measured[name] = self.trainer.global_step
+
+    def held_out_metrics(self) -> dict[str, float]:
+        """What was logged as ``val/…`` and ``test/…`` of the present weights, without those of earlier steps."""
+        trainer = self.trainer
+        metrics = trainer.callback_metrics.items()
+        return {name: float(value) for name, value in metrics if self._measured.get(name) == trainer.global_step}
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep the number of steps over which the learning rate falls, and the name of the class."""
+        """Keep the metrics of these weights, the steps in which the learning rate falls, and the name of the class."""
         super().on_save_checkpoint(checkpoint)
+        checkpoint["metrics"] = self.held_out_metrics()
         checkpoint["max_steps"] = self.trainer.max_steps
         checkpoint["task"] = type(self).__name__
 

@@ -4,17 +4,21 @@ import json
 import shutil
 import sys
 
+import lightning.pytorch as pl
 import pytest
 import torch
 import yaml
 from command_line import check_refused
+from lightning.pytorch.callbacks import ModelCheckpoint
 from safetensors.torch import load_file, save_file
+from torch.utils.data import DataLoader
 
 from minrnn_lightning import ClassificationTask, LanguageTask, PolicyTask, TaggingTask, Task
+from minrnn_lightning.batches import TextBatch
 from minrnn_lightning.checkpoint import CheckpointError, read_checkpoint
 from minrnn_lightning.errors import InputError
 from minrnn_lightning.generate import load_language_task
-from minrnn_lightning.hub import hub_reason
+from minrnn_lightning.hub import hub_reason, plain_facts, training_facts
 
 TASKS = [LanguageTask, TaggingTask, ClassificationTask, PolicyTask]
 
@@ -75,7 +79,7 @@ def test_files_and_card_of_a_trained_model(published, checkpoint):
 
 def test_results_of_the_checkpoint_are_in_the_card(checkpoint, tmp_path):
     saved = read_checkpoint(checkpoint)
-    saved["callbacks"]["ModelCheckpoint{}"] = {"monitor": "val/loss", "current_score": torch.tensor(1.25)}
+    saved["metrics"] = {"val/loss": 1.25, "val/diverged": float("inf")}
     torch.save(saved, tmp_path / "x.ckpt")
     Task.from_pretrained(tmp_path / "x.ckpt").save_pretrained(tmp_path / "model")
     Task.from_pretrained(tmp_path / "model").save_pretrained(tmp_path / "again")  # facts survive
@@ -83,6 +87,61 @@ def test_results_of_the_checkpoint_are_in_the_card(checkpoint, tmp_path):
         text = (tmp_path / name / "README.md").read_text()
         assert "| val/loss | 1.25 |" in text
         assert yaml.safe_load(text.split("---\n")[1])["metrics"] == ["loss"]
+
+
+class Worse(LanguageTask):
+    """Its loss is 1 at the first validation, then 2, and another metric is logged at the first one alone."""
+
+    passes = 0
+
+    def log_metrics(self, part):
+        self.passes += 1
+        self.log_dict({f"{part}/loss": float(self.passes)} | ({} if self.passes > 1 else {f"{part}/rare": 7.0}))
+
+
+def test_metrics_are_those_of_the_weights(tmp_path):
+    """Of the best and of the last checkpoint, after a step without a validation, and of the task in memory."""
+    best = ModelCheckpoint(tmp_path, "best", "val/loss", save_on_train_epoch_end=False)
+    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu"}
+    trainer = pl.Trainer(max_steps=3, num_sanity_val_steps=0, val_check_interval=1, callbacks=[best], **quiet)
+    tokens = torch.randint(0, 5, (2, 8))
+    data = pl.LightningDataModule()
+    data.train_dataloader = lambda: DataLoader([TextBatch(tokens, tokens)] * 3, batch_size=None)
+    data.val_dataloader = lambda: DataLoader([TextBatch(tokens, tokens)], batch_size=None)
+
+    class Save(pl.Callback):
+        def on_train_batch_end(self, trainer, *args):
+            trainer.save_checkpoint(tmp_path / f"before_validation_{trainer.global_step}.ckpt")
+
+        def on_validation_end(self, trainer, *args):
+            trainer.save_checkpoint(tmp_path / "last.ckpt")
+
+    trainer.callbacks.insert(0, Save())
+    task = Worse(5, 5, dim=8, depth=1)
+    trainer.fit(task, data)
+    expected = {"best": {"val/loss": 1.0, "val/rare": 7.0}, "before_validation_2": None, "last": {"val/loss": 3.0}}
+    for name, metrics in expected.items():
+        assert training_facts(read_checkpoint(tmp_path / f"{name}.ckpt")).get("metrics") == metrics
+    task.save_pretrained(tmp_path / "model")
+    assert json.loads((tmp_path / "model/config.json").read_text())["training"]["metrics"] == expected["last"]
+
+
+@pytest.mark.parametrize(
+    ("given", "written"),
+    {
+        "mujoco/hopper/medium-v0": "mujoco/hopper/medium-v0",
+        "D4RL/door/human-v2": "D4RL/door/human-v2",
+        "user/repository": "user/repository",
+        "minrnn/TMaze-v0": "minrnn/TMaze-v0",
+        "/home/me/texts/play.txt": "play.txt",
+        "../runs/hopper/medium-v0": "medium-v0",
+        "data/sets/hopper.hdf5": "hopper.hdf5",
+        "{folder}": "model",
+    }.items(),
+)
+def test_folders_of_this_machine_are_not_published(folder, given, written):
+    facts = plain_facts(None, {"path": given.format(folder=folder)}, None, {})
+    assert facts == {"data_hyper_parameters": {"path": written}}
 
 
 def test_an_edited_card_is_kept_and_a_license_given(folder):
