@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from minrnn_lightning.errors import InputError, first_line
+from minrnn_lightning.errors import InputError, first_line, packages_passed
 from minrnn_lightning.results import version, write_atomic
 
 if TYPE_CHECKING:
@@ -81,6 +82,38 @@ def find_folder(name: str | Path, **download: Any) -> Path:
             f"{name} is neither a folder here nor a model that the Hugging Face Hub gives ({hub_reason(error)}): give "
             "a folder that save_pretrained wrote, or user/repository and a connection"
         ) from error
+
+
+def upload(folder: str | Path, repo_id: str) -> str:
+    """Upload a folder as it is to the Hub, with the token that ``hf auth login`` stored.
+
+    Args:
+        folder: The folder.
+        repo_id: ``user/repository``, which is made if it does not exist.
+
+    Returns:
+        The address of the commit.
+
+    Raises:
+        InputError: The Hub does not take it, or cannot be reached.
+    """
+    from huggingface_hub import HfApi
+
+    api = HfApi()
+    with uploads(repo_id):
+        name = api.create_repo(repo_id, exist_ok=True).repo_id
+        return str(api.upload_folder(repo_id=name, folder_path=folder))
+
+
+@contextmanager
+def uploads(repo_id: str) -> Iterator[None]:
+    """Raise an ``InputError`` instead of an error of the client of the Hub, or of the HTTP client that it uses."""
+    try:
+        yield
+    except Exception as error:
+        if packages_passed(error)[-1] == "minrnn_lightning":
+            raise
+        raise InputError(f"the Hugging Face Hub does not take {repo_id}: {hub_reason(error)}") from error
 
 
 def hub_reason(error: BaseException) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from minrnn_lightning.errors import InputError
+from minrnn_lightning.hub import upload
 
 
 def publish(checkpoint: str, output: str, push: str | None = None, license: str = "apache-2.0") -> None:  # noqa: A002
@@ -11,7 +12,7 @@ def publish(checkpoint: str, output: str, push: str | None = None, license: str 
     Args:
         checkpoint: A .ckpt file that `minrnn fit` wrote.
         output: The folder to write; a README.md that is there already is kept.
-        push: Name on the Hugging Face Hub, user/repository, to which the folder is uploaded too.
+        push: Name on the Hugging Face Hub, user/repository, to which the folder is uploaded too, as it is.
         license: Licence of the weights, as the Hub calls it.
 
     Raises:
@@ -27,6 +28,6 @@ def publish(checkpoint: str, output: str, push: str | None = None, license: str 
     print(f"{output}: {type(task).__name__}, {sum(p.numel() for p in task.parameters()):,} parameters")
     if push:
         try:
-            print(task.push_to_hub(push, model_card_kwargs=card))
+            print(upload(output, push))
         except InputError as error:
             raise InputError(f"push: {error}") from error

@@ -10,14 +10,13 @@ from huggingface_hub import ModelCard, ModelHubMixin
 
 from minrnn_lightning.batches import data_facts
 from minrnn_lightning.checkpoint import CheckpointError, plain, read_checkpoint
-from minrnn_lightning.errors import InputError, packages_passed
 from minrnn_lightning.hub import (
     find_folder,
-    hub_reason,
     is_pretrained,
     model_card,
     model_config,
     plain_facts,
+    uploads,
     write_pretrained,
 )
 
@@ -83,12 +82,8 @@ class PretrainedMixin(ModelHubMixin):
             InputError: The Hub does not take it, or cannot be reached.
         """
         options["model_card_kwargs"] = {"name": repo_id} | (options.get("model_card_kwargs") or {})
-        try:
+        with uploads(repo_id):
             return str(super().push_to_hub(repo_id, **options))
-        except Exception as error:  # of the client of the Hub, or of the HTTP client that its version uses
-            if packages_passed(error)[-1] == "minrnn_lightning":
-                raise
-            raise InputError(f"the Hugging Face Hub does not take {repo_id}: {hub_reason(error)}") from error
 
     @classmethod
     def from_pretrained(cls: type[Self], pretrained_model_name_or_path: str | Path, **download: Any) -> Self:

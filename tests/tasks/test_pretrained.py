@@ -3,6 +3,7 @@
 import json
 import shutil
 import sys
+from pathlib import Path
 
 import lightning.pytorch as pl
 import pytest
@@ -206,6 +207,28 @@ def test_upload_is_of_the_same_files(folder, monkeypatch):
     assert uploaded.keys() == {file.name for file in folder.iterdir()}
     assert uploaded["model.safetensors"] == (folder / "model.safetensors").read_bytes()
     assert b'from_pretrained("user/play")' in uploaded["README.md"]
+
+
+def test_publish_uploads_the_folder_as_it_is(minrnn, published, tmp_path, monkeypatch):
+    uploaded = {}
+
+    class Api:
+        def create_repo(self, repo_id, **options):
+            return type("Url", (), {"repo_id": repo_id})
+
+        def upload_folder(self, repo_id, folder_path):
+            uploaded.update({file.name: file.read_bytes() for file in Path(folder_path).iterdir()})
+            return f"https://address/{repo_id}"
+
+    monkeypatch.setattr("huggingface_hub.HfApi", Api)
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model/README.md").write_text("own")
+    code, out, errors = minrnn("publish", f"--checkpoint={published}", f"--output={tmp_path}/model", "--push=user/play")
+    assert code == 0, errors
+    assert out.endswith("https://address/user/play\n")
+    assert uploaded == {file.name: file.read_bytes() for file in (tmp_path / "model").iterdir()}
+    assert uploaded["README.md"] == b"own"
+    assert uploaded["model.safetensors"] == (published / "model.safetensors").read_bytes()
 
 
 def test_a_configuration_imports_nothing(folder, tmp_path, monkeypatch):
