@@ -97,7 +97,8 @@ def rollout(
         A result for each target.
 
     Raises:
-        InputError: An argument is out of range, or the environment is unknown or does not fit the policy.
+        InputError: An argument is out of range, or the environment is unknown, does not fit the policy, or has no
+            images to record.
     """
     for name, value in (("episodes", episodes), ("window", window), ("num_envs", num_envs)):
         if value < 1:
@@ -109,7 +110,7 @@ def rollout(
     if mode == "window" and isinstance(task, PPOTask):
         raise InputError("mode must be carry for a PPOTask, whose state is carried in training too, got window")
     count = min(num_envs, episodes)
-    envs = [_make(task, env_id, env_args)]
+    envs, films = [_make(task, env_id, env_args)], []
     training = task.training
     task.eval()
     try:
@@ -117,6 +118,8 @@ def rollout(
             check_policy_spaces(task, envs[0], env_id)
         else:
             check_spaces(task, envs[0], env_id)
+        if record:  # an error after the episodes would lose them
+            films.append(_make_drawn(task, env_id, env_args, envs[0].metadata))
         envs += [_make(task, env_id, env_args) for _ in range(count - 1)]
         results = []
         for target in targets:
@@ -130,12 +133,12 @@ def rollout(
                 result.lengths += lengths
             result.seconds = time.perf_counter() - started
             results.append(result)
+        for film in films:
+            _record(_actor(task, 1, mode, window), film, seed, results[0])
     finally:
         task.train(training)
-        for env in envs:
+        for env in [*envs, *films]:
             env.close()
-    if record:
-        _record(_actor(task, 1, mode, window), env_id, env_args, seed, results[0])
     return results
 
 
@@ -274,17 +277,28 @@ def _run_episodes(
     return returns.tolist(), lengths.tolist()
 
 
-def _record(policy: Actor, env_id: str, env_args: dict[str, Any] | None, seed: int, episodes: RolloutResult) -> None:
-    """Run the first episode again and keep images of it."""
+def _make_drawn(task: Policy, env_id: str, env_args: dict[str, Any] | None, metadata: dict[str, Any]) -> Environment:
+    """The environment with images, one of which has been drawn.
+
+    Raises:
+        InputError: It has none, or they cannot be drawn here.
+    """
+    if "rgb_array" not in metadata.get("render_modes", ()):
+        raise InputError(f"{env_id} has no images to record (no rgb_array in its render_modes): leave out the video")
     try:
-        env = _make(policy.task, env_id, env_args, render_mode="rgb_array")
-        env.reset(seed=seed)
+        env = _make(task, env_id, env_args, render_mode="rgb_array")
+        env.reset(seed=0)
         env.render()
     except Exception as error:  # whatever the drivers raise
         raise InputError(
-            f"{env_id} cannot be rendered here ({error}): images need OpenGL; set MUJOCO_GL to egl or osmesa, "
-            "whichever is installed"
+            f"{env_id} cannot be rendered here ({error}): images of MuJoCo need OpenGL; set MUJOCO_GL to egl or "
+            "osmesa, whichever is installed"
         ) from error
+    return env
+
+
+def _record(policy: Actor, env: Environment, seed: int, episodes: RolloutResult) -> None:
+    """Run the first episode again and keep images of it."""
     rate = float(env.metadata.get("render_fps", FRAMES_PER_SECOND))
     every = math.ceil(rate / FRAMES_PER_SECOND)
 
@@ -294,4 +308,3 @@ def _record(policy: Actor, env_id: str, env_args: dict[str, Any] | None, seed: i
 
     _run_episodes(policy, [env], [seed], episodes.target, on_step)
     episodes.frames_per_second = rate / every
-    env.close()

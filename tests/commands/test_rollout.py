@@ -6,7 +6,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from acting import fitted
+from acting import Ladder, fitted
 
 from minrnn_lightning.data.offline_rl.d4rl import normalized_score
 from minrnn_lightning.tasks import LanguageTask
@@ -61,6 +61,26 @@ def test_command_films(minrnn, tmp_path):
     assert code == 0, errors
     assert (tmp_path / "x.gif").read_bytes().startswith(b"GIF89a")
     assert not list(tmp_path.glob("*.part"))
+
+
+@pytest.mark.parametrize("without", ["render mode", "driver"])
+def test_no_episode_runs_for_a_film_that_cannot_be_drawn(minrnn, tmp_path, monkeypatch, without):
+    trainer, _ = fitted(tmp_path, "Ladder-v0", enable_checkpointing=False)
+    trainer.save_checkpoint(tmp_path / "x.ckpt")
+
+    def fail(self, *args):
+        raise RuntimeError("no display")
+
+    monkeypatch.setattr(Ladder, "step", fail)
+    monkeypatch.setattr(Ladder, "render", fail)
+    message = "Ladder-v0 cannot be rendered here (no display): images of MuJoCo need OpenGL"
+    if without == "render mode":
+        monkeypatch.setattr(Ladder, "metadata", {"render_modes": ["human"]})
+        message = "Ladder-v0 has no images to record (no rgb_array in its render_modes): leave out the video"
+    code, _, errors = minrnn("rollout", f"--checkpoint={tmp_path}/x.ckpt", "--episodes=1", f"--video={tmp_path}/x.gif")
+    assert code == 1
+    assert message in errors
+    assert errors.count("\n") == 1
 
 
 @pytest.mark.parametrize(
