@@ -183,7 +183,13 @@ def test_command_reads_standard_input(minrnn, checkpoint, monkeypatch):
     assert minrnn(*args, "--prompt", "-") == minrnn(*args, "--prompt=what noise")
 
 
-@pytest.mark.parametrize("prompt", ["null", "the: king", "{a", "- a", "true", "[O", "a=b", "?"])
+PROMPTS = [
+    *("null", "the: king", "{a", "- a", "true", "[O", "a=b", "?"),
+    *('{"a": 1, "a": 2}', "&a [*a]", "User: salt & pepper?\nBot: yes\nUser: thanks", "ROMEO: go\nJULIET: no\n" * 250),
+]
+
+
+@pytest.mark.parametrize("prompt", PROMPTS, ids=lambda prompt: prompt[:15])
 def test_prompts_are_taken_as_they_are(minrnn, tmp_path, checkpoint, prompt):
     saved = torch.load(checkpoint, weights_only=True)
     task = LanguageTask(input_size=256, output_size=256, dim=8, depth=1)
@@ -193,6 +199,14 @@ def test_prompts_are_taken_as_they_are(minrnn, tmp_path, checkpoint, prompt):
     code, out, _ = minrnn("generate", f"--checkpoint={tmp_path}/bytes.ckpt", "--prompt", prompt, "--max_new_tokens=3")
     assert code == 0
     assert out.startswith(prompt)
+
+
+def test_a_prompt_that_is_the_name_of_a_recipe(minrnn, checkpoint, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "the.yaml").write_text("no recipe")
+    code, out, errors = minrnn("generate", f"--checkpoint={checkpoint}", "--prompt=the.yaml", "--max_new_tokens=3")
+    assert code == 0, errors
+    assert out.startswith("the.yaml")
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="the pipe has a name")

@@ -21,6 +21,7 @@ NEGATIVE = re.compile(r"-(\d|\.|inf|nan)", re.IGNORECASE)
 HYPHEN = re.compile(r"-[^-\d\s.]\S*")  # what argparse takes for an option
 SUFFIXES = (".yaml", ".yml")
 CONFIG = ("c", "config")  # read where the names of packaged recipes are known
+TEXT = "prompt"  # the option of any text, of which nothing reads YAML or a file
 WRITTEN = ("", "output", "histogram", "video")  # options of files that are written
 
 
@@ -37,13 +38,15 @@ def check_arguments(args: list[str]) -> None:
         dotted = "." in arg and not arg.endswith(".help")  # of which jsonargparse would name what is before the dot
         if without and (dotted or arg == "--config"):
             raise ArgumentError(None, f"{arg}: expected one argument")
-        if arg == "--prompt" and HYPHEN.fullmatch(following):
+        if arg == f"--{TEXT}" and HYPHEN.fullmatch(following):
             raise ArgumentError(None, f"a prompt that begins with a hyphen needs =, as in {arg}={following}")
     for option, value in option_values(args):
         try:
             value.encode()
         except UnicodeEncodeError:
             raise InputError(f"{option or 'an argument'} must be text in UTF-8, got {value!a}") from None
+        if option == TEXT:
+            continue
         if option not in WRITTEN and _is_file(value):
             _check_readable(option, value)
             if option not in CONFIG and value.endswith(SUFFIXES):
