@@ -5,6 +5,7 @@ from __future__ import annotations
 from argparse import ArgumentError
 from collections.abc import Callable
 from inspect import signature
+from itertools import pairwise
 
 from minrnn_lightning.commands.checks import check_function
 from minrnn_lightning.commands.options import explain
@@ -19,7 +20,10 @@ def call_function(function: Callable[..., None], name: str, args: list[str]) -> 
     from jsonargparse import ArgumentParser
 
     flags = {f"--{option.name}" for option in signature(function).parameters.values() if option.default is False}
-    args = [f"{arg}=true" if arg in flags else arg for arg in args]
+    args = [
+        f"{arg}=true" if arg in flags and following.startswith("-") else arg
+        for arg, following in pairwise([*args, "--"])
+    ]
     parser = ArgumentParser(prog=f"minrnn {name}", exit_on_error=False, allow_abbrev=False)
     parser.add_function_arguments(function, as_positional=False)
     try:

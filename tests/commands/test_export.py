@@ -49,6 +49,29 @@ def test_the_printed_lines_use_the_file(task, mode, tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
+    ("words", "added"),
+    [
+        (["--reset"], True),
+        (["--reset", "true"], True),
+        (["--reset=true"], True),
+        (["--reset", "false"], False),
+        (["--reset=false"], False),
+    ],
+)
+def test_a_flag_may_have_a_value(words, added, monkeypatch):
+    given = {}
+
+    def export_command(checkpoint: str, reset: bool = False) -> None:
+        given.update(checkpoint=checkpoint, reset=reset)
+
+    monkeypatch.setattr("minrnn_lightning.commands.export.export_command", export_command)
+    for args in ([*words, "--checkpoint=x"], ["--checkpoint=x", *words]):
+        given.clear()
+        main(["export", *args])
+        assert given == {"checkpoint": "x", "reset": added}
+
+
+@pytest.mark.parametrize(
     ("format_", "task", "mode"),
     [
         pytest.param("torch", "PolicyTask", "step", marks=every_export),
