@@ -25,6 +25,17 @@ def validates_next(trainer: Trainer) -> bool:
     return loop._should_check_val_fx(trainer.fit_loop._data_fetcher) and not loop.val_loop.skip  # type: ignore[arg-type]
 
 
+def ends_training(trainer: Trainer) -> bool:
+    """Whether the training ends with the batch that has just ended: by its steps, its epochs, or a request to stop."""
+    loop, epochs = trainer.fit_loop, trainer.max_epochs or -1
+    last_epoch = trainer.current_epoch + 1 >= epochs > 0
+    return (
+        trainer.global_step >= trainer.max_steps > 0
+        or (last_epoch and trainer.is_last_batch)
+        or (trainer.should_stop and loop._can_stop_early)  # as max_time does
+    )
+
+
 def logs_step(trainer: Trainer) -> bool:
     """Whether the loggers get the metrics of the current training step, one of every ``log_every_n_steps``."""
     return trainer._logger_connector.should_update_logs

@@ -11,6 +11,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from minrnn_lightning.data.offline_rl.d4rl import normalized_score
 from minrnn_lightning.errors import InputError
+from minrnn_lightning.lightning_internals import ends_training
 from minrnn_lightning.rl.environments import environment_of, make
 from minrnn_lightning.rl.rollout import Mode, rollout
 from minrnn_lightning.tasks import PolicyTask
@@ -29,7 +30,8 @@ class EnvironmentReturn(Callback):
         targets: Returns to condition on; the highest of the training data if None.
         mode: As for `minrnn_lightning.rl.rollout.rollout`.
         window: As for `minrnn_lightning.rl.rollout.rollout`; the length of the rows of the training data if None.
-        every_n_validations: Run a rollout after every n-th validation, and always after the last step.
+        every_n_validations: Run a rollout after every n-th validation, and always after the last step, that of
+            ``max_steps``, ``max_epochs`` or ``max_time``.
         seed: Of the first episode.
     """
 
@@ -61,12 +63,16 @@ class EnvironmentReturn(Callback):
             except InputError as error:
                 raise InputError(f"env_id: {error}") from error
 
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Refuse an environment or a target return that nothing names, before the training starts."""
+        self._environment_and_targets(pl_module)
+
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Run a rollout if one is due."""
         if trainer.sanity_checking:
             return
         self.validations += 1
-        last = trainer.global_step >= trainer.max_steps > 0 or trainer.state.fn == "validate"
+        last = trainer.state.fn == "validate" or ends_training(trainer)
         if last or self.validations % self.every_n_validations == 0:
             self._rollout(trainer, pl_module, "val")
 
@@ -74,14 +80,24 @@ class EnvironmentReturn(Callback):
         """Run a rollout."""
         self._rollout(trainer, pl_module, "test")
 
-    def _rollout(self, trainer: Trainer, task: LightningModule, split: str) -> None:
+    def _environment_and_targets(self, task: LightningModule) -> tuple[str, list[Any]]:
         assert isinstance(task, PolicyTask)
-        known = task.environment
         env_id = environment_of(task, self.env_id)
         if env_id is None:
             raise MisconfigurationException("the data do not say which environment they are from: give an env_id")
-        targets: list[Any] = self.targets or [known["max_return"]] if task.condition_on_return else [None]
-        options = {**self.options, "window": self.options["window"] or known.get("window", 20)}
+        if not task.condition_on_return:
+            return env_id, [None]
+        if not self.targets and "max_return" not in task.environment:
+            raise InputError(
+                "this policy is conditioned on a target return, and the data do not say which is the highest: give "
+                "targets, such as [3600]"
+            )
+        return env_id, self.targets or [task.environment["max_return"]]
+
+    def _rollout(self, trainer: Trainer, task: LightningModule, split: str) -> None:
+        assert isinstance(task, PolicyTask)
+        env_id, targets = self._environment_and_targets(task)
+        options = {**self.options, "window": self.options["window"] or task.environment.get("window", 20)}
         options |= {"episodes": 1} if trainer.fast_dev_run else {}  # type: ignore[attr-defined]
         for number, result in enumerate(rollout(task, env_id, targets=targets, **options)):
             mean = statistics.mean(result.returns)
