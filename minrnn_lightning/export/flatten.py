@@ -194,15 +194,17 @@ def _reads_backward(model: Any) -> bool:
 
 
 def _width(model: Any) -> int:
-    """Features of the input of a layer, a mixer or a backbone."""
+    """Features of the input of a layer, a mixer (``dim``, or those of its first linear map) or a backbone."""
     if isinstance(model, MinRNN):
         return model.input_size
     if isinstance(model, Backbone):
         return int(model.norm.normalized_shape[0])
-    if not hasattr(model, "dim"):
+    first = next((each.in_features for each in model.modules() if isinstance(each, nn.Linear)), None)
+    width = getattr(model, "dim", first)
+    if width is None:
         name = type(model).__name__
         raise InputError(f"the width of a {name} is unknown: set self.dim in its __init__, or export a Backbone of it")
-    return int(model.dim)
+    return int(width)
 
 
 def _copy(model: nn.Module) -> nn.Module:

@@ -55,7 +55,7 @@ def test_a_mixer_takes_its_width(name, rounded):
 
 def test_a_mixer_of_unknown_width_is_refused():
     mixer = PointwiseMixer(8)
-    del mixer.dim
+    del mixer.dim, mixer.linear
     with pytest.raises(InputError, match=r"^the width of a PointwiseMixer is unknown: set self\.dim in its __init__"):
         flatten(mixer)
 

@@ -130,7 +130,7 @@ def test_an_operator_that_onnx_has_not_is_refused_and_the_file_kept(tmp_path):
     class Bessel(Mixer):
         def __init__(self, dim):
             super().__init__()
-            self.dim, self.linear = dim, torch.nn.Linear(dim, dim)
+            self.linear = torch.nn.Linear(dim, dim)
 
         def mix(self, x, state, reset):
             return torch.special.bessel_j0(self.linear(x)), state
