@@ -201,7 +201,7 @@ class RowText(Text):
 
     def __init__(self, name: str, table: Any, column: str, as_bytes: bool = False) -> None:
         self.name, self.table, self.column, self.as_bytes = name, table, column, as_bytes
-        self.fingerprint = table._fingerprint
+        self.fingerprint = f"{table._fingerprint} {column}"
 
     def rows(self) -> Iterator[str]:
         """The rows with text.

@@ -109,3 +109,12 @@ def test_hub_documents_in_two_parts(monkeypatch):
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # a short row is no leak
         TextDataModule("someone/chat").texts()
+
+
+def test_each_column_has_its_own_tokens(monkeypatch, tmp_path):
+    columns = {"text": ["the first column "] * 9, "summary": ["another one "] * 9}
+    hub_of(monkeypatch, train=columns)
+    found = [prepared("someone/chat", data_dir=str(tmp_path), tokenizer="byte", column=name) for name in columns]
+    for data, rows in zip(found, columns.values(), strict=True):
+        assert text_of(data, "train") + text_of(data, "validation") == "\n".join(rows)
+    assert found[0].corpus != found[1].corpus
