@@ -184,7 +184,10 @@ class TextDataModule(BaseDataModule):
     def folder(self) -> Path:
         """Where the tokenised text is kept: below ``data_dir``, or in the user's cache where that is read-only."""
         vocab_size = self.vocab_size if self.vocabulary == "bpe" else None
-        options = ["tuning"] * self.tuning + ([] if self.documents is None else [{"documents": self.documents}])
+        options: list[Any] = ["tuning"] * self.tuning
+        options += [] if self.documents is None else [{"documents": self.documents}]
+        if self.documents == "file":  # the checksum is that of the joined files
+            options += [text.lengths for text in self.sources.values() if isinstance(text, FileText)]
         key = json.dumps([_FORMAT, self.checksum, self.vocabulary, vocab_size, self.held_out, *options])
         return writable(self.data_dir) / "tokens" / hashlib.sha256(key.encode()).hexdigest()[:16]
 

@@ -112,3 +112,13 @@ def test_documents_of_length_0(tmp_path):
     (tmp_path / "ends.txt").write_text("\n" * 500)
     with pytest.raises(InputError, match="documents must have a token to predict: with 'line', every document of the"):
         prepared(str(tmp_path / "ends.txt"), tmp_path, documents="line")
+
+
+def test_files_of_the_same_joined_text_have_their_own_borders(tmp_path):
+    for name, lines in (("whole.txt", range(40)), ("a.txt", range(9)), ("b.txt", range(9, 40))):
+        (tmp_path / name).write_text("\n".join(f"line {line:02}" for line in lines), newline="")
+    one, two = str(tmp_path / "whole.txt"), [str(tmp_path / name) for name in ("a.txt", "b.txt")]
+    found = [prepared(path, tmp_path, documents="file").borders["train"].nonzero()[0].tolist() for path in (one, two)]
+    assert found == [[0], [0, 9 * len("line 00\n")]]
+    plain = [prepared(path, tmp_path).folder for path in (one, two)]
+    assert plain[0] == plain[1]  # without documents, the tokens are the same
