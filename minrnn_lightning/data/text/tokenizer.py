@@ -174,8 +174,10 @@ def token_contents(tokenizer: Tokenizer) -> list[bytes]:
     contents = [b""] * tokenizer.get_vocab_size()
     byte_level = isinstance(tokenizer.decoder, decoders.ByteLevel)
     numbers = {character: byte for byte, character in enumerate(_BYTES)}
-    for token, index in tokenizer.get_vocab().items():
+    for token, index in tokenizer.get_vocab(with_added_tokens=False).items():
         contents[index] = bytes(map(numbers.__getitem__, token)) if byte_level else token.encode()
+    for index, added in tokenizer.get_added_tokens_decoder().items():  # as text, in every vocabulary
+        contents[index] = added.content.encode()
     return contents
 
 

@@ -78,3 +78,20 @@ def test_sizes_of_single_tokens():
     characters, sizes = token_sizes(byte_tokenizer())
     assert sizes.tolist() == [1] * 256
     assert characters.tolist() == [int(not 128 <= byte < 192) for byte in range(256)]
+
+
+@pytest.mark.parametrize("kind", ["char", "byte"])
+def test_sizes_of_added_tokens(kind):
+    """They are kept as text, also beside byte-level tokens."""
+    tokenizer = byte_tokenizer() if kind == "byte" else char_tokenizer(string.ascii_letters)
+    added = ["  ", "<\uff5cend\u2581\uff5c>", "é日"]
+    tokenizer.add_tokens(added[:1])
+    tokenizer.add_special_tokens(added[1:])
+    saved = Tokenizer.from_str(tokenizer.to_str())
+    characters, sizes = token_sizes(saved)
+    numbers = [saved.token_to_id(token) for token in added]
+    assert characters[numbers].tolist() == [len(token) for token in added]
+    assert sizes[numbers].tolist() == [len(token.encode()) for token in added]
+    text = "The né日  lazy"
+    if kind == "byte":
+        assert sizes[saved.encode(text).ids].sum() == len(text.encode())
