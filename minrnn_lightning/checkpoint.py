@@ -229,10 +229,18 @@ def stored_tokenizer(checkpoint: dict[str, Any], path: str | Path = "the checkpo
     for name, entry in checkpoint.items():
         if isinstance(entry, dict) and "tokenizer" in entry and not name.endswith("hyper_parameters"):
             try:
-                return Tokenizer.from_str(entry["tokenizer"])
+                return read_tokenizer(entry["tokenizer"])
             except Exception as error:  # tokenizers raises nothing more specific
                 raise CheckpointError(f"{path} holds a vocabulary that cannot be read: {error}") from error
     return None
+
+
+def read_tokenizer(content: str) -> Tokenizer:
+    """A vocabulary from its JSON; the lengths to which it would cut texts, or fill them up, are left out."""
+    tokenizer = Tokenizer.from_str(content)
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer
 
 
 def plain_values(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from tokenizers import Tokenizer
 from torch.utils.data import Dataset
 
 from minrnn_lightning.batches import StreamBatch, TextBatch
+from minrnn_lightning.data.text.tokenizer import check_known
 from minrnn_lightning.data.text.windows import TokenWindows
 from minrnn_lightning.errors import InputError
 
@@ -162,9 +163,15 @@ def rows_of(table: Any, column: str) -> Iterator[str]:
 
 
 def encode_rows(tokenizer: Tokenizer, rows: Iterator[str]) -> Encoded:
-    """The tokens of rows, each of which ends with a newline, and whether a row starts with each."""
+    """The tokens of rows, each of which ends with a newline, and whether a row starts with each.
+
+    Raises:
+        InputError: Characters are outside the vocabulary.
+    """
     tokens, borders = list[int](), list[bool]()
     for row in rows:
+        if tokenizer.pre_tokenizer is None:  # others may leave out what separates words
+            check_known(tokenizer, f"{row}\n")
         found = tokenizer.encode(f"{row}\n", add_special_tokens=False).ids
         tokens += found
         borders += [number == 0 for number in range(len(found))]

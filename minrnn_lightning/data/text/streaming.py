@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from minrnn_lightning.batches import TextBatch
-from minrnn_lightning.checkpoint import tokenizer_of
+from minrnn_lightning.checkpoint import read_tokenizer, tokenizer_of
 from minrnn_lightning.data.module import BaseDataModule
 from minrnn_lightning.data.text.hub import load_splits
 from minrnn_lightning.data.text.shuffled_rows import ShuffledRows, State, StreamedWindows, encode_rows, rows_of
@@ -51,7 +51,8 @@ class StreamingTextDataModule(BaseDataModule):
         documents: Reset the state where a row starts, and give its last token no target, as ``TextDataModule`` does.
 
     Raises:
-        InputError: An argument is out of range, a file cannot be read, or no row has text in that column.
+        InputError: An argument is out of range, a file cannot be read, no row has text in that column, or a row has
+            characters outside the vocabulary.
         FileNotFoundError: The data set cannot be reached.
     """
 
@@ -95,7 +96,7 @@ class StreamingTextDataModule(BaseDataModule):
         if self.tokenizer_path == "byte":
             return byte_tokenizer()
         try:
-            return Tokenizer.from_file(self.tokenizer_path)
+            return read_tokenizer(Path(self.tokenizer_path).read_text(encoding="utf-8"))
         except Exception as error:  # of a type of its own
             raise InputError(
                 f"tokenizer must be byte or a file of the package tokenizers, got {self.tokenizer_path} "

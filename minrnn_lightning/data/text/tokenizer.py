@@ -49,7 +49,7 @@ def encode(tokenizer: Tokenizer, text: str) -> list[int]:
     Raises:
         InputError: Characters are outside the vocabulary; the message names them.
     """
-    _refuse_unknown(character for character in set(text) if not tokenizer.encode(character).ids)
+    check_known(tokenizer, text)
     return [token for piece in _pieces(text) for token in tokenizer.encode(piece).ids]
 
 
@@ -141,6 +141,15 @@ def characters_of(blocks: Iterable[str]) -> set[str]:
     for block in blocks:
         seen[code_points(block)] = True
     return set(map(chr, np.flatnonzero(seen).tolist()))
+
+
+def check_known(tokenizer: Tokenizer, text: str) -> None:
+    """Refuse a text with characters that have no token.
+
+    Raises:
+        InputError: Characters are outside the vocabulary; the message names them.
+    """
+    _refuse_unknown(character for character in set(text) if not tokenizer.encode(character).ids)
 
 
 def _refuse_unknown(characters: Iterable[str]) -> None:

@@ -2,16 +2,19 @@
 
 import json
 import random
-from itertools import islice
+from itertools import chain, islice
 
 import datasets
 import pytest
 import torch
 from prepared_text import prepared
+from tokenizers import Tokenizer, models, pre_tokenizers
 
 from minrnn_lightning.batches import IGNORED
+from minrnn_lightning.checkpoint import tokenizer_of
 from minrnn_lightning.data import StreamingTextDataModule
-from minrnn_lightning.data.text.shuffled_rows import ShuffledRows, rows_of
+from minrnn_lightning.data.text.shuffled_rows import ShuffledRows, StreamedWindows, encode_rows, rows_of
+from minrnn_lightning.data.text.tokenizer import byte_tokenizer, char_tokenizer
 from minrnn_lightning.errors import InputError
 
 ROWS = [f"{number}: " + "".join(random.Random(number).choices("abc é", k=number % 40)) for number in range(60)]
@@ -133,6 +136,35 @@ def test_validation_split_and_vocabulary_of_a_file(files, text_file):
     assert data.tokenizer.decode(data.held_out[0].tolist()) == "".join(f"{row}\n" for row in ROWS[30:34])
     assert data.tokenizer.decode(data.train_dataloader().dataset[0].inputs[0].tolist())
     assert data.token_sizes[1][data.held_out[0].astype(int)].sum() == sum(len(f"{r}\n".encode()) for r in ROWS[30:34])
+
+
+def test_characters_outside_the_vocabulary_are_refused(files, text_file):
+    tokenizer = prepared(str(text_file)).folder / "tokenizer.json"
+    with pytest.raises(InputError, match=r"^The text has characters outside the vocabulary: '0' ':'; leave them out"):
+        ready(files, tokenizer=str(tokenizer))  # in the first of the held-out rows
+    windows = StreamedWindows(rows(files, 1), char_tokenizer("abc 0\n"), (8, 3, 7))
+    with pytest.raises(InputError, match=r"^The text has characters outside the vocabulary: ':'; leave"):
+        windows[0]
+    everything = char_tokenizer({*"\n", *chain(*ROWS)})
+    assert everything.decode(encode_rows(everything, iter(ROWS))[0].tolist()) == "".join(f"{row}\n" for row in ROWS)
+
+
+def test_words_are_separated_by_what_has_no_token(tmp_path):
+    words = Tokenizer(models.WordLevel({"one": 0, "two": 1}))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    assert encode_rows(words, iter(["one two", "two"]))[0].tolist() == [0, 1, 1]
+
+
+def test_rows_are_whole(files, tmp_path):
+    """Whatever length a tokenizer.json cuts texts to, or fills them up to."""
+    for setting in ("enable_truncation", "enable_padding"):
+        limited = byte_tokenizer()
+        getattr(limited, setting)(**{"max_length": 4} if setting == "enable_truncation" else {"length": 50})
+        limited.save(str(tmp_path / f"{setting}.json"))
+        data, expected = ready(files, tokenizer=str(tmp_path / f"{setting}.json")), ready(files)
+        assert data.held_out[0].tolist() == expected.held_out[0].tolist()
+        saved = {"data": {"tokenizer": limited.to_str()}}  # of a checkpoint
+        assert tokenizer_of(saved).encode("a prompt").ids == list(b"a prompt")
 
 
 def test_another_vocabulary_or_data_set(files, text_file):
