@@ -10,6 +10,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from minrnn_lightning.errors import InputError
+from minrnn_lightning.nn.backbone import Backbone
 from minrnn_lightning.tasks.optimizer import MuonAdamW, multiplies_fast
 from minrnn_lightning.tasks.schedule import Shape, WarmupDecay, keep_settings
 
@@ -43,14 +44,22 @@ class OptimizationMixin(LightningModule):
 
     def note_shapes(self) -> None:
         """Note how each parameter is trained, and its shape, before a strategy shards the weights."""
-        self._unsharded = {name: self._group_and_shape(name, each) for name, each in self.named_parameters()}
+        inside = self._in_backbones()
+        self._unsharded = {
+            name: self._group_and_shape(name, each, each in inside) for name, each in self.named_parameters()
+        }
+
+    def _in_backbones(self) -> set[nn.Parameter]:
+        """The parameters of all backbones, of which a task may have several."""
+        return {each for module in self.modules() if isinstance(module, Backbone) for each in module.parameters()}
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """The parameters by how they are trained: matrices by Muon, matrices by AdamW, and the rest, without decay."""
         trained_by: dict[str, list[nn.Parameter]] = {"muon": [], "decay": [], "rest": []}
-        shapes = []
+        shapes, inside = [], self._in_backbones()
         for name, parameter in self.named_parameters():
-            group, shape = self._unsharded.get(name.replace(FSDP_PREFIX, "")) or self._group_and_shape(name, parameter)
+            known = self._unsharded.get(name.replace(FSDP_PREFIX, ""))
+            group, shape = known or self._group_and_shape(name, parameter, parameter in inside)
             trained_by[group].append(parameter)
             if group == "muon":
                 shapes.append(shape)
@@ -65,11 +74,11 @@ class OptimizationMixin(LightningModule):
             groups.insert(0, {"params": trained_by["muon"], **muon, "name": "muon"})
         return groups
 
-    def _group_and_shape(self, name: str, parameter: nn.Parameter) -> tuple[str, torch.Size]:
+    def _group_and_shape(self, name: str, parameter: nn.Parameter, in_backbone: bool) -> tuple[str, torch.Size]:
         """How a parameter is trained, muon, decay or rest, and its shape, for Muon (maps, rows, columns)."""
         if parameter.ndim < 2 or getattr(parameter, "_no_weight_decay", False):
             return "rest", parameter.shape
-        linear = parameter.ndim == 2 and name.startswith("backbone.") and name.rpartition(".")[2].startswith("weight")
+        linear = parameter.ndim == 2 and in_backbone and name.rpartition(".")[2].startswith("weight")
         by_muon = self.muon_lr is not None and linear and not getattr(parameter, "_no_muon", False)
         if by_muon:
             rows, columns = parameter.shape

@@ -11,7 +11,7 @@ from lightning.pytorch import Callback, Trainer
 from torch import nn
 from torch.utils.data import DataLoader
 
-from minrnn_lightning import LanguageTask
+from minrnn_lightning import ClassificationTask, LanguageTask
 from minrnn_lightning.errors import InputError
 from minrnn_lightning.nn import MIXERS
 from minrnn_lightning.tasks import optimization
@@ -162,6 +162,15 @@ def test_a_copy_is_trained_in_the_same_way(mixer):
     task = LanguageTask(10, 10, mixer=mixer, dim=16, depth=1, muon_lr=0.02, mlp_kernel_size=3)
     duplicate = copy.deepcopy(task)
     assert groups(duplicate) == groups(copy.deepcopy(duplicate)) == groups(task)
+
+
+def test_muon_trains_both_backbones_of_a_bidirectional_task():
+    task = ClassificationTask(10, 2, bidirectional=True, dim=16, depth=1, muon_lr=0.02)
+    names = {id(parameter): name for name, parameter in task.named_parameters()}
+    by_muon = {names[id(parameter)] for parameter in task.parameter_groups()[0]["params"]}
+    forward = {name for name in by_muon if name.startswith("backbone.")}
+    assert forward
+    assert by_muon == forward | {f"backward_{name}" for name in forward}
 
 
 SHARDED = """
