@@ -3,7 +3,7 @@
 from typing import Any, cast
 
 import torch
-from lightning.pytorch import LightningModule
+from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import nn
 from torch.optim import Optimizer
@@ -12,6 +12,7 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from minrnn_lightning.errors import InputError
 from minrnn_lightning.nn.backbone import Backbone
 from minrnn_lightning.tasks.optimizer import MuonAdamW, multiplies_fast
+from minrnn_lightning.tasks.plateau import NEVER, AdvanceAfterValidation
 from minrnn_lightning.tasks.schedule import Shape, WarmupDecay, keep_settings
 
 FSDP_PREFIX = "_fsdp_wrapped_module."  # in the names of parameters of wrapped modules
@@ -109,7 +110,11 @@ class OptimizationMixin(LightningModule):
         self._saved_optimizer = checkpoint.get("optimizer", "AdamW")
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """The optimizer and the schedule, which advances with every step."""
+        """The optimizer and the schedule, which advances with every step; ReduceLROnPlateau, with every validation.
+
+        Raises:
+            InputError: The schedule is ReduceLROnPlateau, and the run has no validation.
+        """
         optimizer = self.make_optimizer()
         optimizer.register_load_state_dict_pre_hook(self._refuse_other_optimizer)
         keep_settings(optimizer)
@@ -117,13 +122,22 @@ class OptimizationMixin(LightningModule):
         config: dict[str, Any] = {"scheduler": schedule, "interval": "step"}
         if isinstance(optimizer, MuonAdamW):
             config["name"] = "lr-AdamW"  # as without Muon
-        if isinstance(schedule, ReduceLROnPlateau):  # it advances with every validation
-            config["monitor"] = getattr(schedule, "monitor", "val/loss")  # of Lightning's subclass
-            if self.trainer.check_val_every_n_epoch is None:
-                config["frequency"] = max(1, int(self.trainer.val_check_interval))
-            else:
-                config |= {"interval": "epoch", "frequency": self.trainer.check_val_every_n_epoch}
+        if isinstance(schedule, ReduceLROnPlateau):
+            # Lightning would count its steps within an epoch, where validations may be counted over all epochs.
+            config |= {"monitor": getattr(schedule, "monitor", "val/loss"), "frequency": NEVER}
+            self._advance_after_validation()
         return cast("OptimizerLRScheduler", {"optimizer": optimizer, "lr_scheduler": config})
+
+    def _advance_after_validation(self) -> None:
+        """Have the callback that advances ReduceLROnPlateau."""
+        if not self.trainer.enable_validation:
+            raise InputError(
+                "ReduceLROnPlateau advances with every validation, and this run has none: set "
+                "trainer.limit_val_batches above 0, or choose another lr_scheduler"
+            )
+        callbacks: list[Callback] = self.trainer.callbacks  # type: ignore[attr-defined]
+        if not any(isinstance(callback, AdvanceAfterValidation) for callback in callbacks):
+            callbacks.insert(0, AdvanceAfterValidation())
 
     def _refuse_other_optimizer(self, optimizer: Optimizer, state: dict[str, Any]) -> None:
         """Refuse the state of another optimizer, which would load without an error and fail in the first step."""

@@ -2,6 +2,7 @@
 
 import csv
 import itertools
+import re
 
 import pytest
 import torch
@@ -11,11 +12,16 @@ from command_line import equal, read
 from minrnn_lightning.commands.optimizers import check_choices, explain_steps
 from minrnn_lightning.errors import InputError
 
+PLATEAU = [  # val/loss never gets better in this sense
+    *("--lr_scheduler=ReduceLROnPlateau", "--lr_scheduler.monitor=val/loss"),
+    *("--lr_scheduler.mode=max", "--lr_scheduler.patience=0"),
+]
 CHOICES = {
     "muon": ["--model.muon_lr=0.02"],
     "sgd": ["--optimizer=SGD", "--optimizer.lr=0.1", "--optimizer.momentum=0.9"],
     "both": ["--optimizer=RMSprop", "--lr_scheduler=StepLR", "--lr_scheduler.step_size=2", "--lr_scheduler.gamma=0.5"],
     "schedule": ["--lr_scheduler=ExponentialLR", "--lr_scheduler.gamma=0.9"],
+    "plateau": [*PLATEAU, "--trainer.check_val_every_n_epoch=null"],
 }
 
 
@@ -62,11 +68,24 @@ def test_a_chosen_schedule_counts_steps(minrnn, small, tmp_path):
 
 
 def test_reducing_on_a_plateau_counts_validations(minrnn, small, tmp_path):
-    words = [*small, "--lr_scheduler=ReduceLROnPlateau", "--lr_scheduler.monitor=val/loss", "--lr_scheduler.patience=0"]
-    words += ["--lr_scheduler.mode=max", "--trainer.max_steps=7", "--trainer.val_check_interval=2"]  # it never improves
+    words = [*small, *PLATEAU, "--trainer.max_steps=7", "--trainer.val_check_interval=2"]
     words += ["--trainer.check_val_every_n_epoch=null", "--trainer.callbacks+=LearningRateMonitor"]
     assert minrnn("fit", *words)[0] == 0
     assert rates(tmp_path / "runs/version_0") == pytest.approx([1e-3] * 4 + [1e-4] * 2 + [1e-5])
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--lr_scheduler.monitor=val/nothing"], "one of those logged, .*val/loss.*, got val/nothing: give another"),
+        (["--trainer.limit_val_batches=0"], "this run has none: set trainer.limit_val_batches above 0, or choose"),
+    ],
+)
+def test_reducing_on_a_plateau_needs_validations_with_the_metric(minrnn, small, words, message):
+    code, _, errors = minrnn("fit", *small, *PLATEAU, *words, "--trainer.max_steps=2", "--trainer.val_check_interval=1")
+    assert code == 1
+    assert re.search(message, errors.splitlines()[-1])
+    assert "Traceback" not in errors
 
 
 def test_another_optimizer_than_that_of_the_checkpoint(minrnn, small, checkpoint):

@@ -8,7 +8,9 @@ from forked import run_two
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import nn
+from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torch.utils.data import DataLoader
 
 from minrnn_lightning import ClassificationTask, LanguageTask
@@ -266,6 +268,60 @@ class StopAfter(Callback):
 
     def on_train_batch_end(self, trainer, *_):
         trainer.should_stop = trainer.global_step >= self.steps
+
+
+class Recorded(ReduceLROnPlateau):
+    """Keeps the values by which it advanced."""
+
+    def __init__(self, optimizer):
+        super().__init__(optimizer, patience=0)
+        self.values = []
+
+    def step(self, metrics, epoch=None):
+        self.values.append(metrics)
+        super().step(metrics)
+
+
+class Validations(Callback):
+    """Keeps what the validations after the first steps found."""
+
+    def __init__(self):
+        self.steps, self.values, self.saved = [], [], []
+
+    def on_validation_end(self, trainer, *_):
+        if not trainer.sanity_checking:
+            self.steps.append(trainer.global_step)
+            self.values.append(trainer.callback_metrics["val/loss"].item())
+
+    def on_save_checkpoint(self, trainer, pl_module, checkpoint):
+        self.saved.append(len(checkpoint["lr_schedulers"][0]["values"]))
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"check_val_every_n_epoch": None, "val_check_interval": 4}, [4, 8, 12]),
+        ({"check_val_every_n_epoch": None, "val_check_interval": 4, "accumulate_grad_batches": 2}, [2, 5, 8, 10]),
+        ({"check_val_every_n_epoch": 2}, [6, 12]),
+        ({"check_val_every_n_epoch": 1, "val_check_interval": 1}, list(range(1, 13))),
+        ({"check_val_every_n_epoch": None, "val_check_interval": "00:00:00:00"}, list(range(1, 13))),
+    ],
+)
+def test_reducing_on_a_plateau_follows_the_validations(tmp_path, options, expected):
+    tokens = torch.randint(7, (24, 9), generator=torch.Generator().manual_seed(0))
+    pairs = [(each[:-1], each[1:]) for each in tokens]
+    task = LanguageTask(7, 7, dim=8, depth=1)
+    task.make_schedule = Recorded
+    validations, checkpoint = Validations(), ModelCheckpoint(tmp_path, save_on_train_epoch_end=False)
+    options |= {"callbacks": [checkpoint, validations], "num_sanity_val_steps": 1}
+    training = trainer(tmp_path, 12, **options)
+    training.fit(task, DataLoader(pairs, batch_size=8), DataLoader(pairs[:8], batch_size=8))  # an epoch is 3 batches
+    (config,) = training.lr_scheduler_configs
+    assert validations.steps == expected
+    assert config.scheduler.values == validations.values
+    assert validations.saved == list(
+        range(1, len(expected) + 1)
+    )  # each checkpoint has the schedule after its validation
 
 
 def test_the_state_of_another_optimizer_is_refused(tmp_path):
