@@ -210,6 +210,7 @@ class DataFacts(Protocol):
         env_args: Arguments of the environment.
         max_return: Highest return of an episode in the data.
         statistics: Figures of the rollouts so far to log, by name.
+        collect_seconds_per_batch: Seconds that the last rollout took, for each training batch of it.
     """
 
     batch_type: type[Any] | None
@@ -229,6 +230,7 @@ class DataFacts(Protocol):
     env_args: dict[str, Any] | None
     max_return: float | None
     statistics: dict[str, float] | None
+    collect_seconds_per_batch: float | None
 
 
 class _Facts:

@@ -30,6 +30,7 @@ ONLINE: dict[str, Callable[[Iterable[float]], float]] = {  # summaries of what o
     "env_steps": max,
     "collect_steps_per_s": statistics.median,
     "update_steps_per_s": statistics.median,
+    "collect_seconds_per_step": statistics.median,
 }
 PR_SET_PDEATHSIG = 1  # <sys/prctl.h>, Linux
 

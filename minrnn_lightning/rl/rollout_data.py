@@ -137,6 +137,11 @@ class RolloutDataModule(BaseDataModule):
         own = 0 if self.collector is None else self.collector.steps
         return self.earlier_steps + own * self.processes[1]
 
+    @property
+    def collect_seconds_per_batch(self) -> float | None:
+        """Seconds that the last rollout took, for each minibatch of all its epochs; None before the first."""
+        return None if self.collector is None else self.collector.seconds / (self.epochs * self.minibatches)
+
     def setup(self, stage: str) -> None:
         """Seed the generator, and refuse rollouts for which there is no memory."""
         size = self.num_envs * self.length * self.input_size

@@ -268,6 +268,18 @@ def test_equal_time_counts_the_time_of_the_chosen_optimizer(fake, compare, tmp_p
     assert steps == {("mingru", False, 400), ("mingru", True, 800), ("gru", False, 160), ("gru", True, 200)}
 
 
+def test_equal_time_counts_the_collection_of_rollouts(fake, compare, tmp_path, monkeypatch):
+    """0.2 + 0.3 s a step for minGRU, and 0.5 + 2 s for GRU."""
+    training, collecting = fake.training, {"mingru": 0.3, "gru": 2.0}
+    monkeypatch.setattr(
+        fake,
+        "training",
+        lambda run, metric: training(run, metric) | {"collect_seconds_per_step": collecting[run.mixer]},
+    )
+    assert compare("--mixers=mingru,gru", "--equal_time")[0] == 0
+    assert results(tmp_path)["gru-0"]["settings"] == {"max_steps": 80}
+
+
 RECIPE = Recipe(Rates(0.004, None), 400, 100, 1, "TextDataModule", can_tune=True)
 
 
