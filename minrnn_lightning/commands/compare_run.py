@@ -168,7 +168,7 @@ class Run:
             raise InputError(f"the run of {self.mixer} with seed {self.seed} in {self.folder} left no checkpoint")
         trained = read_checkpoint(checkpoint)
         return training | {
-            "parameters": sum(tensor.numel() for tensor in trained["state_dict"].values()),
+            "parameters": trained.get("parameters") or sum(each.numel() for each in trained["state_dict"].values()),
             "dim": trained["hyper_parameters"]["dim"],
             "tokens_per_s": _tokens_per_second(checkpoint, self.generation_device),
         }

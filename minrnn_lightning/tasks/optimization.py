@@ -50,6 +50,11 @@ class OptimizationMixin(LightningModule):
             name: self._group_and_shape(name, each, each in inside) for name, each in self.named_parameters()
         }
 
+    def parameter_count(self) -> int:
+        """The number of parameters, of a task in a Trainer also where each process has a part of them."""
+        shapes = [shape for _, shape in self._unsharded.values()] or [each.shape for each in self.parameters()]
+        return sum(shape.numel() for shape in shapes)
+
     def _in_backbones(self) -> set[nn.Parameter]:
         """The parameters of all backbones, of which a task may have several."""
         return {each for module in self.modules() if isinstance(module, Backbone) for each in module.parameters()}

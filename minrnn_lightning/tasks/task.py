@@ -286,7 +286,7 @@ class Task(PretrainedMixin, OptimizationMixin, LightningModule, ABC):
 
     def on_fit_start(self) -> None:
         """Print the size of the model."""
-        size, length = sum(p.numel() for p in self.parameters()), self._tokens()
+        size, length = self.parameter_count(), self._tokens()
         work = (self._work or self.flops(length)) / 1e6
         rank_zero_info(f"{self.dim} wide, {size:,} parameters, {work:.1f} MFLOP a token forward at length {length:,}")
 
@@ -307,9 +307,10 @@ class Task(PretrainedMixin, OptimizationMixin, LightningModule, ABC):
         return {name: float(value) for name, value in metrics if self._measured.get(name) == trainer.global_step}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep the metrics of these weights, the steps in which the learning rate falls, and the name of the class."""
+        """Keep the metrics and the number of these weights, the steps of the schedule, and the name of the class."""
         super().on_save_checkpoint(checkpoint)
         checkpoint["metrics"] = self.held_out_metrics()
+        checkpoint["parameters"] = self.parameter_count()
         checkpoint["max_steps"] = self.trainer.max_steps
         checkpoint["task"] = type(self).__name__
 

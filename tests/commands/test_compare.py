@@ -5,10 +5,14 @@ import json
 import os
 import signal
 import time
+from types import SimpleNamespace
 
 import pytest
 from forked import finish, start
+from online import agent, rollouts, trainer
 from this_process import use_this_process
+
+from minrnn_lightning.commands import compare_run
 
 SMALL = [
     *("--config", "shakespeare_small", "--model.match_parameters=100k", "--model.depth=2", "--data.batch_size=2"),
@@ -70,6 +74,40 @@ def test_table_of_mixers_and_seeds(minrnn, tmp_path, where, monkeypatch):
     assert "mingru-0 holds a run with other options: remove it or give other --runs" in errors
 
 
+@pytest.fixture
+def ended(monkeypatch):
+    """Runs whose processes end at once; they write the given points of the learning curve, by folder."""
+    points = {}
+
+    class Process:
+        returncode = 0
+
+        def __init__(self, command, **options):
+            for folder, rows in points.items():
+                folder.mkdir(parents=True)
+                lines = [f"{step},{step},0.1,{value}" for step, value in rows]
+                (folder / "metrics.csv").write_text("\n".join(["step,steps,seconds_per_step,val/loss", *lines]))
+
+        def poll(self):
+            return self.returncode
+
+    monkeypatch.setattr(compare_run, "subprocess", SimpleNamespace(Popen=Process))
+    return points
+
+
+def test_parameters_are_counted_without_buffers(tmp_path, ended):
+    """Such as those of the statistics of a PPOTask."""
+    data = rollouts()
+    task, fit = agent(data), trainer(tmp_path)
+    fit.fit(task, data)
+    fit.save_checkpoint(tmp_path / "mingru-0/version_0/checkpoints/last.ckpt")
+    ended[tmp_path / "mingru-0/version_1"] = [(6, 1.0)]
+    run = compare_run.Run("mingru", 0, [], tmp_path, "cpu", 1)
+    found = run.measurements("val/loss")["parameters"]
+    assert found == sum(parameter.numel() for parameter in task.parameters())
+    assert found < sum(tensor.numel() for tensor in task.state_dict().values())
+
+
 @pytest.mark.slow
 def test_environment_steps_of_online_training(minrnn, tmp_path, where, monkeypatch):
     """Two rollouts of 4 environments and 8 steps, after one for the statistics; each is used for two steps."""
@@ -86,6 +124,7 @@ def test_environment_steps_of_online_training(minrnn, tmp_path, where, monkeypat
     code, _, errors = minrnn("compare", *words, *sizes, *where)
     assert code == 0, errors
     result = json.loads((tmp_path / "results/mingru-0.json").read_bytes())
+    assert f"{result['parameters']:,} parameters" in (tmp_path / "runs/mingru-0/log").read_text()
     assert result["env_steps"] == 3 * 4 * 8
     assert result["env_steps_curve"][-1] == [result["steps"], result["env_steps"]]
     assert result["collect_steps_per_s"] > 0
