@@ -84,6 +84,9 @@ class Run:
         record = self.folder / "options.json"
         if self.interrupted and record.is_file() and json.loads(record.read_bytes()) != [*args, *settings]:
             raise InputError(f"{self.folder} holds a run with other options: remove it or give other --runs")
+        if not self.interrupted:
+            for file in self.folder.glob("version_*/metrics.csv"):  # of a run that this one does not continue
+                file.replace(file.with_name("earlier_metrics.csv"))
         write_json(record, [*args, *settings])
         command = [sys.executable, "-m", "minrnn_lightning", "fit", *args, *settings]
         command += [mixer_option(mixer)]

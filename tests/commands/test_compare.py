@@ -95,6 +95,25 @@ def ended(monkeypatch):
     return points
 
 
+def test_a_run_that_starts_anew_has_a_curve_of_its_own(tmp_path, ended):
+    """Its folder may hold a finished run with other options, the checkpoints of which were removed."""
+    folder = tmp_path / "trial"
+    ended[folder / "version_0"] = [(100, 3.0), (200, 1.0)]
+    first = compare_run.Run("mingru", 0, ["--data.batch_size=64"], tmp_path, "cpu", 1, name="trial")
+    assert first.training("val/loss")["curve"] == [(100, 3.0), (200, 1.0)]
+    ended.clear()
+    ended[folder / "version_1"] = [(100, 2.0)]
+    second = compare_run.Run("mingru", 0, ["--data.batch_size=32"], tmp_path, "cpu", 1, name="trial")
+    assert second.training("val/loss")["curve"] == [(100, 2.0)]
+    ended.clear()
+    (folder / "version_1/checkpoints").mkdir()
+    (folder / "version_1/checkpoints/last.ckpt").touch()
+    ended[folder / "version_2"] = [(150, 1.5)]
+    third = compare_run.Run("mingru", 0, ["--data.batch_size=32"], tmp_path, "cpu", 1, name="trial")
+    assert third.training("val/loss")["curve"] == [(100, 2.0), (150, 1.5)]  # goes on where the second one ended
+    assert third.training("val/loss")["steps"] == 150
+
+
 def test_parameters_are_counted_without_buffers(tmp_path, ended):
     """Such as those of the statistics of a PPOTask."""
     data = rollouts()
