@@ -161,11 +161,12 @@ def _read_results(
         plans: The training of each mixer, once that is known.
 
     Raises:
-        InputError: A file is not a result, or one with another metric, other options or other settings.
+        InputError: A file is not a result, or one with another metric, other options, settings or time.
     """
     results: list[Result] = []
     chosen = dict.fromkeys(["lr", "muon_lr"], "to choose") if options.tune is not None else {}
     chosen |= {"max_steps": "to choose"} if options.equal_time is not None else {}
+    budget = next((plan.record.get("equal_time") for plan in (plans or {}).values()), None)  # the same for all
     for file in sorted(folder.glob("*-[0-9]*.json")):
         try:
             result = json.loads(file.read_bytes())
@@ -186,6 +187,12 @@ def _read_results(
             raise InputError(
                 f"{file} was made with {_settings(settings)}, now there are {_settings(now)}: remove it or give "
                 "another --output"
+            )
+        had = result.get("equal_time")
+        if had and budget and had != budget:
+            raise InputError(
+                f"{file} was made with the time of {had['mixer']}, {had['seconds']:.1f} s, now it is that of "
+                f"{budget['mixer']}, {budget['seconds']:.1f} s: remove it or give another --output"
             )
     return results
 

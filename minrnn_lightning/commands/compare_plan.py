@@ -22,7 +22,8 @@ class Plan:
 
     Attributes:
         options: Options of ``minrnn fit`` that overrule those of the recipe.
-        record: What the result says about them: ``settings``, and what was spent on ``tuning``.
+        record: What the result says about them: ``settings``, what was spent on ``tuning``, and whose time all
+            trainings have (``equal_time``).
     """
 
     options: list[str] = field(default_factory=list)
@@ -56,8 +57,9 @@ def make_plans(options: Namespace, args: list[str], folder: Path, runs: Path) ->
     recipe = read_recipe(args, options.mixers[0])
     optimizers = list(recipe.starts()) if options.tune is not None else [recipe.optimizer]
     steps = {(mixer, optimizer): recipe.max_steps for mixer in plans for optimizer in optimizers}
+    budget = 0.0
     if options.equal_time is not None:
-        steps = _equal_time(options, args, recipe, steps, folder, runs)
+        steps, budget = _equal_time(options, args, recipe, steps, folder, runs)
     used = dict.fromkeys(plans, recipe.optimizer)
     if options.tune is not None:
         tuning = _tune(options, args, recipe, steps, folder, runs)
@@ -78,16 +80,19 @@ def make_plans(options: Namespace, args: list[str], folder: Path, runs: Path) ->
         for mixer, plan in plans.items():
             number = steps[mixer, used[mixer]]
             plan.add(recipe.steps_options(number), {"max_steps": number})
+            plan.record["equal_time"] = {"mixer": options.equal_time, "seconds": budget}
     return plans, failures
 
 
-def _equal_time(options: Namespace, args: list[str], recipe: Recipe, steps: Steps, folder: Path, runs: Path) -> Steps:
-    """The steps that take as long as the reference takes for those of the recipe."""
-    timing, reference = Timing(folder, args), (options.equal_time, recipe.optimizer)
+def _equal_time(
+    options: Namespace, args: list[str], recipe: Recipe, steps: Steps, folder: Path, runs: Path
+) -> tuple[Steps, float]:
+    """The steps that take as long as the reference takes for those of the recipe, and these seconds."""
+    timing = Timing(folder, args, (options.equal_time, recipe.optimizer))
     recipe.round_steps(recipe.max_steps)  # refuses a recipe that does not count steps
-    timing.measure([reference, *steps], recipe, runs / "trials", options.devices[0], len(options.devices))
-    budget = recipe.max_steps * timing.seconds(reference)
-    return {variant: recipe.round_steps(budget / timing.seconds(variant)) for variant in steps}
+    timing.measure(steps, recipe, runs / "trials", options.devices[0], len(options.devices))
+    budget = recipe.max_steps * timing.seconds(timing.reference)
+    return {variant: recipe.round_steps(budget / timing.seconds(variant)) for variant in steps}, budget
 
 
 def _tune(options: Namespace, args: list[str], recipe: Recipe, steps: Steps, folder: Path, runs: Path) -> Tuning:

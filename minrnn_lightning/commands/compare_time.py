@@ -25,28 +25,35 @@ class Timing:
     Args:
         folder: Folder of the results.
         args: The options of ``minrnn fit``.
+        reference: The mixer and optimizer whose time all trainings have.
 
     Raises:
-        InputError: The file holds times with other options.
+        InputError: The file holds times with other options, or for another reference.
     """
 
-    def __init__(self, folder: Path, args: list[str]) -> None:
-        self.file, self.args = folder / "timing.json", args
-        self.record: dict[str, Any] = {"options": args, "steps": STEPS, "times": []}
+    def __init__(self, folder: Path, args: list[str], reference: Variant) -> None:
+        self.file, self.args, self.reference = folder / "timing.json", args, reference
+        self.record: dict[str, Any] = {"options": args, "reference": reference[0], "steps": STEPS, "times": []}
         if self.file.is_file():
             self.record = json.loads(self.file.read_bytes())
             if self.record.get("options") != args:
                 raise InputError(
                     f"{self.file} is of a comparison with other options: remove it or give another --output"
                 )
+            before = self.record.setdefault("reference", self.record["times"][0]["mixer"])  # which is timed first
+            if before != reference[0]:
+                raise InputError(
+                    f"{self.file} is of a comparison with the time of {before}, now it is that of {reference[0]}: give "
+                    f"--equal_time={before} or another --output"
+                )
 
     def measure(
-        self, variants: Iterable[Variant], recipe: Recipe, runs: Path, device: str | None, concurrent: int
+        self, others: Iterable[Variant], recipe: Recipe, runs: Path, device: str | None, concurrent: int
     ) -> None:
-        """Measure what is not known yet, one run after the other.
+        """Measure what is not known yet, one run after the other, and the reference first.
 
         Args:
-            variants: Mixers and optimizers: that of the recipe, or another of ``Recipe.starts``.
+            others: Mixers and optimizers: that of the recipe, or another of ``Recipe.starts``.
             recipe: The recipe.
             runs: Folder for the logs.
             device: Index of a GPU, ``cpu``, or None for that of the recipe.
@@ -73,6 +80,7 @@ class Timing:
             run.remove_checkpoints()
 
         known = {(time["mixer"], time["optimizer"], time["round"]) for time in self.record["times"]}
+        variants = [self.reference, *others]
         todo = {(variant, number): None for number in range(ROUNDS) for variant in variants}
         run_jobs((job(variant, number) for variant, number in todo if (*variant, number) not in known), [device])
 

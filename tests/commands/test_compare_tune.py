@@ -252,10 +252,33 @@ def test_equal_time(fake, compare, tmp_path):
     assert {run.steps for run in fake.started if run.mixer == "minlstm"} == {20, 800}
     code, errors = compare("--mixers=mingru,gru,minlstm", "--equal_time=gru")
     assert code == 1
-    assert "was made with max_steps 160, now there are max_steps 400" in errors
+    assert "timing.json is of a comparison with the time of mingru, now it is that of gru: give" in errors
     code, errors = compare("--mixers=gru")
     assert code == 1
     assert "was made with max_steps 160, now there are those of the recipe: remove it or give another" in errors
+
+
+def test_mixers_that_are_added_have_the_time_of_the_others(fake, compare, tmp_path, monkeypatch):
+    assert compare("--mixers=mingru,gru", "--equal_time")[0] == 0
+    file = tmp_path / "results/timing.json"
+    timing = json.loads(file.read_bytes())
+    assert timing["reference"] == "mingru"
+    assert results(tmp_path)["gru-0"]["equal_time"] == {"mixer": "mingru", "seconds": 400 * 0.2}
+    fake.started.clear()
+    file.write_text(json.dumps({name: value for name, value in timing.items() if name != "reference"}))  # of before
+    for words in (["--mixers=minlstm", "--equal_time"], ["--mixers=minlstm", "--equal_time=gru"]):
+        code, errors = compare(*words)
+        assert (code, "is of a comparison with the time of mingru, now it is that of" in errors) == (1, True)
+    assert fake.started == []
+    assert compare("--mixers=minlstm", "--equal_time=mingru")[0] == 0
+    assert results(tmp_path)["minlstm-0"]["settings"] == {"max_steps": 800}
+
+    file.unlink()
+    monkeypatch.setitem(SECONDS, ("mingru", "Muon"), 0.3)
+    code, errors = compare("--mixers=lstm", "--equal_time=mingru")
+    message = "gru-0.json was made with the time of mingru, 80.0 s, now it is that of mingru, 120.0 s: remove it or"
+    assert (code, message in errors) == (1, True)
+    assert not (tmp_path / "results/lstm-0.json").exists()
 
 
 def test_equal_time_counts_the_time_of_the_chosen_optimizer(fake, compare, tmp_path):
