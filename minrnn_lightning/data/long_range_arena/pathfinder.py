@@ -65,7 +65,7 @@ class PathfinderDataModule(LabelledDataModule):
         self.path = folder / DIFFICULTY
 
     def source(self) -> list[Any]:
-        """The images, and the files that list them."""
+        """The size of the images, the images, and the files that list them."""
         files = self.lists()
         if not files:
             raise FileNotFoundError(
@@ -73,7 +73,7 @@ class PathfinderDataModule(LabelledDataModule):
                 f"its pathfinder{self.side} as path"
             )
         try:
-            return [str(self.path.resolve()), digest([*files, *(image for image, _ in self.listed())])]
+            return [self.side, str(self.path.resolve()), digest([*files, *(image for image, _ in self.listed())])]
         except FileNotFoundError as error:
             raise FileNotFoundError(
                 f"{error.filename} is missing, though {self.path}/metadata lists it; unpack {URL} again"

@@ -103,6 +103,14 @@ def test_changed_images_are_read_again(tmp_path):
         prepared(data())
 
 
+def test_images_that_were_read_are_of_one_size(tmp_path):
+    write_pathfinder(tmp_path / "p/curv_contour_length_14")
+    with pytest.warns(UserWarning, match="is empty and left out"):
+        prepared(PathfinderDataModule(path=str(tmp_path / "p"), data_dir=str(tmp_path)))
+    with pytest.raises(InputError, match="is not a grey PNG image of 64 pixels a side"):
+        prepared(PathfinderDataModule(side=64, path=str(tmp_path / "p"), data_dir=str(tmp_path)))
+
+
 def test_missing_pathfinder(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"pathfinder32/.*metadata holds no \*.npy file; unpack https"):
         prepared(PathfinderDataModule(data_dir=str(tmp_path)))
