@@ -56,11 +56,11 @@ class PufferPolicy(nn.Module):
         """Logits (or means), values and the last state, in parallel over the length.
 
         Args:
-            observations: (batch, length, observation_size).
+            observations: (batch, length, observation_size), of any type, as many environments give bytes.
             state: That of ``initial_state`` if None.
             reset: Bool (batch, length), True at the first step of an episode.
         """
-        x, after = self.encoder(observations), []
+        x, after = self._encode(observations), []
         for layer, before in zip(self.layers, state or [None] * len(self.layers), strict=True):
             x, new = layer(x, before, reset)
             after.append(new)
@@ -68,7 +68,7 @@ class PufferPolicy(nn.Module):
 
     def step(self, observation: Tensor, state: State, reset: Tensor | None = None) -> tuple[Tensor, Tensor, State]:
         """One step of ``forward``: (batch, observation_size), and ``reset`` is (batch,)."""
-        x, after = self.encoder(observation), []
+        x, after = self._encode(observation), []
         for layer, before in zip(self.layers, state, strict=True):
             x, new = layer.step(x, before, reset)
             after.append(new)
@@ -77,6 +77,10 @@ class PufferPolicy(nn.Module):
     def initial_state(self, batch_size: int) -> State:
         """The state before the first step."""
         return [layer.initial_state(batch_size) for layer in self.layers]
+
+    def _encode(self, observations: Tensor) -> Tensor:
+        encoded: Tensor = self.encoder(observations.to(self.encoder.weight.dtype))
+        return encoded
 
 
 def load_policy(path: str | Path) -> PufferPolicy:

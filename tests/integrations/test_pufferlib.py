@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from minrnn_lightning.errors import InputError
-from minrnn_lightning.integrations.pufferlib import load_policy
+from minrnn_lightning.integrations.pufferlib import PufferPolicy, load_policy
 
 OBSERVATION, DIM, ACTIONS, LAYERS = 5, 8, 3, 2
 
@@ -49,6 +49,16 @@ def test_acts_as_its_equations(tmp_path, continuous, prefix):
         torch.testing.assert_close(value[0], values[t])
     if continuous:
         torch.testing.assert_close(policy.log_std, w["decoder.decoder_logstd"][0])
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int64, torch.bool, torch.float64])
+def test_observations_of_any_type(dtype):
+    policy = PufferPolicy(weights(False))
+    observations = torch.randint(256, (2, 4, OBSERVATION)).to(dtype)
+    torch.testing.assert_close(policy(observations)[0], policy(observations.float())[0])
+    state = policy.initial_state(2)
+    step = policy.step(observations[:, 0], state)[0]
+    torch.testing.assert_close(step, policy.step(observations[:, 0].float(), state)[0])
 
 
 def test_other_files(tmp_path):
