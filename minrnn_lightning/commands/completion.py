@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 from argparse import ArgumentError
 from collections.abc import Iterable
+from inspect import isabstract
 from types import NoneType
 from typing import Any, Literal, get_args, get_origin
 
@@ -122,13 +123,14 @@ def cases() -> list[tuple[str, list[str]]]:
 
 
 def _class_options() -> dict[str, Any]:
-    """Options of all tasks and data modules, and the names of these classes."""
+    """Options of all tasks and data modules that can be used, and the names of these classes."""
     from minrnn_lightning import data, tasks
     from minrnn_lightning.nn import MIXERS
 
     found: dict[str, Any] = {}
     for key, part in (("model", tasks), ("data", data)):
-        classes = [getattr(part, name) for name in part.__all__ if name.endswith(("Task", "DataModule"))]
+        named = [getattr(part, name) for name in part.__all__ if name.endswith(("Task", "DataModule"))]
+        classes = [each for each in named if not isabstract(each)]
         for each in classes:
             found |= {f"{key}.{name}": hint for name, hint in class_options(each).items()}
         found[key] = Literal[tuple(each.__name__ for each in classes)]

@@ -45,6 +45,9 @@ def test_bash(complete):
     assert complete("fit", "--model.mixer", "mingr") == ["mingru"]
     assert complete("fit", "--model.mixer", "=", "mingr") == ["mingru"]  # bash has cut the word at the sign
     assert complete("fit", "--trainer.barebones", "t") == ["true"]
+    assert complete("fit", "--model", "S") == []  # SequenceTask is abstract
+    assert complete("fit", "--data", "B") == []
+    assert complete("fit", "--model", "L") == ["LanguageTask"]
     assert set(complete("rollout", "--mode", "")) == {"carry", "window"}
     assert complete("benchmark", "layer", "--dty") == ["--dtype"]
     assert complete("generate", "--checkpoint", "wei") == ["weights.ckpt"]
