@@ -15,8 +15,10 @@ from torch import Tensor, nn
 
 from minrnn_lightning.errors import InputError, missing_package
 from minrnn_lightning.hub import PACKAGE, TOKENIZER
+from minrnn_lightning.nn.language_model import EncoderBackboneHead
 from minrnn_lightning.nn.state import State, select_state
 from minrnn_lightning.tasks import LanguageTask
+from minrnn_lightning.tasks.metrics import mean_cross_entropy
 
 try:
     from transformers import (
@@ -93,7 +95,7 @@ class MinRNNOutput(ModelOutput):
     cache: RecurrentCache | None = None
 
 
-class MinRNNForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[no-untyped-call]
+class MinRNNForCausalLM(PreTrainedModel, GenerationMixin, EncoderBackboneHead):  # type: ignore[no-untyped-call]
     """A ``LanguageTask`` with the interface of ``transformers``; names of parameters are those of the task.
 
     Args:
@@ -107,7 +109,6 @@ class MinRNNForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[no-un
         super().__init__(config)
         with torch.device("cpu"):  # not without memory, as buffers that are not saved must have their values
             task = LanguageTask(**config.hyper_parameters)
-        self._task = (task,)  # in a tuple, so that its modules are registered once, under their own names
         for name, module in task.named_children():
             self.add_module(name, module)
         self.post_init()  # type: ignore[no-untyped-call]
@@ -137,9 +138,9 @@ class MinRNNForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[no-un
 
     def get_input_embeddings(self) -> nn.Module:
         """The module that maps tokens to vectors."""
-        return cast("nn.Module", self.encoder)
+        return self.encoder
 
-    def forward(
+    def forward(  # type: ignore[override]
         self,
         input_ids: Tensor,
         attention_mask: Tensor | None = None,
@@ -173,8 +174,8 @@ class MinRNNForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[no-un
             real, before = (mask[:, -input_ids.shape[1] :] for mask in (real, before))
             input_ids = input_ids.masked_fill(~real, 0)  # the token of the padding may be outside the vocabulary
             reset = None if real.all() else real & ~before  # a sequence starts at its first real token
-        logits, state = self._task[0](input_ids, None if cache is None else cache.state, reset)
-        loss = None if labels is None else self._task[0].loss(logits[:, :-1], labels[:, 1:])
+        logits, state = EncoderBackboneHead.forward(self, input_ids, None if cache is None else cache.state, reset)
+        loss = None if labels is None else mean_cross_entropy(logits[:, :-1], labels[:, 1:])
         read = input_ids.shape[1] + (0 if cache is None else cache.length)
         output = MinRNNOutput(loss, logits, RecurrentCache(state, read) if use_cache else None)
         return output.to_tuple() if return_dict is False else output

@@ -4,6 +4,7 @@ import pytest
 import torch
 from forked import finish, start
 from safetensors.torch import load_file, save_file
+from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, pipeline
 
 from minrnn_lightning import LanguageTask, TaggingTask
@@ -40,6 +41,17 @@ def test_logits_and_loss_are_those_of_the_task(task, model):
     assert torch.equal(output.logits, logits)
     assert torch.equal(output.loss, task.loss(logits[:, :-1], x[:, 1:]))
     assert torch.equal(model(x, return_dict=False)[0], logits)
+
+
+def test_modules_can_be_replaced(model):
+    model.head = nn.Linear(16, 256, bias=False)
+    model.encoder = nn.Embedding(300, 16)
+    x = torch.full((2, 5), 299)
+    hidden, _ = model.backbone(model.encoder(x))
+    logits = model(x).logits
+    assert torch.equal(logits, model.head(hidden))
+    logits.sum().backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())
 
 
 def test_greedy_text_is_that_of_the_task(task, model):
