@@ -148,6 +148,7 @@ class MinRNNForCausalLM(PreTrainedModel, GenerationMixin, EncoderBackboneHead): 
         labels: Tensor | None = None,
         use_cache: bool | None = None,
         return_dict: bool | None = None,
+        num_items_in_batch: Tensor | int | None = None,
         **unused: Any,
     ) -> Any:
         """Logits of every token.
@@ -160,6 +161,8 @@ class MinRNNForCausalLM(PreTrainedModel, GenerationMixin, EncoderBackboneHead): 
             labels: The tokens again, int64 (batch, length), −100 where there is no target; they are shifted here.
             use_cache: Whether to return the state.
             return_dict: False for a tuple.
+            num_items_in_batch: Number by which the sum of the losses is divided in place of that of the targets, as
+                ``transformers.Trainer`` gives it where it accumulates gradients.
             unused: Options that other models have.
 
         Raises:
@@ -175,7 +178,7 @@ class MinRNNForCausalLM(PreTrainedModel, GenerationMixin, EncoderBackboneHead): 
             input_ids = input_ids.masked_fill(~real, 0)  # the token of the padding may be outside the vocabulary
             reset = None if real.all() else real & ~before  # a sequence starts at its first real token
         logits, state = EncoderBackboneHead.forward(self, input_ids, None if cache is None else cache.state, reset)
-        loss = None if labels is None else mean_cross_entropy(logits[:, :-1], labels[:, 1:])
+        loss = None if labels is None else mean_cross_entropy(logits[:, :-1], labels[:, 1:], num_items_in_batch)
         read = input_ids.shape[1] + (0 if cache is None else cache.length)
         output = MinRNNOutput(loss, logits, RecurrentCache(state, read) if use_cache else None)
         return output.to_tuple() if return_dict is False else output

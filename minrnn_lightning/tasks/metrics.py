@@ -8,13 +8,19 @@ from torchmetrics import Metric
 from minrnn_lightning.batches import IGNORED
 
 
-def mean_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
-    """Mean cross-entropy in nats per target, of (..., classes) and (...); targets of -100 are left out.
+def mean_cross_entropy(logits: Tensor, targets: Tensor, count: Tensor | int | None = None) -> Tensor:
+    """Mean cross-entropy in nats per target, where targets of -100 are left out.
 
     It is 0 where there is none, so that such a batch has no effect.
+
+    Args:
+        logits: (..., classes).
+        targets: int64 (...).
+        count: Number of targets, if these are a part of those of which it is the mean.
     """
     nats = F.cross_entropy(logits.flatten(0, -2).float(), targets.flatten(), ignore_index=IGNORED, reduction="sum")
-    return nats / (targets != IGNORED).sum().clamp(min=1)
+    count = (targets != IGNORED).sum() if count is None else torch.as_tensor(count, device=nats.device)
+    return nats / count.clamp(min=1)
 
 
 class Mean(Metric):

@@ -54,6 +54,23 @@ def test_modules_can_be_replaced(model):
     assert all(parameter.grad is not None for parameter in model.parameters())
 
 
+@pytest.mark.parametrize("labels", [(7, 8), (0, 8), (0, 0)], ids=str)
+def test_accumulated_gradients_are_those_of_all_rows(model, labels):
+    """Trainer gives num_items_in_batch, the number of targets in all batches, to a model that takes any options."""
+    x = torch.randint(256, (2, 9))
+    targets = torch.full_like(x, -100)
+    for row, count in enumerate(labels):
+        targets[row, 1 : 1 + count] = x[row, 1 : 1 + count]
+    whole = model(x, labels=targets).loss
+    (expected,) = torch.autograd.grad(whole, model.head.weight)
+    for items in (sum(labels), torch.tensor(sum(labels))):
+        batches = zip(x.split(1), targets.split(1), strict=True)
+        loss = sum(model(a, labels=b, num_items_in_batch=items).loss for a, b in batches)
+        (gradient,) = torch.autograd.grad(loss, model.head.weight)
+        torch.testing.assert_close(loss, whole)
+        torch.testing.assert_close(gradient, expected)
+
+
 def test_greedy_text_is_that_of_the_task(task, model):
     prompt = torch.randint(256, (2, 5))
     expected = torch.stack(list(generate(task, prompt, 8, temperature=0)), 1)
