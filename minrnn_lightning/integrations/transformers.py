@@ -189,12 +189,19 @@ class MinRNNForCausalLM(PreTrainedModel, GenerationMixin, EncoderBackboneHead): 
         cache: RecurrentCache | None = None,
         attention_mask: Tensor | None = None,
         use_cache: bool | None = None,
+        pad_token_id: int | None = None,
         **unused: Any,
     ) -> dict[str, Any]:
-        """The tokens that the cache has not read."""
+        """The tokens that the cache has not read, without a padding after ended sequences that is no token."""
         new = input_ids if cache is None else input_ids[:, cache.length :]
+        if pad_token_id is not None and not 0 <= pad_token_id < self.config.hyper_parameters["input_size"]:
+            new = new.masked_fill(new == pad_token_id, 0)
         mask = attention_mask if cache is None else None
         return {"input_ids": new, "attention_mask": mask, "cache": cache, "use_cache": use_cache}
+
+    def _prepare_generation_config(self, *args: Any, **options: Any) -> tuple[Any, dict[str, Any]]:
+        config, model_options = super()._prepare_generation_config(*args, **options)  # type: ignore[misc]
+        return config, {**model_options, "pad_token_id": config.pad_token_id}
 
     def _update_model_kwargs_for_generation(
         self, outputs: Any, model_kwargs: dict[str, Any], *args: Any, **options: Any

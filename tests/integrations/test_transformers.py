@@ -108,6 +108,28 @@ def test_padding_on_the_right(model):
         model.generate(x, attention_mask=mask, max_new_tokens=2)
 
 
+@pytest.mark.parametrize("use_cache", [True, False])
+@pytest.mark.parametrize("pad_token_id", [256, -1, 7])
+def test_sequences_that_end_are_padded(model, use_cache, pad_token_id):
+    prompts = torch.randint(256, (8, 3))
+    prompts[0, 1] = 7  # a token of the vocabulary may be the padding too, and is read
+    options = {"max_new_tokens": 6, "do_sample": False, "use_cache": use_cache}
+    masks = {"attention_mask": torch.ones_like(prompts)}
+    free = model.generate(prompts, **masks, **options)
+    ends = [free[0, 4].item()]
+    assert ends[0] != pad_token_id
+    made = model.generate(prompts, **masks, **options, eos_token_id=ends, pad_token_id=pad_token_id)
+    for row, other in zip(made[:, 3:].tolist(), free[:, 3:].tolist(), strict=True):
+        length = other.index(ends[0]) + 1 if ends[0] in other else len(other)
+        expected = other[:length] + [pad_token_id] * (6 - length)
+        assert row == expected[: len(row)]
+
+
+def test_tokens_outside_the_vocabulary_are_refused(model):
+    with pytest.raises(IndexError):
+        model.generate(torch.tensor([[1, 256]]), max_new_tokens=2, eos_token_id=0, pad_token_id=257)
+
+
 def test_beams_with_and_without_cache(model):
     prompt = torch.randint(256, (2, 3))
     one, two = (
