@@ -79,12 +79,18 @@ def train(args: list[str]) -> None:
     batches: Any = [batch] * steps.total
     data.train_dataloader = lambda: DataLoader(batches, batch_size=None)
     trainer.fit(model, datamodule=data)
-    batch_size, length = len(batch[0]), batch[0].shape[-1]
+    batch_size, length = len(batch[0]), row_length(batch)
     rows = [
         measurement(name, length, seconds, batch_size, steps.peaks[name]) for name, seconds in steps.seconds.items()
     ]
     report.add(f"A batch of {batch_size} × {length:,}", rows, [PRODUCTS, STEP])
     report.save()
+
+
+def row_length(batch: Any) -> int:
+    """Time steps in a row of a batch: tokens, of both sequences of a pair, or vectors of real numbers."""
+    row: Tensor = batch[0][0]
+    return row[..., 0].numel() if row.is_floating_point() else row.numel()
 
 
 class _Built(MinRNNCLI):

@@ -7,6 +7,8 @@ from functools import partial
 
 import pytest
 import torch
+from lra_files import write_retrieval
+from rl_files import write_d4rl
 
 from minrnn_lightning.commands.benchmark import chunks, policy, step, train
 from minrnn_lightning.commands.benchmark.layer import LAYERS
@@ -99,6 +101,29 @@ def test_writes_table_json_csv_and_plot(minrnn, tmp_path, kind):
     assert code == 0, errors
     assert "The earlier run had the same setting." in errors
     assert "earlier" in out
+
+
+def training_rows(minrnn, folder, *words):
+    """The rows of ``benchmark train`` with these options, and what it prints."""
+    code, out, errors = minrnn("benchmark", "train", *words, f"--output={folder}/timed")
+    assert code == 0, errors
+    return json.loads((folder / "timed/train.json").read_text())["rows"], out
+
+
+@pytest.mark.parametrize("of", ["trajectories", "pairs"])
+def test_length_of_training_rows_is_in_steps(minrnn, tmp_path, of):
+    if of == "trajectories":
+        write_d4rl(tmp_path / "x.hdf5", [30, 20, 40])
+        words, length = ["--model=PolicyTask", "--data=TrajectoryDataModule", f"--data.dataset={tmp_path}/x.hdf5"], 20
+    else:
+        write_retrieval(tmp_path / "lra_release/lra_release/tsv_data")
+        words, length = ["--model=ClassificationTask", "--model.pairs=true", "--data=RetrievalDataModule"], 2 * 20
+    words += ["--model.dim=8", "--model.depth=1", "--data.batch_size=2", "--data.length=20"]
+    rows, out = training_rows(minrnn, tmp_path, *words, f"--data.data_dir={tmp_path}")
+    assert f"A batch of 2 × {length}" in out
+    for row in rows:
+        assert row["length"] == length
+        assert row["us_per_token"] == pytest.approx(1e3 * row["ms"] / (2 * length))
 
 
 def test_says_in_what_the_earlier_run_differed(minrnn, tmp_path):
