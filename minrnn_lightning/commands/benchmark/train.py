@@ -58,10 +58,8 @@ def train(args: list[str]) -> None:
     data.prepare_data()
     data.setup("fit")
     batch = move_data_to_device(next(iter(data.train_dataloader())), device)
-    model.to(device)
-    with cli.trainer.precision_plugin.forward_context(), Linears() as linears:
-        model.batch_loss(batch)
-    steps = TimedSteps(model, linears.products(), REPEATS, device)
+    products = Products()
+    steps = TimedSteps(model, products, REPEATS, device)
     trainer = Trainer(
         accelerator="gpu" if device.type == "cuda" else "cpu",
         devices=1 if device.index is None else [device.index],
@@ -74,7 +72,7 @@ def train(args: list[str]) -> None:
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
-        callbacks=[steps],
+        callbacks=[products, steps],
     )
     batches: Any = [batch] * steps.total
     data.train_dataloader = lambda: DataLoader(batches, batch_size=None)
@@ -98,6 +96,23 @@ class _Built(MinRNNCLI):
 
     def _run_subcommand(self, subcommand: str) -> None:
         pass
+
+
+class Products(Callback):
+    """The matrix products of a training step, noted before the first one, with the types that Lightning gives it."""
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Note the products of the first batch, which computes its loss once more."""
+        if batch_idx == 0:
+            eager = torch.compiler.set_stance("force_eager")  # compiled code calls no F.linear
+            task: Any = pl_module
+            with trainer.precision_plugin.forward_context(), Linears() as linears, eager:
+                task.batch_loss(batch)
+            self.run = linears.products()
+
+    def __call__(self) -> None:
+        """Compute them."""
+        self.run()
 
 
 class TimedSteps(Callback):

@@ -12,6 +12,7 @@ from rl_files import write_d4rl
 
 from minrnn_lightning.commands.benchmark import chunks, policy, step, train
 from minrnn_lightning.commands.benchmark.layer import LAYERS
+from minrnn_lightning.errors import InputError
 
 SMALL = {
     "layer": ["--lengths=[5,8]", "--batch_size=2", "--dim=4", "--repeats=1"],
@@ -124,6 +125,30 @@ def test_length_of_training_rows_is_in_steps(minrnn, tmp_path, of):
     for row in rows:
         assert row["length"] == length
         assert row["us_per_token"] == pytest.approx(1e3 * row["ms"] / (2 * length))
+
+
+@pytest.mark.parametrize(
+    ("precision", "expected"),
+    [
+        ("32-true", torch.float32),
+        ("bf16-true", torch.bfloat16),
+        ("16-true", torch.float16),
+        ("64-true", torch.float64),
+        ("bf16-mixed", torch.bfloat16),
+    ],
+)
+@pytest.mark.parametrize("compiled", ["false", "true"])
+def test_products_have_the_types_of_the_training_step(minrnn, tmp_path, monkeypatch, precision, expected, compiled):
+    noted = []
+
+    def products(linears):
+        noted.extend(linears.operands)
+        raise InputError("that is all")
+
+    monkeypatch.setattr(train.Linears, "products", products)
+    words = [f"--trainer.precision={precision}", f"--model.compile={compiled}"]
+    check_refused(minrnn("benchmark", "train", *SMALL["train"], *words), "that is all")
+    assert {operand.dtype for pair in noted for operand in pair} == {expected}
 
 
 def test_says_in_what_the_earlier_run_differed(minrnn, tmp_path):
