@@ -151,6 +151,12 @@ def test_products_have_the_types_of_the_training_step(minrnn, tmp_path, monkeypa
     assert {operand.dtype for pair in noted for operand in pair} == {expected}
 
 
+def test_a_model_without_the_scan_is_not_timed_with_the_paper_s(minrnn, tmp_path):
+    for mixer, names in (("attention", set()), ('["attention","mingru"]', {train.LOG_SPACE})):
+        rows, _ = training_rows(minrnn, tmp_path, *SMALL["train"], "--model.depth=2", f"--model.mixer={mixer}")
+        assert {row["name"] for row in rows} == {train.PRODUCTS, train.STEP} | names
+
+
 def test_says_in_what_the_earlier_run_differed(minrnn, tmp_path):
     minrnn("benchmark", "accuracy", *SMALL["accuracy"], f"--output={tmp_path}")
     words = ["--lengths=8", "--dim=3", f"--compare={tmp_path}/accuracy.json"]
