@@ -66,8 +66,22 @@ class _WithReset(nn.Module):
         return self.module(x, reset=self.reset)
 
 
-SHAKESPEARE = ["--config=shakespeare", "--trainer.accelerator=gpu", "--trainer.devices=1"]
-BF16, COMPILED = "--trainer.precision=bf16-mixed", "--model.compile=true"
+def train_shakespeare(*options: str, device: str, repeats: int, output: str) -> None:
+    """Time the training step of recipes/shakespeare.yaml in bf16-mixed.
+
+    Args:
+        options: Further options of ``minrnn fit``.
+        device: cpu, cuda or cuda:N.
+        repeats: Number of times that each is timed, in turns.
+        output: Folder to write train.json, train.csv and train.png to.
+    """
+    chosen = torch.device(device)
+    place = ("gpu", f"[{chosen.index or 0}]") if chosen.type == "cuda" else ("cpu", "1")
+    words = [f"--trainer.{name}={value}" for name, value in zip(("accelerator", "devices"), place, strict=True)]
+    words += ["--trainer.precision=bf16-mixed", f"--repeats={repeats}", f"--output={output}"]
+    train(["--config=shakespeare", *words, *options])
+
+
 Run = tuple[str, Callable[..., None]]  # name of the benchmark, and it with its options but device, repeats and output
 RUNS: dict[str, Run] = {  # by their name in --parts
     "scan-float32": ("scan", partial(scan, batch_size=64, dim=1024, lengths="2048")),
@@ -80,8 +94,8 @@ RUNS: dict[str, Run] = {  # by their name in --parts
     "resets": ("resets", resets),
     "step": ("step", partial(step, batch_size="1,64", layers="mingru,minlstm,gru,lstm,attention")),
     "generate": ("generate", partial(generate, lengths="1024")),
-    "train": ("train", lambda output, **_: train([*SHAKESPEARE, BF16, f"--output={output}"])),
-    "train-compiled": ("train", lambda output, **_: train([*SHAKESPEARE, BF16, COMPILED, f"--output={output}"])),
+    "train": ("train", train_shakespeare),
+    "train-compiled": ("train", partial(train_shakespeare, "--model.compile=true")),
 }
 
 

@@ -20,7 +20,7 @@ from minrnn_lightning.nn.mixers.gated import GatedMixer
 from minrnn_lightning.ops.reference import log_space_scan
 
 PRODUCTS, STEP, LOG_SPACE = "its matrix products alone", "training step", "the same with the paper's log-space scan"
-REPEATS = 7  # timed training steps with each scan
+REPEATS = 7  # timed training steps with each scan by default
 
 
 def make_parser() -> ArgumentParser:
@@ -32,6 +32,12 @@ def make_parser() -> ArgumentParser:
         "On the CPU without --trainer.accelerator gpu.",
         allow_abbrev=False,
         exit_on_error=False,
+    )
+    parser.add_argument(
+        "--repeats",
+        type=int,
+        default=REPEATS,
+        help=f"Number of times that each is timed, in turns (default: {REPEATS}).",
     )
     parser.add_argument("--output", metavar="FOLDER", help="Folder to write train.json, train.csv and train.png to.")
     parser.add_argument("--compare", metavar="FILE", help="The train.json of an earlier run; adds the ratio to it.")
@@ -46,21 +52,21 @@ def train(args: list[str]) -> None:
     The paper's scan stands in for that of minGRU and minLSTM mixers; a model without them has no row for it.
 
     Args:
-        args: The options of ``minrnn fit``, with a recipe, and ``--output FOLDER`` and ``--compare FILE`` as the other
-            benchmarks have them.
+        args: The options of ``minrnn fit``, with a recipe, and ``--repeats N``, ``--output FOLDER`` and
+            ``--compare FILE`` as the other benchmarks have them.
     """
     options, args = make_parser().parse_known_args(args)
     check_function("benchmark train", vars(options))
     cli = _Built(["fit", "--trainer.accelerator=cpu", *find_recipes(args)])
     data, model, precision = cli.datamodule, cli.model, cli.trainer.precision
     device = cli.trainer.strategy.root_device
-    about = {"precision": precision, "repeats": REPEATS}
+    about = {"precision": precision, "repeats": options.repeats}
     report = Report("train", ["ms", "peak_mb"], about, device, options.output, options.compare)
     data.prepare_data()
     data.setup("fit")
     batch = move_data_to_device(next(iter(data.train_dataloader())), device)
     products = Products()
-    steps = TimedSteps(model, products, REPEATS, device)
+    steps = TimedSteps(model, products, options.repeats, device)
     trainer = Trainer(
         accelerator="gpu" if device.type == "cuda" else "cpu",
         devices=1 if device.index is None else [device.index],

@@ -314,6 +314,7 @@ def test_help(minrnn, kind):
         (["scan", "--device=cuda:99"], ["device must be cpu, or cuda", "got 'cuda:99'"]),
         (["accuracy", "--device=meta"], ["device must be cpu, or cuda", "got 'meta'"]),
         (["layer", "--compare=none.json"], ["none.json", "No such file"]),
+        (["train", "--config=shakespeare", "--repeats=0"], ["repeats must be at least 1, got 0"]),
         (["train", "--config=nowhere"], ["nowhere is neither a file nor a packaged recipe"]),
     ],
 )

@@ -5,9 +5,11 @@ from functools import partial
 
 import pytest
 import torch
+import yaml
 
-from minrnn_lightning.commands.benchmark import gpu, gpu_checks
+from minrnn_lightning.commands.benchmark import gpu, gpu_checks, train
 from minrnn_lightning.commands.benchmark.scan import scan
+from minrnn_lightning.errors import InputError
 
 CPU = torch.device("cpu")
 
@@ -72,6 +74,39 @@ def test_a_failed_check_fails(monkeypatch, tmp_path):
     with pytest.raises(RuntimeError, match="1 checks fail on cpu: linear_scan, float32: wrong"):
         gpu.gpu("none", "cpu", output=str(tmp_path))
     assert json.loads((tmp_path / "gpu.json").read_text())["checks"][0]["faults"] == ["wrong"]
+
+
+@pytest.mark.parametrize("part", ["train", "train-compiled"])
+@pytest.mark.parametrize(
+    ("device", "accelerator", "devices"), [("cpu", "cpu", 1), ("cuda", "gpu", [0]), ("cuda:1", "gpu", [1])]
+)
+def test_training_on_the_device(monkeypatch, tmp_path, part, device, accelerator, devices):
+    """The recipe is built for the device."""
+    built = []
+
+    class Built:
+        def __init__(self, words):
+            built.append(dict(word.removeprefix("--").split("=", 1) for word in words if "=" in word))
+            raise InputError("that is all")
+
+    monkeypatch.setattr(train, "_Built", Built)
+    with pytest.raises(InputError, match="that is all"):
+        gpu.RUNS[part][1](device=device, repeats=3, output=str(tmp_path))
+    (options,) = built  # the last one of each
+    assert options["trainer.accelerator"] == accelerator
+    assert yaml.safe_load(options["trainer.devices"]) == devices
+    assert options.get("model.compile") == ("true" if part == "train-compiled" else None)
+
+
+@pytest.mark.usefixtures("small")
+def test_training_on_the_processor_as_often_as_asked_for(minrnn, monkeypatch, tmp_path):
+    tiny = ["--model.dim=8", "--model.depth=1", "--data.batch_size=2", "--data.length=16"]
+    run = partial(gpu.train_shakespeare, *tiny)
+    monkeypatch.setattr(gpu, "RUNS", {"train": ("train", run)})
+    code, _, errors = minrnn("benchmark", "gpu", "--device=cpu", "--repeats=2", f"--output={tmp_path}/gpu")
+    assert code == 0, errors
+    about = json.loads((tmp_path / "gpu/gpu.json").read_text())["runs"]["train"]["about"]
+    assert (about["device"], about["repeats"]) == ("cpu", 2)
 
 
 def test_bad_options(minrnn):
