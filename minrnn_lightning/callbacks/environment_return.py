@@ -12,7 +12,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from minrnn_lightning.data.offline_rl.d4rl import normalized_score
 from minrnn_lightning.errors import InputError
 from minrnn_lightning.lightning_internals import ends_training
-from minrnn_lightning.rl.environments import environment_of, make
+from minrnn_lightning.rl.environments import arguments_of, environment_of, make
 from minrnn_lightning.rl.rollout import Mode, rollout
 from minrnn_lightning.tasks import PolicyTask
 
@@ -25,7 +25,8 @@ class EnvironmentReturn(Callback):
     ``test/…``. The episodes start from the same seeds every time and in every process, so that all processes agree.
 
     Args:
-        env_id: The environment; that of the training data if None.
+        env_id: The environment; that of the training data if None. That of the training data has the arguments and the
+            time limit that they give.
         episodes: Number of episodes for each target.
         targets: Returns to condition on; the highest of the training data if None.
         mode: As for `minrnn_lightning.rl.rollout.rollout`.
@@ -98,6 +99,7 @@ class EnvironmentReturn(Callback):
         assert isinstance(task, PolicyTask)
         env_id, targets = self._environment_and_targets(task)
         options = {**self.options, "window": self.options["window"] or task.environment.get("window", 20)}
+        options["env_args"] = arguments_of(task, env_id)
         options |= {"episodes": 1} if trainer.fast_dev_run else {}  # type: ignore[attr-defined]
         for number, result in enumerate(rollout(task, env_id, targets=targets, **options)):
             mean = statistics.mean(result.returns)

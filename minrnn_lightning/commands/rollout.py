@@ -15,7 +15,7 @@ from minrnn_lightning.data.extra import rl_module
 from minrnn_lightning.data.offline_rl.d4rl import normalized_score
 from minrnn_lightning.errors import InputError
 from minrnn_lightning.results import print_table, version, write_atomic, write_json, write_plot
-from minrnn_lightning.rl.environments import environment_of
+from minrnn_lightning.rl.environments import arguments_of, environment_of
 from minrnn_lightning.rl.rollout import Mode, RolloutResult, load_policy, rollout
 
 PACKAGES = ("gymnasium", "mujoco", "torch", "minrnn-lightning")
@@ -63,8 +63,6 @@ def rollout_command(
     env_id = environment_of(task, env)
     if env_id is None:
         raise InputError(f"{checkpoint} does not say which environment it is for: give --env, such as Hopper-v5")
-    if env_args is None and env_id == task.environment.get("env_id"):
-        env_args = task.environment.get("env_args")
     if not task.condition_on_return:
         targets = [None]
     elif not targets and "max_return" in task.environment:
@@ -77,7 +75,7 @@ def rollout_command(
         "seed": seed,
         "num_envs": num_envs,
         "record": video_file is not None,
-        "env_args": env_args,
+        "env_args": arguments_of(task, env_id) if env_args is None else env_args,
     }
     results = rollout(task, env_id, episodes, targets, **options)
     result = {"checkpoint": checkpoint, "seed": seed, "window": window if mode == "window" else None}

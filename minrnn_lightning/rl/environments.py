@@ -81,6 +81,12 @@ def environment_of(task: PolicyTask | PPOTask, given: str | None = None) -> str 
     return known
 
 
+def arguments_of(task: PolicyTask | PPOTask, env_id: str) -> dict[str, Any]:
+    """Arguments of the environment: those of the training data if it is theirs, else none."""
+    known = task.environment
+    return known.get("env_args", {}) if env_id == known.get("env_id") else {}
+
+
 def _prepare_mujoco() -> None:
     """Render without a display where there is none, and suppress a warning about Gymnasium's own HalfCheetah."""
     if sys.platform == "linux" and "DISPLAY" not in os.environ:

@@ -144,7 +144,7 @@ def rollout(
 
 def _make(task: Policy, env_id: str, env_args: dict[str, Any] | None, **options: Any) -> Environment:
     """The environment as the policy observes it."""
-    return (make_flat if isinstance(task, PPOTask) else make)(env_id, **(env_args or {}), **options)
+    return (make_flat if isinstance(task, PPOTask) else make)(env_id, **{**(env_args or {}), **options})
 
 
 P = TypeVar("P", PolicyTask, PPOTask)

@@ -129,7 +129,8 @@ class PolicyTask(CarryingTask, PolicyModel):
             return {}
         assert data.max_return is not None, "data that have observation_mean have these too"
         assert data.length is not None
-        return {"env_id": data.env_id, "max_return": float(data.max_return), "window": int(data.length)}
+        environment: dict[str, Any] = {"env_id": data.env_id, "env_args": dict(data.env_args or {})}
+        return environment | {"max_return": float(data.max_return), "window": int(data.length)}
 
     def _outputs(self, batch: Any) -> Tensor:
         steps = batch.observations, batch.actions, batch.returns_to_go, batch.timesteps

@@ -73,6 +73,13 @@ def test_a_target_that_nothing_names_is_refused_before_the_training(tmp_path):
         trainer.validate(task, loader, verbose=False)
 
 
+@pytest.mark.parametrize("env_id", [None, "CartPole-v1"])
+def test_arguments_are_those_of_the_data(tmp_path, env_id):
+    options = {"callbacks": [EnvironmentReturn(env_id, episodes=2)], "enable_checkpointing": False}
+    trainer, _ = fitted(tmp_path, "CartPole-v1", {"max_episode_steps": 3}, **options)
+    assert trainer.callback_metrics["val/return"] == 3
+
+
 def test_callback_without_references_asks_for_the_best_return(tmp_path):
     trainer, task = fitted(
         tmp_path, "CartPole-v1", callbacks=[EnvironmentReturn(episodes=1)], enable_checkpointing=False

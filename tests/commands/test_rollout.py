@@ -54,10 +54,31 @@ def test_command(minrnn, trained, tmp_path):
     assert (result["mode"], result["window"], result["targets"][0]["target"]) == ("window", 4, 25)
 
 
-def test_command_films(minrnn, tmp_path):
+def test_arguments_are_those_of_the_data(minrnn, tmp_path):
+    trainer, _ = fitted(tmp_path, "CartPole-v1", {"max_episode_steps": 3}, enable_checkpointing=False)
+    trainer.save_checkpoint(tmp_path / "new.ckpt")
+    old = torch.load(tmp_path / "new.ckpt", weights_only=True)
+    del old["environment"]["env_args"]  # as in checkpoints of before
+    torch.save(old, tmp_path / "old.ckpt")
+
+    def lengths(name, *words):
+        words = f"--checkpoint={tmp_path}/{name}.ckpt", "--episodes=2", f"--output={tmp_path}/x.json", *words
+        code, _, errors = minrnn("rollout", *words)
+        assert code == 0, errors
+        return json.loads((tmp_path / "x.json").read_bytes())["targets"][0]["lengths"]
+
+    assert lengths("new") == [3, 3]
+    assert lengths("new", '--env_args={"max_episode_steps": 4}') == [4, 4]
+    assert min(lengths("old")) > 4
+
+
+@pytest.mark.parametrize("words", [[], ['--env_args={"render_mode": null}']])
+def test_command_films(minrnn, tmp_path, words):
     trainer, _ = fitted(tmp_path, "Ladder-v0", enable_checkpointing=False)
     trainer.save_checkpoint(tmp_path / "x.ckpt")
-    code, _, errors = minrnn("rollout", f"--checkpoint={tmp_path}/x.ckpt", "--episodes=1", f"--video={tmp_path}/x.gif")
+    code, _, errors = minrnn(
+        "rollout", f"--checkpoint={tmp_path}/x.ckpt", "--episodes=1", f"--video={tmp_path}/x.gif", *words
+    )
     assert code == 0, errors
     assert (tmp_path / "x.gif").read_bytes().startswith(b"GIF89a")
     assert not list(tmp_path.glob("*.part"))

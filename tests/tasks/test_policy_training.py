@@ -18,7 +18,7 @@ def test_fit_keeps_all_in_the_checkpoint(tmp_path):
     run.fit(task, data)
     run.save_checkpoint(tmp_path / "x.ckpt")
     saved = read_checkpoint(tmp_path / "x.ckpt")
-    assert saved["environment"] == {"env_id": "Nowhere-v0", "max_return": 123.0, "window": STEPS}
+    assert saved["environment"] == {"env_id": "Nowhere-v0", "env_args": {}, "max_return": 123.0, "window": STEPS}
     torch.testing.assert_close(saved["state_dict"]["observation_mean"], data.observation_mean)
     loaded = PolicyTask.load_from_checkpoint(tmp_path / "x.ckpt", weights_only=True).eval()
     assert loaded.environment["max_return"] == 123
@@ -46,11 +46,11 @@ def test_a_resumed_run_has_the_environment_of_its_data(tmp_path):
     run, data = trainer(tmp_path, 1), Rows()
     run.fit(PolicyTask(OBSERVATION, ACTION, **SMALL), data)
     run.save_checkpoint(tmp_path / "one.ckpt")
-    data.env_id, data.max_return, data.length = "Elsewhere-v0", 456.0, 7
+    data.env_id, data.max_return, data.length, data.env_args = "Elsewhere-v0", 456.0, 7, {"g": 5.0}
     run, task = trainer(tmp_path, 2), PolicyTask(OBSERVATION, ACTION, **SMALL)
     run.fit(task, data, ckpt_path=tmp_path / "one.ckpt", weights_only=True)
     run.save_checkpoint(tmp_path / "two.ckpt")
-    expected = {"env_id": "Elsewhere-v0", "max_return": 456.0, "window": 7}
+    expected = {"env_id": "Elsewhere-v0", "env_args": {"g": 5.0}, "max_return": 456.0, "window": 7}
     assert read_checkpoint(tmp_path / "two.ckpt")["environment"] == expected
 
 

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -68,6 +68,9 @@ class Source(ABC):
 
     env_id: str | None = None
     """The Gymnasium environment that they were collected in, None where that is not known."""
+
+    env_args: dict[str, Any] | None = None
+    """The arguments of ``gymnasium.make`` for it, None where they are not known."""
 
     @property
     def action_bounds(self) -> tuple[npt.ArrayLike, npt.ArrayLike] | None:

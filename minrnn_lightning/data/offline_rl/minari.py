@@ -122,6 +122,15 @@ class MinariSet(Source):
         return spec.id if spec else None
 
     @property
+    def env_args(self) -> dict[str, Any] | None:  # type: ignore[override]
+        """Its arguments and its time limit if it has one, without how it was drawn."""
+        spec = self.minari.env_spec
+        if spec is None:
+            return None
+        limit = {} if spec.max_episode_steps is None else {"max_episode_steps": spec.max_episode_steps}
+        return {name: value for name, value in spec.kwargs.items() if name != "render_mode"} | limit
+
+    @property
     def observation_size(self) -> int:
         """Size of an observation."""
         return self._sizes()[0]

@@ -43,12 +43,13 @@ class TrajectoryDataModule(BaseDataModule):
     where each begins, and an epoch holds every step once. A fraction of the episodes, independent of the seed, is
     held out; validation, test and prediction run over it in order, every step once.
 
-    After ``setup`` these are known: ``env_id``, the Gymnasium environment or None; ``discrete``, whether actions are
-    discrete; ``action_low`` and ``action_high``, float32 (action_size,), the bounds of the environment's actions where
-    the data set gives finite ones, else the lowest and the highest recorded action, or −1 and 1 where that is wider;
-    None for discrete actions; ``observation_mean`` and ``observation_std`` of the training steps, float32
-    (observation_size,), the latter plus 1e-6; ``episode_returns`` of all episodes, undiscounted, float64 (episodes,),
-    and the largest and mean of them, ``max_return`` and ``mean_return``; ``episode_length``, the longest.
+    After ``setup`` these are known: ``env_id``, the Gymnasium environment or None; ``env_args``, its arguments and time
+    limit as ``gymnasium.make`` takes them, or None; ``discrete``, whether actions are discrete; ``action_low`` and
+    ``action_high``, float32 (action_size,), the bounds of the environment's actions where the data set gives finite
+    ones, else the lowest and the highest recorded action, or −1 and 1 where that is wider; None for discrete actions;
+    ``observation_mean`` and ``observation_std`` of the training steps, float32 (observation_size,), the latter plus
+    1e-6; ``episode_returns`` of all episodes, undiscounted, float64 (episodes,), and the largest and mean of them,
+    ``max_return`` and ``mean_return``; ``episode_length``, the longest.
 
     Args:
         dataset: A data set of D4RL such as ``hopper-medium-v2``, whose file is looked for in ``data_dir`` and
@@ -78,6 +79,7 @@ class TrajectoryDataModule(BaseDataModule):
 
     batch_type = TrajectoryBatch
     env_id: str | None
+    env_args: dict[str, Any] | None
     discrete: bool
     action_low: Tensor | None
     action_high: Tensor | None
@@ -148,7 +150,7 @@ class TrajectoryDataModule(BaseDataModule):
                 f"{self.dataset} has the action {episodes.actions.max()}, its environment {size} actions from 0 on; "
                 "make or fetch it again"
             )
-        self.env_id = self.source.env_id
+        self.env_id, self.env_args = self.source.env_id, self.source.env_args
         self.discrete = episodes.discrete
         self.action_low, self.action_high = self.bounds
         self.episode_returns = episodes.returns

@@ -77,6 +77,15 @@ def test_numbered_actions_and_environment():
     assert next(iter(data.train_dataloader())).actions.dtype == torch.int64
 
 
+@pytest.mark.parametrize("given", [{"g": 5.0, "max_episode_steps": 20}, {"render_mode": "rgb_array"}], ids=str)
+def test_arguments_of_the_environment(given):
+    env = gymnasium.make("Pendulum-v1", **given)
+    write_set("our/pendulum-v0", env.observation_space, env.action_space, env)
+    expected = {"max_episode_steps": 200} | {name: value for name, value in given.items() if name != "render_mode"}
+    data = ready("our/pendulum-v0")
+    assert (data.env_id, data.env_args) == ("Pendulum-v1", expected)
+
+
 def test_bounds_of_actions(recwarn):
     space = Box(np.array([-0.4, 0, -np.inf, -np.inf]), np.array([0.4, 10, np.inf, 3]), dtype=np.float64)
     write_set("our/bounded-v0", done=space)
