@@ -43,6 +43,7 @@ BELOW = {  # what each folder, or module beside the folders, may import; nothing
             "memory",
             "batches",
             "results",
+            "hub",
             "checkpoint",
             "checkpoint_io",
             "ops",
