@@ -160,8 +160,8 @@ FIGURES = {
             "Shakespeare, about 470,000 parameters each, learning rates of its own for each mixer, means of three "
             "seeds; the numbers are the last losses. " + machines(all_runs("shakespeare_small"))
         ),
-        "minrnn compare --config shakespeare_small --mixers mingru,mamba,lstm,minlstm,gru,gated_mingru --seeds 0,1,2 "
-        "--tune 1 --output recipes/results/shakespeare_small",
+        "minrnn compare --config shakespeare_small --mixers mingru,mamba,lstm,minlstm,gru,gated_mingru,attention,"
+        "mingru+attention,s4d,matrix_mingru --seeds 0,1,2 --tune 1 --output recipes/results/shakespeare_small",
     ),
     "lengths": Figure(
         "Accuracy of a formal language against the length",
