@@ -247,7 +247,7 @@ class Backbone(Shardable):
         """As ``forward``, chunk after chunk, whose activations are computed again in backward."""
         nothing = [None] * -(-x.shape[1] // chunk)
         # torch.func refuses the hooks with which checkpoint saves memory.
-        again = torch.is_grad_enabled() and (torch.compiler.is_compiling() or not is_transformed())
+        again = torch.is_grad_enabled() and not is_transformed()
         resets, times = (nothing if each is None else torch.split(each, chunk, 1) for each in (reset, delta_t))
         outputs: list[Tensor] = []
         for part, starts, elapsed in zip(split_steps(x, chunk), resets, times, strict=True):

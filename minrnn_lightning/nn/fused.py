@@ -57,7 +57,9 @@ def is_observed() -> bool:
 
 
 def is_transformed() -> bool:
-    """Whether a transform of ``torch.func`` or forward mode is active in this thread."""
+    """Whether a transform of ``torch.func`` or forward mode is active in this thread, outside of compiled code."""
+    if torch.compiler.is_compiling():
+        return False
     active: bool = torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
     return active
 

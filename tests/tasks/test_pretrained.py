@@ -134,7 +134,7 @@ def test_metrics_are_those_of_the_weights(tmp_path):
         "D4RL/door/human-v2": "D4RL/door/human-v2",
         "user/repository": "user/repository",
         "minrnn/TMaze-v0": "minrnn/TMaze-v0",
-        "/home/me/texts/play.txt": "play.txt",
+        "/srv/texts/play.txt": "play.txt",
         "../runs/hopper/medium-v0": "medium-v0",
         "data/sets/hopper.hdf5": "hopper.hdf5",
         "{folder}": "model",

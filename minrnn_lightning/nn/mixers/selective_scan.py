@@ -63,7 +63,7 @@ def _scan_each(
     run: Callable[..., tuple[Tensor, Tensor]] = functools.partial(
         checkpoint, _scan_one, use_reentrant=False, preserve_rng_state=False
     )
-    if not torch.compiler.is_compiling() and is_transformed():
+    if is_transformed():
         run = _scan_one  # torch.func refuses the hooks with which checkpoint saves memory
     y, final = torch.zeros_like(u), []
     for n in range(a.shape[1]):
