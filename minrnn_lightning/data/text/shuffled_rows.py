@@ -168,10 +168,12 @@ def encode_rows(tokenizer: Tokenizer, rows: Iterator[str]) -> Encoded:
     Raises:
         InputError: Characters are outside the vocabulary.
     """
-    tokens, borders = list[int](), list[bool]()
+    tokens, borders, seen = list[int](), list[bool](), set[str]()
     for row in rows:
         if tokenizer.pre_tokenizer is None:  # others may leave out what separates words
-            check_known(tokenizer, f"{row}\n")
+            new = {*row, "\n"} - seen
+            check_known(tokenizer, new)
+            seen |= new
         found = tokenizer.encode(f"{row}\n", add_special_tokens=False).ids
         tokens += found
         borders += [number == 0 for number in range(len(found))]

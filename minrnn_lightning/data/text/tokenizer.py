@@ -143,13 +143,13 @@ def characters_of(blocks: Iterable[str]) -> set[str]:
     return set(map(chr, np.flatnonzero(seen).tolist()))
 
 
-def check_known(tokenizer: Tokenizer, text: str) -> None:
-    """Refuse a text with characters that have no token.
+def check_known(tokenizer: Tokenizer, characters: Iterable[str]) -> None:
+    """Refuse characters, such as those of a text, that have no token.
 
     Raises:
         InputError: Characters are outside the vocabulary; the message names them.
     """
-    _refuse_unknown(character for character in set(text) if not tokenizer.encode(character).ids)
+    _refuse_unknown(character for character in set(characters) if not tokenizer.encode(character).ids)
 
 
 def _refuse_unknown(characters: Iterable[str]) -> None:
